@@ -1,0 +1,27 @@
+"""Uses the installed package as a stranger would: `bare` without extras, `train` with them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import sqs_jax
+
+assert "site-packages" in sqs_jax.__file__, sqs_jax.__file__
+assert (Path(sqs_jax.__file__).parent / "py.typed").is_file()
+model = sqs_jax.GLUClassifier(4, 2, width=8, hidden=8, rngs=nnx.Rngs(0))
+assert jax.grad(lambda x: model(x).sum())(jnp.ones((3, 4))).shape == (3, 4)
+
+from sqs_jax.analysis import GLUWeights, spectrum  # noqa: E402
+
+glu = model.layers[0]
+assert spectrum(GLUWeights(glu.w[...], glu.v[...], model.head[...], model.embed[...])).vectors.shape == (2, 4, 4)
+
+if sys.argv[1] == "train":
+    run = [str(Path(sys.executable).parent / "sqs"), "--epochs", "2", "--run-dir", "runs/installed"]
+    subprocess.run(run, check=True)
+    subprocess.run([sys.executable, "-m", "sqs_jax.train", "--resume", "--run-dir", "runs/installed"], check=True)
+    assert Path("runs/installed/eigenvectors.png").stat().st_size > 10_000

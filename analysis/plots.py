@@ -1,0 +1,71 @@
+"""Pictures: the gallery of eigenvectors, and the curves of a run. Functions of arrays, each returning a Figure."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+ROWS = 20
+_INK = "#222222"
+_COLORS = {"train": "#7a7a7a", "validation": "#0b6e99"}
+
+
+def gallery(values, images, classes, *, title: str) -> Figure:
+    """A row a class, a column an eigenvector, its eigenvalue above it: half the columns positive, half negative.
+
+    Colours diverge from white at 0, red above and blue below, each picture scaled by its own largest entry.
+
+    Args:
+      values: eigenvalues (outputs, k); where one is NaN, the place stays empty.
+      images: eigenvectors as images (outputs, k, height, width), or (outputs, k, height, width, 3), whose
+        channels are then shown as colours around grey.
+      classes: names (outputs,). The first 20 are drawn.
+      title: above the whole.
+    """
+    values, images = np.asarray(values), np.asarray(images)
+    rows, columns = min(len(values), ROWS), values.shape[1]
+    figure = Figure(figsize=(1.25 * columns + 1.9, 1.42 * rows + 0.9), layout="constrained")
+    figure.suptitle(title, fontsize=12, color=_INK)
+    for (row, column), axis in np.ndenumerate(figure.subplots(rows, columns, squeeze=False)):
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.spines[:].set_color("#cccccc")
+        if column == 0:
+            axis.set_ylabel(str(classes[row]), rotation=0, ha="right", va="center", fontsize=11, color=_INK, labelpad=8)
+        if np.isnan(values[row, column]):
+            axis.spines[:].set_visible(False)
+            continue
+        _draw(axis, images[row, column])
+        axis.set_title(f"{values[row, column]:+.3g}", fontsize=9, color=_INK, pad=3)
+    if len(values) > rows:
+        figure.supxlabel(f"the first {rows} of {len(values)} classes", fontsize=9, color=_INK)
+    return figure
+
+
+def _draw(axis, image):
+    limit = np.abs(image).max() or 1.0
+    if image.ndim == 3:
+        axis.imshow(0.5 + 0.5 * image / limit, interpolation="nearest")
+    else:
+        axis.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+
+
+def curves(rows: list[dict], *, title: str) -> Figure:
+    """Loss (log scale), and accuracy where there is validation, by epoch: the rows of a `metrics.jsonl`."""
+    quantities = ["loss", "accuracy"] if "validation_accuracy" in rows[0] else ["loss"]
+    figure = Figure(figsize=(4.8 * len(quantities), 3.6), layout="constrained")
+    figure.suptitle(title, fontsize=12, color=_INK)
+    for axis, quantity in zip(figure.subplots(1, len(quantities), squeeze=False)[0], quantities, strict=True):
+        for part, color in _COLORS.items():
+            name = f"{part}_{quantity}"
+            if name in rows[0]:
+                points = [(row["epoch"], row[name]) for row in rows]
+                label = "train (with noise)" if part == "train" else part
+                marker = "o" if len(rows) == 1 else None
+                axis.plot(*zip(*points, strict=True), color=color, label=label, marker=marker, linewidth=1.6)
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(f"{quantity} (nats)" if quantity == "loss" else quantity)
+        axis.set_yscale("log" if quantity == "loss" else "linear")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False)
+    return figure

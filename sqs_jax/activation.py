@@ -1,0 +1,189 @@
+"""Signed Quadratic Shrink (SQS): the formula, its limits and its closed-form derivative rule."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike
+
+from sqs_jax import kernels
+
+
+def sqs(
+    x: ArrayLike, *, c: ArrayLike = 0.01, lam: ArrayLike = 0.5, p: float = 1, implementation: str | None = None
+) -> jax.Array:
+    """Signed Quadratic Shrink, elementwise.
+
+        sqs(x) = (x - c·sgn x) / (1 + λ·|x|^p)
+
+    Odd, with sgn(0) = 0: sqs(0) = 0, a jump from +c to -c at 0, zeros at ±c. For p = 1 the range is
+    (-1/λ, 1/λ) and sqs(±inf) = ±1/λ; for p > 1 sqs(±inf) = ±0. NaN gives NaN. With c = λ = 0 it is
+    the identity, and a GLU that is gated by it is a bilinear layer.
+
+    Args:
+      x: array (...), float16, bfloat16, float32 or float64. Below float32 the arithmetic is float32,
+        rounded once at the end.
+      c: shift, ≥ 0 and finite: a number, or an array that broadcasts to `x.shape` (then it may be
+        traced or learnt, and its values are not checked).
+      lam: shrink rate λ, ≥ 0 and finite: as `c`.
+      p: exponent, ≥ 1 and finite (below 1 the slope at 0 would be unbounded): a number, never traced.
+      implementation: None (chosen for the device) or "xla".
+
+    Returns:
+      Array (...) with the dtype of `x`. Differentiable to any order, forward and reverse, in `x`, `c` and
+      `lam`; reverse mode keeps one array, `x` itself, as residual.
+
+    Raises:
+      ValueError: a parameter out of range, a shape that does not broadcast, an unknown implementation.
+      TypeError: `x` is not real floating point, or `p` is not a number.
+
+    Source: arXiv 2509.01874, section 3.1; its "norm exponent" p is read as |x|^p.
+
+    >>> sqs(jnp.array([-4.0, -0.01, 0.0, 0.5, jnp.inf]))
+    Array([-1.33      , -0.        ,  0.        ,  0.39200002,  2.        ],      dtype=float32)
+    """
+    kernels.choose(implementation)
+    x, c, lam, p = _check(x, c, lam, p)
+    return _sqs(p, x, c, lam)
+
+
+def sqs_slope(x: ArrayLike, *, c: ArrayLike = 0.01, lam: ArrayLike = 0.5, p: float = 1) -> jax.Array:
+    """Derivative of `sqs` in x, elementwise, with r = |x|.
+
+        sqs'(x) = [(1 + λr^p) - (r - c)·λp·r^(p-1)] / (1 + λr^p)²        p = 1: (1 + λc) / (1 + λr)²
+
+    Even. At 0, where `sqs` itself jumps, it is the common limit from both sides: 1 + λc for p = 1,
+    else 1. NaN gives NaN. Arguments, dtypes and errors are those of `sqs`.
+
+    Source: arXiv 2509.01874, section 3.1, differentiated.
+
+    >>> sqs_slope(jnp.array([-2.0, 0.0, 2.0]))
+    Array([0.25125, 1.005  , 0.25125], dtype=float32)
+    """
+    x, c, lam, p = _check(x, c, lam, p)
+    return _slope(*_widen(x, c, lam), p).astype(x.dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _sqs(p, x, c, lam):
+    return _value(*_widen(x, c, lam), p).astype(x.dtype)
+
+
+@functools.partial(_sqs.defjvp, symbolic_zeros=True)
+def _sqs_jvp(p, primals, tangents):
+    wanted = [not isinstance(t, SymbolicZero) for t in tangents]
+
+    # Under remat the linear map is rebuilt from x in the backward pass: what is kept is x in its own
+    # dtype, not one float32 array of partial derivatives for each argument.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def tangent(primals, tangents):
+        partials = _partials(*_widen(*primals), p, wanted)
+        total = sum(d * t.astype(d.dtype) for d, t in zip(partials, tangents, strict=True))
+        return jnp.broadcast_to(total, primals[0].shape).astype(primals[0].dtype)
+
+    moving = [t for t, w in zip(tangents, wanted, strict=True) if w]
+    return _sqs(p, *primals), tangent(primals, moving)
+
+
+def _partials(x, c, lam, p, wanted):
+    """The wanted ones of ∂sqs/∂x, ∂sqs/∂c, ∂sqs/∂λ."""
+    rules = (_slope, _slope_in_c, _slope_in_lam)
+    return [rule(x, c, lam, p) for rule, want in zip(rules, wanted, strict=True) if want]
+
+
+def _value(x, c, lam, p):
+    r = jnp.abs(x)
+    t = _shrink(r, lam, p)
+    # Where λr^p overflows (r = inf among them) the 1 beside it is nothing, and r cancels: the plain
+    # quotient would be inf / inf, or 0 long before the true value is.
+    far = t == jnp.inf
+    near_value = (r - c) / (1 + t)
+    far_value = (1 - c / r) / _shrink(r, lam, p - 1)
+    value = jnp.where(far, far_value, near_value)
+    return jnp.where(x == 0, x, jnp.where(x < 0, -value, value))
+
+
+def _slope(x, c, lam, p):
+    """With q = 1 / (1 + λr^p): q·[1 - p(1 - q) + c·p·λr^(p-1)·q], which never meets inf / inf."""
+    r, q = _radius_and_decay(x, lam, p)
+    if p == 1:
+        return (1 + lam * c) * q * q
+    # λr^(p-1)·q = (1 - q) / r: the left form is good near 0, the right one at infinity.
+    near = r < 1
+    shift = jnp.where(near, _shrink(jnp.where(near, r, 0), lam, p - 1) * q, (1 - q) / jnp.where(near, 1, r))
+    return q * (1 - p * (1 - q) + c * p * shift)
+
+
+def _slope_in_c(x, c, lam, p):
+    return -jnp.sign(x) * _radius_and_decay(x, lam, p)[1]
+
+
+def _slope_in_lam(x, c, lam, p):
+    """∂sqs/∂λ = -sqs(x)·r^p / (1 + λr^p), the last factor being 1/λ where λr^p overflows."""
+    r = jnp.abs(x)
+    t = _shrink(r, lam, p)
+    far = t == jnp.inf
+    factor = jnp.where(far, 1 / jnp.where(far, lam, 1), _power(r, p) / (1 + t))
+    return -_value(x, c, lam, p) * factor
+
+
+def _radius_and_decay(x, lam, p):
+    """r = |x| and q = 1 / (1 + λr^p), exactly 0 and with derivative 0 where λr^p overflows."""
+    r = jnp.abs(x)
+    far = _shrink(r, lam, p) == jnp.inf
+    r = jnp.where(far, 1, r)
+    return r, jnp.where(far, 0, 1 / (1 + _shrink(r, lam, p)))
+
+
+def _shrink(r, lam, p):
+    """λ·r^p, and 0 for λ = 0 even where r^p is inf."""
+    if p == 0:
+        return lam
+    return jnp.where(lam == 0, jnp.where(jnp.isnan(r), r, 0), lam * _power(r, p))
+
+
+def _power(r, p):
+    """r^p for r ≥ 0 and p > 0, with finite derivatives of any order at 0."""
+    if float(p).is_integer():
+        return jax.lax.integer_pow(r, int(p))
+    positive = r > 0
+    return jnp.where(positive, jnp.where(positive, r, 1) ** p, r)
+
+
+def _widen(x, c, lam):
+    """All three in the dtype of the arithmetic: at least float32."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return x.astype(dtype), c.astype(dtype), lam.astype(dtype)
+
+
+def _check(x, c, lam, p):
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"`x` has dtype {x.dtype}: a real floating-point dtype is needed")
+    if isinstance(p, jax.Array) or np.ndim(p) != 0:
+        raise TypeError(f"`p` is {p!r}: a plain number is needed, since the program is built for it")
+    check_parameters(c=c, lam=lam, p=p)
+    return x, _align("c", c, x), _align("lam", lam, x), float(p)
+
+
+def _align(name, value, x):
+    """`value` as an array that broadcasts against `x` without a promotion of its rank."""
+    value = jnp.asarray(value)
+    try:
+        fits = np.broadcast_shapes(value.shape, x.shape) == x.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"`{name}` has shape {value.shape}: it must broadcast to the shape of `x`, {x.shape}")
+    return value.reshape((1,) * (x.ndim - value.ndim) + value.shape) if value.ndim else value
+
+
+def check_parameters(*, c, lam, p):
+    """Raises ValueError unless c ≥ 0, λ ≥ 0 and p ≥ 1, all finite. JAX arrays, which may be traced, pass unchecked."""
+    for name, value, least in (("c", c, 0), ("lam", lam, 0), ("p", p, 1)):
+        if isinstance(value, jax.Array):
+            continue
+        if not np.all(np.isfinite(value) & (np.asarray(value) >= least)):
+            raise ValueError(f"`{name}` is {value}: a finite number ≥ {least} is needed")

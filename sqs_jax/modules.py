@@ -1,0 +1,172 @@
+"""Flax (nnx) modules: the gated linear unit, and the classifier of the paper."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sqs_jax.activation import sqs
+from sqs_jax.gates import SQS, Gate, get_gate
+from sqs_jax.glu import gated_linear
+
+_init = nnx.initializers.lecun_normal()
+
+
+class GLU(nnx.Module):
+    """Gated linear unit GLU(x) = (x W + b_w) ⊙ σ(x V + b_v), as `sqs_jax.gated_linear`.
+
+    Args:
+      d: width of the input.
+      h: width of the output.
+      gate: σ, a name in `sqs_jax.GATES` or any elementwise callable.
+      bias: adds b_w and b_v, initialised to 0.
+      learnable: makes c and λ of an SQS gate parameters, one each: c = softplus(`c_raw`), λ = softplus(`lam_raw`),
+        so that they stay positive.
+      dtype: of the computation; None for that of the parameters, float32.
+      implementation: as in `gated_linear`.
+      rngs: of the initial weights, LeCun normal.
+
+    Raises ValueError for widths below 1, for `learnable` with a gate other than SQS, or with a c or λ of 0,
+    which softplus cannot reach.
+    """
+
+    def __init__(
+        self,
+        d: int,
+        h: int,
+        *,
+        gate: str | Gate = "sqs",
+        bias: bool = False,
+        learnable: bool = False,
+        dtype=None,
+        implementation: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        check_positive(d=d, h=h)
+        self.gate = get_gate(gate)
+        self.dtype = dtype
+        self.implementation = implementation
+        self.w = nnx.Param(_init(rngs.params(), (d, h), jnp.float32))
+        self.v = nnx.Param(_init(rngs.params(), (d, h), jnp.float32))
+        self.w_bias = nnx.Param(jnp.zeros(h)) if bias else None
+        self.v_bias = nnx.Param(jnp.zeros(h)) if bias else None
+        if learnable:
+            if not isinstance(self.gate, SQS):
+                raise ValueError(f"`learnable` needs the gate 'sqs', not {gate!r}: no other has parameters")
+            self.c_raw = nnx.Param(_inverse_softplus("c", self.gate.c))
+            self.lam_raw = nnx.Param(_inverse_softplus("lam", self.gate.lam))
+        self.learnable = learnable
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return gated_linear(
+            _cast(x, self.dtype),
+            _cast(self.w, self.dtype),
+            _cast(self.v, self.dtype),
+            gate=self.sigma(),
+            w_bias=None if self.w_bias is None else _cast(self.w_bias, self.dtype),
+            v_bias=None if self.v_bias is None else _cast(self.v_bias, self.dtype),
+            implementation=self.implementation,
+        )
+
+    def sigma(self) -> Gate:
+        """The gate as an elementwise function, with the learnt c and λ where they are learnt."""
+        if not (self.learnable and isinstance(self.gate, SQS)):
+            return self.gate
+        c, lam, p = jax.nn.softplus(self.c_raw[...]), jax.nn.softplus(self.lam_raw[...]), self.gate.p
+        return lambda u: sqs(u, c=c, lam=lam, p=p)
+
+
+class GLUClassifier(nnx.Module):
+    """The paper's classifier: logits = GLU(… GLU(x E)) P, from an embedding E, GLU layers and a head P.
+
+    Args:
+      inputs: number of input features.
+      outputs: number of classes.
+      width: width of the embedding E (inputs, width), or None for no embedding.
+      hidden: width h of each GLU layer.
+      layers: number of GLU layers, ≥ 1.
+      residual: adds its input to the output of each GLU layer; all widths must then be equal.
+      bias: adds biases to the GLU layers and the head.
+      gate, learnable, dtype, implementation, rngs: as in `GLU`.
+
+    Called with x (..., inputs), it returns float32 logits (..., outputs). Raises ValueError for widths below 1
+    and for a residual stream whose width changes.
+
+    Source: arXiv 2509.01874, section 4.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        width: int | None = 512,
+        hidden: int = 512,
+        layers: int = 1,
+        gate: str | Gate = "sqs",
+        residual: bool = False,
+        bias: bool = False,
+        learnable: bool = False,
+        dtype=None,
+        implementation: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        check_positive(inputs=inputs, outputs=outputs, hidden=hidden, layers=layers)
+        stream = inputs if width is None else width
+        check_positive(width=stream)
+        if residual and stream != hidden:
+            raise ValueError(f"`residual` needs `hidden` equal to the layer's input: {hidden} is not {stream}")
+        self.residual = residual
+        self.dtype = dtype
+        self.embed = None if width is None else nnx.Param(_init(rngs.params(), (inputs, width), jnp.float32))
+        self.layers = nnx.List(
+            GLU(
+                stream if layer == 0 else hidden,
+                hidden,
+                gate=gate,
+                bias=bias,
+                learnable=learnable,
+                dtype=dtype,
+                implementation=implementation,
+                rngs=rngs,
+            )
+            for layer in range(layers)
+        )
+        self.head = nnx.Param(_init(rngs.params(), (hidden, outputs), jnp.float32))
+        self.head_bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = _cast(self.hidden(x, len(self.layers)), self.dtype)
+        logits = jnp.matmul(h, _cast(self.head, self.dtype), preferred_element_type=jnp.float32)
+        if self.head_bias is not None:
+            logits += jnp.expand_dims(self.head_bias[...], tuple(range(logits.ndim - 1)))
+        return logits
+
+    def hidden(self, x: jax.Array, layer: int) -> jax.Array:
+        """The input (..., d) of GLU layer `layer`: the embedded x for 0, the output of the last for `len(layers)`."""
+        h = _cast(x, self.dtype)
+        if self.embed is not None:
+            h = h @ _cast(self.embed, self.dtype)
+        for glu in self.layers[:layer]:
+            h = h + glu(h) if self.residual else glu(h)
+        return h
+
+
+def check_positive(**sizes):
+    """Raises ValueError for the first size below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"`{name}` is {size}: a whole number ≥ 1 is needed")
+
+
+def _cast(array, dtype) -> jax.Array:
+    """An array, or what a parameter holds, in `dtype` unless that is None."""
+    plain = array[...] if isinstance(array, nnx.Variable) else array
+    return plain if dtype is None else plain.astype(dtype)
+
+
+def _inverse_softplus(name, value):
+    if value <= 0:
+        raise ValueError(f"`{name}` is {value}: a learnable one must start above 0")
+    return jnp.asarray(value + math.log(-math.expm1(-value)), jnp.float32)

@@ -1,0 +1,25 @@
+"""Settings of every test: strict promotion, and folders of their own."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_dir(tmp_path_factory):
+    """Prepared data sets go where no other run of the tests has left any, unless the caller names a folder."""
+    if "SQS_CACHE_DIR" not in os.environ:
+        os.environ["SQS_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def original_files() -> Path:
+    """Folder with the data sets' original files."""
+    folder = os.environ.get("SQS_DATA_DIR")
+    if not folder:
+        pytest.skip("SQS_DATA_DIR does not name a folder with the original files")
+    return Path(folder)

@@ -1,0 +1,226 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from sqs_jax import sqs, sqs_slope
+
+SHIFTS = st.sampled_from([0.0, 0.001, 0.01, 0.5, 3.0])
+SHRINKS = st.sampled_from([0.0, 1e-3, 0.5, 1.0, 40.0])
+EXPONENTS = st.sampled_from([1, 2, 3, 1.5])
+FLOATS = st.floats(width=32, allow_nan=False, allow_subnormal=False)
+INF = float("inf")
+
+# Compiled once for each p and dtype: hypothesis calls them hundreds of times.
+compiled_sqs = jax.jit(sqs, static_argnames="p")
+compiled_slope = jax.jit(sqs_slope, static_argnames="p")
+compiled_gradient = jax.jit(
+    lambda point, p: jax.grad(lambda v: sqs(v[0], c=v[1], lam=v[2], p=p))(point), static_argnames="p"
+)
+
+
+def reference(x, c, lam, p):
+    """The formula in float64, where |x| ≤ 3.4e38 cannot overflow for p ≤ 3, and its limits at ±inf."""
+    x = np.asarray(x, np.float64)
+    r = np.abs(x)
+    with np.errstate(all="ignore"):
+        value = (x - c * np.sign(x)) / (1 + lam * r**p)
+        limit = INF if lam == 0 else 1 / lam if p == 1 else 0.0
+        return np.where(np.isinf(x), np.sign(x) * limit, value)
+
+
+def reference_slope(x, c, lam, p):
+    """The slope in float64, its two terms of size r^p taken together: apart, they cancel."""
+    r = np.abs(np.asarray(x, np.float64))
+    with np.errstate(all="ignore"):
+        power = np.where(r == 0, 1.0 if p == 1 else 0.0, r ** (p - 1))
+        slope = (1 + lam * (1 - p) * r**p + c * lam * p * power) / (1 + lam * r**p) ** 2
+    return np.where(np.isinf(r), 1.0 if lam == 0 else 0.0, slope)
+
+
+@settings(deadline=None, max_examples=400)
+@given(x=FLOATS, c=SHIFTS, lam=SHRINKS, p=EXPONENTS)
+@example(x=0.0, c=0.01, lam=0.5, p=1)
+@example(x=-0.0, c=0.01, lam=0.5, p=2)
+@example(x=3e38, c=0.01, lam=40.0, p=1)
+@example(x=-3e38, c=0.01, lam=1e-3, p=2)
+@example(x=INF, c=3.0, lam=0.0, p=2)
+@example(x=INF, c=0.01, lam=0.5, p=1)
+@example(x=-INF, c=0.01, lam=0.5, p=1.5)
+def test_value_and_slope_match_float64(x, c, lam, p):
+    c32, lam32 = float(np.float32(c)), float(np.float32(lam))
+    expected, slope = reference(x, c32, lam32, p), reference_slope(x, c32, lam32, p)
+    # x - c cancels near c, and the slope's two terms near its zero: what is lost there is a rounding of the terms.
+    # Results below the smallest normal number are flushed to 0.
+    rounding = max(2**-23 * min(abs(x), c32), 1.2e-38)
+    value = compiled_sqs(np.float32(x), c=c, lam=lam, p=p)
+    np.testing.assert_allclose(value, expected, rtol=2e-6, atol=rounding)
+    cancelled = 2e-6 * (1 + c * lam * p) if p > 1 else 1.2e-38
+    np.testing.assert_allclose(compiled_slope(np.float32(x), c=c, lam=lam, p=p), slope, rtol=2e-6, atol=cancelled)
+    assert compiled_sqs(np.float32(-x), c=c, lam=lam, p=p) == -value
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("p", [1, 2])
+def test_special_points(dtype, p):
+    def at(x):
+        return np.asarray(sqs(jnp.asarray(x, dtype), p=p), np.float64)
+
+    np.testing.assert_equal(at(0.0), 0.0)
+    limit = 2.0 if p == 1 else 0.0
+    np.testing.assert_array_equal(at([INF, -INF]), [limit, -limit])
+    np.testing.assert_array_equal(np.signbit(at([INF, -INF])), [False, True])
+    assert np.isnan(at(np.nan))
+    assert np.isnan(np.asarray(sqs_slope(jnp.asarray(np.nan, dtype), p=p), np.float64))
+    tiny = float(jnp.finfo(dtype).tiny)
+    expected = reference(tiny, 0.01, 0.5, p)
+    assert expected < -0.009
+    np.testing.assert_allclose(at([tiny, -tiny]), [expected, -expected], rtol=float(jnp.finfo(dtype).eps))
+
+
+def test_zeros_at_c_and_the_identity():
+    assert sqs(jnp.float32(0.01), c=jnp.float32(0.01)) == 0
+    x = jnp.linspace(-5, 5, 101)
+    np.testing.assert_array_equal(sqs(x, c=0, lam=0), x)
+    np.testing.assert_array_equal(sqs_slope(x, c=0, lam=0), jnp.ones_like(x))
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 1.5])
+def test_slope_at_zero_and_at_infinity(p):
+    at_zero = 1 + 0.5 * 0.01 if p == 1 else 1.0
+    np.testing.assert_allclose(sqs_slope(jnp.array([0.0, -0.0]), p=p), at_zero, rtol=1e-6)
+    np.testing.assert_array_equal(sqs_slope(jnp.array([INF, -INF]), p=p), 0)
+
+
+@settings(deadline=None, max_examples=50)
+@given(x=st.floats(width=32, allow_nan=False), lam=st.sampled_from([0.1, 0.5, 2.0]))
+def test_range_for_p_1(x, lam):
+    assert abs(sqs(np.float32(x), lam=lam)) <= np.float32(1 / np.float32(lam))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_rounds_once(dtype):
+    x = jnp.linspace(-20, 20, 4001).astype(dtype)
+    exact = reference(np.asarray(x, np.float64), np.float32(0.01), np.float32(0.5), 1)
+    error = np.abs(np.asarray(sqs(x), np.float64) - exact)
+    assert sqs(x).dtype == dtype
+    half_spacing = (
+        np.maximum(float(jnp.finfo(dtype).eps) * np.abs(exact), float(jnp.finfo(dtype).smallest_subnormal)) / 2
+    )
+    assert np.all(error <= half_spacing * (1 + 1e-3))
+
+
+def test_float64_is_float64():
+    with jax.enable_x64(True):
+        x = np.linspace(-9, 9, 400)
+        value = sqs(x, p=1.5)
+        assert value.dtype == np.float64
+        np.testing.assert_allclose(value, reference(x, 0.01, 0.5, 1.5), rtol=1e-14)
+        np.testing.assert_allclose(sqs_slope(x, p=1.5), reference_slope(x, 0.01, 0.5, 1.5), rtol=1e-12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    x=st.floats(-30, 30),
+    c=st.floats(0.001, 2),
+    lam=st.floats(0.01, 5),
+    p=st.sampled_from([1, 1.5, 2, 3]),
+)
+def test_gradients_match_finite_differences(x, c, lam, p):
+    assume(abs(x) > 1e-3)
+    with jax.enable_x64(True):
+        point = np.array([x, c, lam])
+        gradient = compiled_gradient(point, p)
+        for i, h in enumerate(1e-6 * np.eye(3)):
+            (x1, c1, l1), (x0, c0, l0) = point + h, point - h
+            difference = (reference(x1, c1, l1, p) - reference(x0, c0, l0, p)) / 2e-6
+            np.testing.assert_allclose(gradient[i], difference, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, 3])
+def test_second_derivatives_match_finite_differences(p):
+    with jax.enable_x64(True):
+        f = functools.partial(sqs, c=0.3, lam=0.7, p=p)
+        for x in (-4.0, -0.5, 0.2, 0.9, 1.1, 8.0):
+            h = 1e-5
+            difference = (reference_slope(x + h, 0.3, 0.7, p) - reference_slope(x - h, 0.3, 0.7, p)) / (2 * h)
+            np.testing.assert_allclose(jax.hessian(f)(x), difference, rtol=1e-6, atol=1e-8)
+            np.testing.assert_allclose(jax.grad(jax.grad(f))(x), difference, rtol=1e-6, atol=1e-8)
+            np.testing.assert_allclose(jax.jvp(f, (x,), (1.0,))[1], reference_slope(x, 0.3, 0.7, p), rtol=1e-9)
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, 3])
+@pytest.mark.parametrize("lam", [0.0, 0.5])
+def test_derivatives_are_finite_everywhere(p, lam):
+    x = jnp.array([0.0, -0.0, 1e-30, 0.01, 1e10, 1e20, 3e38, INF, -INF])
+    gradient = jax.vmap(jax.grad(lambda x: sqs(x, lam=lam, p=p)))(x)
+    curvature = jax.vmap(jax.hessian(lambda x: sqs(x, lam=lam, p=p)))(x)
+    assert np.all(np.isfinite(gradient))
+    assert np.all(np.isfinite(curvature))
+    assert np.isfinite(jax.grad(lambda c: sqs(x, c=c, lam=0.5, p=p)[:-2].sum())(0.1))
+
+
+def test_transformations_agree_with_the_plain_call():
+    x = jax.random.normal(jax.random.key(0), (5, 7))
+    plain, slope = sqs(x), sqs_slope(x)
+    np.testing.assert_allclose(jax.jit(sqs)(x), plain, rtol=1e-6)
+    np.testing.assert_array_equal(jax.vmap(sqs)(x), plain)
+    np.testing.assert_allclose(jax.vmap(lambda x, lam: sqs(x, lam=lam))(x, jnp.full(5, 0.5)), plain, rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(lambda x: jax.checkpoint(sqs)(x).sum())(x), slope, rtol=1e-6)
+    scanned = jax.lax.scan(lambda carry, row: (carry + sqs(row), sqs(row)), jnp.zeros(7), x)
+    np.testing.assert_allclose(scanned[1], plain, rtol=1e-6)
+    through = jax.grad(lambda x: jax.lax.scan(lambda carry, row: (carry + sqs(row), None), jnp.zeros(7), x)[0].sum())
+    np.testing.assert_allclose(through(x), slope, rtol=1e-6)
+    assert sqs(jnp.zeros((0, 3))).shape == (0, 3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_reverse_mode_keeps_x_alone(dtype):
+    x = jnp.linspace(-2, 2, 512).reshape(16, 32).astype(dtype)
+    _, pullback = jax.vjp(sqs, x)
+    kept = [leaf for leaf in jax.tree.leaves(pullback) if leaf.size > 1]
+    assert kept
+    for leaf in kept:
+        assert leaf.dtype == dtype
+        np.testing.assert_array_equal(leaf, x)
+
+
+def test_parameters_may_be_arrays_of_each_unit():
+    x, c = jax.random.normal(jax.random.key(0), (4, 3)), jnp.array([0.0, 0.1, 0.4])
+    columns = [sqs(x[:, i], c=float(c[i])) for i in range(3)]
+    np.testing.assert_allclose(sqs(x, c=c), jnp.stack(columns, axis=1), rtol=1e-6)
+    gradient = jax.grad(lambda c: sqs(x, c=c).sum())(c)
+    assert gradient.shape == c.shape
+    np.testing.assert_allclose(gradient, (-np.sign(x) / (1 + 0.5 * np.abs(x))).sum(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"c": -0.1}, "`c` is -0.1"),
+        ({"lam": -1}, "`lam` is -1"),
+        ({"lam": INF}, "`lam` is inf"),
+        ({"c": np.nan}, "`c` is nan"),
+        ({"p": 0.5}, "`p` is 0.5"),
+        ({"implementation": "cuda"}, "`implementation` is 'cuda'"),
+        ({"c": jnp.ones(3)}, r"`c` has shape \(3,\)"),
+    ],
+)
+def test_bad_parameters_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sqs(jnp.ones(2), **arguments)
+
+
+@pytest.mark.parametrize("x", [jnp.arange(3), jnp.ones(2, complex), np.array([True])])
+def test_other_dtypes_are_refused(x):
+    with pytest.raises(TypeError, match="`x` has dtype"):
+        sqs(x)
+
+
+def test_the_exponent_is_no_array():
+    with pytest.raises(TypeError, match="`p`"):
+        sqs(jnp.ones(2), p=jnp.ones(()))  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,115 @@
+"""Checkpoints by Orbax: the last and the best on validation, each whole or absent."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from sqs_jax.train.config import InputError
+from sqs_jax.train.step import Parameters, TrainState
+
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a run has come: the epochs done, the seconds they took, and their rows of metrics."""
+
+    epoch: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+class Checkpoints:
+    """The folder `checkpoints/`: <epoch>/params, <epoch>/opt_state and <epoch>/progress.
+
+    A checkpoint is written beside its place and moved there, so a process killed at any moment leaves the
+    ones before it. Saving is not asynchronous: the next epoch reuses the memory of the state.
+    """
+
+    def __init__(self, folder: Path, *, has_validation: bool):
+        keep: list[Any] = [preservation_policy.LatestN(1)]
+        if has_validation:
+            keep.append(preservation_policy.BestN(get_metric_fn=_loss, n=1, reverse=True))
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                enable_async_checkpointing=False,
+                best_fn=_loss if has_validation else None,
+                best_mode="min",
+                preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
+            ),
+        )
+
+    def save(self, state: TrainState, progress: Progress) -> None:
+        """Writes a checkpoint, and removes those that are neither the last nor the best."""
+        row = progress.history[-1]
+        metrics = {"loss": row["validation_loss"]} if "validation_loss" in row else None
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            opt_state=ocp.args.StandardSave(state.opt_state),
+            progress=ocp.args.JsonSave(dataclasses.asdict(progress) | {"step": int(state.step)}),
+        )
+        self._manager.save(progress.epoch, args=items, metrics=metrics)
+
+    def restore_last(self, state: TrainState) -> tuple[TrainState, Progress]:
+        """The last checkpoint, laid out as `state` is; `state` itself where there is none yet.
+
+        Raises InputError for a checkpoint of another architecture.
+        """
+        epoch = self._manager.latest_step()
+        if epoch is None:
+            return state, Progress()
+        self._check_architecture(epoch, state.params)
+        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, (state.params, state.opt_state))
+        items = ocp.args.Composite(
+            params=ocp.args.StandardRestore(wanted[0]),
+            opt_state=ocp.args.StandardRestore(wanted[1]),
+            progress=ocp.args.JsonRestore(),
+        )
+        found: Any = self._manager.restore(epoch, args=items)
+        progress = dict(found.progress)
+        step = jax.device_put(jnp.asarray(progress.pop("step"), state.step.dtype), state.step.sharding)
+        return TrainState(found.params, found.opt_state, step), Progress(**progress)
+
+    def _check_architecture(self, epoch: int, params: Parameters):
+        metadata = self._manager.item_metadata(epoch)
+        found = _shapes(metadata["params"] if metadata else None)
+        for name, shape in _shapes(params).items():
+            if found.pop(name, None) != shape:
+                raise InputError(
+                    f"the checkpoint {self._manager.directory / str(epoch)} is of another architecture: "
+                    f"the configuration needs `{name}` of shape {shape}"
+                )
+        if found:
+            name, shape = next(iter(found.items()))
+            raise InputError(
+                f"the checkpoint {self._manager.directory / str(epoch)} is of another architecture: "
+                f"it has `{name}` of shape {shape}, which the configuration does not"
+            )
+
+
+def restore_params(folder: Path, epoch: int | None = None) -> Parameters:
+    """The parameters of one checkpoint below `folder`, the last by default, as nested dicts of arrays.
+
+    Raises InputError where there is no such checkpoint.
+    """
+    with ocp.CheckpointManager(folder.absolute()) as manager:
+        epoch = manager.latest_step() if epoch is None else epoch
+        if epoch is None or epoch not in manager.all_steps():
+            raise InputError(f"{folder} holds no checkpoint" + (f" of epoch {epoch}" if epoch is not None else ""))
+        return manager.restore(epoch, args=ocp.args.Composite(params=ocp.args.StandardRestore())).params
+
+
+def _loss(metrics) -> float:
+    return metrics["loss"]
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}

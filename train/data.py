@@ -1,0 +1,264 @@
+"""Data sets as memory-mapped arrays: original files → tensorflow-datasets, once → arrays on disk, once."""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sqs_jax.train.config import InputError
+from sqs_jax.train.sources import DIGITS, SOURCES, Original, Source
+
+# Part of the cache's path: a change of what is stored there raises it.
+_VERSION = "1.0.0"
+_SPLITS = ("train", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Images uint8 (n, *shape) with labels int32 (n,), for training and for the final test, and the classes' names."""
+
+    name: str
+    classes: tuple[str, ...]
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image: (height, width) or (height, width, 3)."""
+        return self.train_images.shape[1:]
+
+
+def load(name: str, data_dir: Path | None = None, cache_dir: Path | None = None) -> Dataset:
+    """The data set `name`, from the cache if it is there, else prepared from its original files.
+
+    Args:
+      name: `digits`, a name in `SOURCES`, or `tfds:<name>`.
+      data_dir: folder with the original files, in it or in a subfolder of the data set's name; default
+        `SQS_DATA_DIR`. What it lacks is downloaded. For `tfds:<name>`, the data_dir of tensorflow-datasets.
+      cache_dir: where prepared sets are kept; default `SQS_CACHE_DIR`, else `sqs_jax` in the user's cache.
+
+    Raises InputError for a file whose checksum is wrong, for one that is neither there nor can be downloaded,
+    and for a `tfds:<name>` that is not such a set or needs TensorFlow. Safe to call from several
+    processes at once, and after a call that was killed.
+    """
+    if name == "digits":
+        return _digits()
+    data_dir = data_dir or (Path(os.environ["SQS_DATA_DIR"]) if os.environ.get("SQS_DATA_DIR") else None)
+    if data_dir and not data_dir.is_dir():
+        raise InputError(f"`data_dir` is {data_dir}: no such folder")
+    cache_dir = cache_dir or default_cache_dir()
+    folder = cache_dir / "arrays" / name.replace(":", "/") / _VERSION
+    if not folder.is_dir():
+        with _exclusive(folder):
+            if not folder.is_dir():
+                stock = name.removeprefix("tfds:") if name.startswith("tfds:") else None
+                splits, classes = _stock(stock, data_dir) if stock else _own(SOURCES[name], data_dir, cache_dir)
+                _save(folder, splits, classes)
+    return _open(name, folder)
+
+
+def default_cache_dir() -> Path:
+    """`SQS_CACHE_DIR`, else `sqs_jax` in `XDG_CACHE_HOME` or `~/.cache`."""
+    if os.environ.get("SQS_CACHE_DIR"):
+        return Path(os.environ["SQS_CACHE_DIR"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sqs_jax"
+
+
+def split_validation(size: int, validation: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (training, validation) into a training set of `size` images: a fixed shuffle's rest and head.
+
+    The same images are held out whatever the seed of the run, so that runs can be compared.
+    """
+    order = np.random.default_rng(0).permutation(size).astype(np.int32)
+    return np.sort(order[validation:]), np.sort(order[:validation])
+
+
+def _digits() -> Dataset:
+    """scikit-learn's embedded 8×8 digits: 1,437 for training and 360 for the test, drawn class by class."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    pixels, labels = load_digits(return_X_y=True)  # pixels from 0 to 16
+    images = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    train, test = train_test_split(np.arange(len(labels)), test_size=360, stratify=labels, random_state=0)
+    labels = labels.astype(np.int32)
+    return Dataset("digits", DIGITS, images[train], labels[train], images[test], labels[test])
+
+
+def _own(source: Source, data_dir, cache_dir):
+    """Prepares a set of ours with tensorflow-datasets, TensorFlow not needed, and reads it back."""
+    tfds = _tensorflow_datasets()
+    print(f"preparing {source.name}, once, in {cache_dir}", flush=True)
+    local = _find_originals(source, data_dir)
+    missing = [original for original in source.originals if original.file not in local]
+    _check_reachable(source, missing, data_dir)
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyright: ignore
+        name = source.name
+        VERSION = tfds.core.Version(_VERSION)
+        url_infos = {  # noqa: RUF012 - as the base class has it
+            original.url: tfds.download.checksums.UrlInfo(original.size, original.sha256, original.file)
+            for original in source.originals
+        }
+
+        def _info(self):
+            # Raw bytes: as PNG, or as a list of integers, an image takes many times as long to write and to read.
+            image = tfds.features.Tensor(shape=source.shape, dtype=np.uint8, encoding="bytes")
+            features = tfds.features.FeaturesDict({"image": image, "label": np.int64})
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+        def _split_generators(self, dl_manager):
+            downloaded = dl_manager.download({original.file: original.url for original in missing})
+            paths = local | {file: Path(path) for file, path in downloaded.items()}
+            return {split: self._generate_examples(split, paths) for split in _SPLITS}
+
+        def _generate_examples(self, split, paths):
+            for key, (image, label) in enumerate(source.read(split, paths)):
+                yield key, {"image": image, "label": label}
+
+    if not missing:
+        tfds.disable_progress_bar()
+    builder = Builder(data_dir=cache_dir / "tfds", file_format="array_record")
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    # A folder of its own for each set: tensorflow-datasets takes a file of the same name for the same file.
+    downloads = cache_dir / "downloads" / source.name
+    try:
+        with contextlib.redirect_stdout(None):  # it speaks of "Unknown size"
+            builder.download_and_prepare(download_dir=downloads, download_config=config)
+    except (tfds.download.DownloadError, tfds.download.NonMatchingChecksumError) as error:
+        raise InputError(f"{source.name}: {_first_line(error)}; {_what_to_do(source, missing)}") from None
+    return {split: _collect(source.name, builder.as_data_source(split)) for split in _SPLITS}, source.classes
+
+
+def _stock(name, data_dir):
+    """Reads `tfds:<name>`, an image-classification set of tensorflow-datasets itself."""
+    tfds = _tensorflow_datasets()
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+        raise InputError(f"`data` is 'tfds:{name}': {_first_line(error)}") from None
+    if not builder.is_prepared():
+        if importlib.util.find_spec("tensorflow") is None:
+            raise InputError(f"tfds:{name} is not prepared yet, and to prepare it needs TensorFlow: install tensorflow")
+        builder.download_and_prepare()
+    features = builder.info.features
+    if not (features and {"image", "label"} <= set(features) and set(_SPLITS) <= set(builder.info.splits)):
+        raise InputError(f"tfds:{name} does not have `image` and `label`, and the splits `train` and `test`")
+    label = features["label"]
+    splits = {split: _collect(f"tfds:{name}", builder.as_data_source(split)) for split in _SPLITS}
+    count = getattr(label, "num_classes", None) or 1 + int(max(labels.max() for _, labels in splits.values()))
+    return splits, tuple(getattr(label, "names", None) or map(str, range(count)))
+
+
+def _tensorflow_datasets() -> Any:
+    """The module, imported when a set is prepared and not before; its lazy parts are hidden from type checkers."""
+    return importlib.import_module("tensorflow_datasets")
+
+
+def _collect(name, records) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 and labels int32 of a data source, in its order."""
+    size = len(records)
+    if not size:
+        raise InputError(f"{name} has an empty split")
+    shape = np.shape(records[0]["image"])
+    images, labels = np.empty((size, *shape), np.uint8), np.empty(size, np.int32)
+    for start in range(0, size, 1000):  # in one read each: one by one takes many times as long
+        indices = range(start, min(start + 1000, size))
+        for i, record in zip(indices, records.__getitems__(indices), strict=True):
+            image = np.asarray(record["image"])
+            if image.dtype != np.uint8 or image.shape != shape:
+                raise InputError(f"{name} has images {image.dtype}{image.shape}, not all uint8{shape}")
+            images[i], labels[i] = image, record["label"]
+    return images.squeeze(-1) if shape[-1] == 1 else images, labels
+
+
+def _find_originals(source: Source, data_dir: Path | None) -> dict[str, Path]:
+    """The original files that lie in `data_dir`, their checksums verified."""
+    found = {}
+    for original in source.originals:
+        for folder in [data_dir / name for name in (*source.folders, ".")] if data_dir else []:
+            path = folder / original.file
+            if path.is_file():
+                _verify(path, original)
+                found[original.file] = path
+                break
+    return found
+
+
+def _verify(path: Path, original: Original):
+    with path.open("rb") as file:
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    if checksum != original.sha256:
+        raise InputError(f"{path} is truncated or not the original: sha256 {checksum}, expected {original.sha256}")
+
+
+def _check_reachable(source: Source, missing, data_dir):
+    """Fails at once where a download cannot work: left alone, it would be tried again for minutes."""
+    searched = f" in {data_dir}" if data_dir else ""
+    for original in missing:
+        if original.url is None:
+            raise InputError(f"{source.name}: no {original.file}{searched}; {_what_to_do(source, missing)}")
+        try:
+            with urllib.request.urlopen(urllib.request.Request(original.url, method="HEAD"), timeout=20):
+                pass
+        except urllib.error.HTTPError:
+            pass  # the host answers: what it says to the real request counts
+        except OSError as error:
+            reason = getattr(error, "reason", error)
+            raise InputError(
+                f"{source.name}: no {original.file}{searched}, and {original.url} cannot be reached ({reason}); "
+                + _what_to_do(source, missing)
+            ) from None
+
+
+def _what_to_do(source: Source, missing) -> str:
+    files = ", ".join(original.file for original in missing)
+    return f"put {files} into DIR/{source.folders[0]}/ and pass --data-dir DIR (or set SQS_DATA_DIR=DIR)"
+
+
+def _first_line(error) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Holds the lock of a cache folder, which the system lets go when a process dies."""
+    import filelock
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder.parent / f"{folder.name}.lock"):
+        yield
+
+
+def _save(folder: Path, splits, classes):
+    """Writes the arrays beside their place, then moves them there at once: the folder is whole or absent."""
+    partial = folder.parent / f"{folder.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for split, (images, labels) in splits.items():
+        np.save(partial / f"{split}_images.npy", images)
+        np.save(partial / f"{split}_labels.npy", labels)
+    (partial / "classes.json").write_text(json.dumps(classes))
+    partial.rename(folder)
+
+
+def _open(name, folder: Path) -> Dataset:
+    arrays = {
+        f"{split}_{kind}": np.load(folder / f"{split}_{kind}.npy", mmap_mode="r")
+        for split in _SPLITS
+        for kind in ("images", "labels")
+    }
+    return Dataset(name, tuple(json.loads((folder / "classes.json").read_text())), **arrays)

@@ -1,0 +1,179 @@
+"""The training loop: from a configuration to a run's folder."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sqs_jax.train import run_folder
+from sqs_jax.train.checkpoint import Checkpoints, Progress
+from sqs_jax.train.config import InputError, TrainConfig, check
+from sqs_jax.train.data import Dataset, load, split_validation
+from sqs_jax.train.optimizer import learning_rate, make_optimizer
+from sqs_jax.train.step import TrainState, data_mesh, make_epoch, make_evaluation, make_model, parameters, replicated
+from sqs_jax.train.stop import Stopped, StopSignals
+
+Report = Callable[[dict[str, Any], TrainConfig, float], None]
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss that is infinite or NaN: the run has stopped, and its last checkpoint is from before."""
+
+
+def print_row(row: dict[str, Any], config: TrainConfig, seconds: float) -> None:
+    """Prints an epoch, its losses and how long it took; of a long run, some twenty epochs."""
+    if row["epoch"] % max(1, config.epochs // 20) and row["epoch"] != config.epochs:
+        return
+    line = f"epoch {row['epoch']:>{len(str(config.epochs))}}/{config.epochs}  train loss {row['train_loss']:.4f}"
+    if "validation_loss" in row:
+        line += f"  validation loss {row['validation_loss']:.4f}  accuracy {row['validation_accuracy']:.4f}"
+    print(f"{line}  {seconds:.2f} s", flush=True)
+
+
+def train(
+    config: TrainConfig,
+    run_dir: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    report: Report = print_row,
+) -> dict[str, Any]:
+    """Trains a classifier, and writes all that belongs to the run into `run_dir`.
+
+    Args:
+      config: of the run.
+      run_dir: the folder; there must be nothing there, or with `resume` a run of the same configuration.
+      data_dir: where the original files of the data set lie; default `SQS_DATA_DIR`, else they are downloaded.
+      resume: goes on from the last checkpoint, to the same numbers as a run that was never stopped.
+      report: called after each epoch with its row of `metrics.jsonl`, the configuration and the seconds
+        it took, evaluation and saving included.
+
+    Returns:
+      The content of `summary.json`: loss in nats and accuracy on the test set, and on validation if there is one.
+
+    Raises:
+      InputError: a field out of range, a data set that cannot be had or does not fit, a folder in the way.
+      NonFiniteLossError: training diverged; the last checkpoint is kept.
+      Stopped: SIGINT or SIGTERM; the epoch was finished and saved.
+      OSError: the folder cannot be written.
+    """
+    check(config)
+    run = run_folder.RunFolder(Path(run_dir))
+    if resume:
+        run_folder.check_same_config(run, config)
+        if run.summary.is_file():
+            return json.loads(run.summary.read_text())
+    else:
+        run_folder.check_free(run)
+    data = load(config.data, Path(data_dir) if data_dir else None)
+    _check_sizes(config, data)
+    _check_memory(data)
+    if not resume:
+        run_folder.create(run, config)
+    state, progress = _fit(config, data, run, report)
+    return _finish(config, data, run, state, progress)
+
+
+def _fit(config, data: Dataset, run, report) -> tuple[TrainState, Progress]:
+    """Trains from the last checkpoint to the last epoch."""
+    mesh = data_mesh()
+    everywhere = replicated(mesh)
+    training, validation = split_validation(len(data.train_labels), config.validation)
+    total_steps = len(training) // config.batch_size * config.epochs
+    optimizer = make_optimizer(config, total_steps)
+    rate = learning_rate(config, total_steps)
+    model = make_model(config, math.prod(data.shape), len(data.classes))
+    params = parameters(model)
+    state = jax.device_put(TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32)), everywhere)
+    checkpoints = Checkpoints(run.checkpoints, has_validation=config.validation > 0)
+    state, progress = checkpoints.restore_last(state)
+    run_folder.write_metrics(run, progress.history)
+
+    arrays = (np.asarray(data.train_images), np.asarray(data.train_labels), training, validation)
+    images, labels, training, validation = jax.device_put(arrays, everywhere)
+    epoch = make_epoch(config, model, optimizer, mesh)
+    evaluate = make_evaluation(model, mesh)
+    with StopSignals() as signals:
+        while progress.epoch < config.epochs:
+            start = time.perf_counter()
+            first_step = int(state.step)
+            state, losses = epoch(state, images, labels, training)
+            row = {
+                "epoch": progress.epoch + 1,
+                "step": int(state.step),
+                "learning_rate": float(np.asarray(rate(int(state.step)))),
+            }
+            row["train_loss"] = _mean_finite(np.asarray(losses), first_step, run)
+            if len(validation):
+                found = evaluate(state.params, images, labels, validation)
+                row |= {"validation_loss": float(found.loss), "validation_accuracy": float(found.accuracy)}
+            seconds = time.perf_counter() - start
+            progress = Progress(progress.epoch + 1, progress.seconds + seconds, [*progress.history, row])
+            last = progress.epoch == config.epochs
+            if last or signals.received or progress.epoch % config.save_every == 0:
+                checkpoints.save(state, progress)
+            run_folder.write_metrics(run, progress.history)
+            report(row, config, time.perf_counter() - start)
+            if signals.received and not last:
+                raise Stopped(signals.received)
+    return state, progress
+
+
+def _finish(config, data: Dataset, run, state: TrainState, progress: Progress) -> dict[str, Any]:
+    """Tests the network, once, and writes its figures; the summary, last, says that the run is complete."""
+    from sqs_jax.train import figures  # matplotlib takes a while to import, and is needed only here
+
+    mesh = data_mesh()
+    model = make_model(config, math.prod(data.shape), len(data.classes))
+    test = (np.asarray(data.test_images), np.asarray(data.test_labels), np.arange(len(data.test_labels)))
+    found = make_evaluation(model, mesh)(state.params, *jax.device_put(test, replicated(mesh)))
+    summary: dict[str, Any] = {"test": {"loss": float(found.loss), "accuracy": float(found.accuracy)}}
+    last = progress.history[-1]
+    parts = ("loss", "accuracy")
+    summary["validation"] = {part: last[f"validation_{part}"] for part in parts} if config.validation else None
+    summary |= {"seconds": round(progress.seconds, 3), "epochs": progress.epoch, **run_folder.provenance()}
+    figures.write(config, data, run, model, state.params, progress.history)
+    run_folder.write(run.summary, json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _mean_finite(losses: np.ndarray, first_step: int, run) -> float:
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if len(bad):
+        raise NonFiniteLossError(
+            f"`train_loss` is {losses[bad[0]]} at step {first_step + bad[0] + 1}: stopped, the last checkpoint in "
+            f"{run.checkpoints} is kept; a lower `lr`, a larger `lam` or `clip` may help"
+        )
+    return float(losses.mean(dtype=np.float64))
+
+
+def _check_sizes(config: TrainConfig, data: Dataset):
+    size = len(data.train_labels)
+    if config.validation >= size:
+        raise InputError(f"`validation` is {config.validation}: fewer than the {size} training images are needed")
+    if config.batch_size > size - config.validation:
+        raise InputError(
+            f"`batch_size` is {config.batch_size}: at most the {size - config.validation} training images are needed"
+        )
+    devices = jax.device_count()
+    if config.batch_size % devices:
+        raise InputError(f"`batch_size` is {config.batch_size}: a multiple of the {devices} devices is needed")
+
+
+def _check_memory(data: Dataset):
+    """Raises InputError where the training set is larger than what a device has free."""
+    needed = data.train_images.nbytes + data.test_images.nbytes
+    statistics = jax.local_devices()[0].memory_stats()
+    if statistics and "bytes_limit" in statistics:
+        free = statistics["bytes_limit"] - statistics["bytes_in_use"]
+    else:
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > free:
+        raise InputError(f"{data.name} takes {needed / 2**30:.2f} GiB, and the device has {free / 2**30:.2f} GiB free")

@@ -1,0 +1,30 @@
+"""AdamW with a cosine schedule."""
+
+import jax
+import optax
+
+from sqs_jax.train.config import InputError, TrainConfig
+
+
+def learning_rate(config: TrainConfig, total_steps: int) -> optax.Schedule:
+    """Linear warm-up from 0 over `warmup` steps, then a cosine from `lr` to 0 at `total_steps`.
+
+    Raises InputError for a warm-up that is as long as the run.
+    """
+    if config.warmup >= total_steps:
+        raise InputError(f"`warmup` is {config.warmup}: fewer than the run's {total_steps} steps are needed")
+    cosine = optax.cosine_decay_schedule(config.lr, total_steps - config.warmup)
+    if not config.warmup:
+        return cosine
+    rise = optax.linear_schedule(0.0, config.lr, config.warmup)
+    return optax.join_schedules([rise, cosine], [config.warmup])
+
+
+def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformation:
+    """AdamW after optional clipping by the global norm; weight decay on matrices, not on biases, c and λ."""
+    adamw = optax.adamw(
+        learning_rate(config, total_steps),
+        weight_decay=config.weight_decay,
+        mask=lambda params: jax.tree.map(lambda value: value.ndim >= 2, params),
+    )
+    return optax.chain(optax.clip_by_global_norm(config.clip), adamw) if config.clip else adamw

@@ -1,0 +1,124 @@
+"""The folder of a run: its files, each written whole, and how a run is begun and found again."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sqs_jax.train.config import InputError, TrainConfig, from_json, to_json
+
+_PACKAGES = ("sqs-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Names of what lies in a run's folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def eigenvectors(self) -> Path:
+        return self.path / "eigenvectors.png"
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves.png"
+
+    @property
+    def spectrum(self) -> Path:
+        return self.path / "spectrum.npz"
+
+
+def check_free(run: RunFolder) -> None:
+    """Raises InputError where something lies already in the folder of a run that is to begin."""
+    if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        raise InputError(f"{run.path} exists already: go on with it by --resume, or choose another --run-dir")
+
+
+def create(run: RunFolder, config: TrainConfig) -> None:
+    """Begins a run: its folder appears at once with the configuration in it. Raises as `check_free`."""
+    check_free(run)
+    run.path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{run.path.name}.", dir=run.path.parent))
+    try:
+        partial.chmod(0o755)
+        (partial / run.config.name).write_text(to_json(config))
+        partial.rename(run.path)  # onto an empty folder too, but never onto a run that began meanwhile
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def read_config(run: RunFolder) -> TrainConfig:
+    """The configuration of an existing run; InputError where there is none."""
+    if not run.config.is_file():
+        raise InputError(f"{run.path} is not the folder of a run: it has no {run.config.name}")
+    return from_json(run.config)
+
+
+def check_same_config(run: RunFolder, config: TrainConfig) -> None:
+    """Raises InputError where the configuration of an existing run differs from this one."""
+    stored = dataclasses.asdict(read_config(run))
+    for name, value in dataclasses.asdict(config).items():
+        if stored[name] != value:
+            raise InputError(
+                f"`{name}` is {value!r}, but the run {run.path} has {stored[name]!r}: a resumed run keeps its own"
+            )
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Writes a file beside its place, then moves it there: readers see the old one or the new one, whole."""
+    data = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def write_metrics(run: RunFolder, history: list[dict[str, Any]]) -> None:
+    """The whole `metrics.jsonl`, a row an epoch."""
+    write(run.metrics, "".join(json.dumps(row) + "\n" for row in history))
+
+
+def provenance() -> dict[str, Any]:
+    """What a figure's reader must know: versions of the packages, the device, and the commit of the code."""
+    installed = {dist.name.lower().replace("_", "-"): dist.version for dist in importlib.metadata.distributions()}
+    versions = {"python": platform.python_version()}
+    versions |= {name: installed[name] for name in _PACKAGES if name in installed}
+    devices = jax.devices()
+    device = {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
+    return {"versions": versions, "device": device, "git": _commit()}
+
+
+def _commit() -> str | None:
+    """The commit of the clone that the code runs from, "-dirty" where it was changed; None for an installed package."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "pyproject.toml").is_file():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
