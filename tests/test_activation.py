@@ -223,4 +223,4 @@ def test_other_dtypes_are_refused(x):
 
 def test_the_exponent_is_no_array():
     with pytest.raises(TypeError, match="`p`"):
-        sqs(jnp.ones(2), p=jnp.ones(()))  # pyright: ignore[reportArgumentType]
+        sqs(jnp.ones(2), p=jnp.ones(()))

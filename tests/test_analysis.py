@@ -101,7 +101,7 @@ def test_shapes_that_do_not_fit_are_named(change, message):
 
 def test_unknown_basis_and_matrices_of_another_shape():
     with pytest.raises(ValueError, match="`basis` is 'pixels'"):
-        interaction_matrices(random_weights(None, 4, 4, 2), basis="pixels")  # pyright: ignore[reportArgumentType]
+        interaction_matrices(random_weights(None, 4, 4, 2), basis="pixels")
     with pytest.raises(ValueError, match="`matrices` has shape"):
         eigenpairs(jnp.ones((3, 4)))
 

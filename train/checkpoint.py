@@ -1,7 +1,10 @@
 """Checkpoints by Orbax: the last and the best on validation, each whole or absent."""
 
 import dataclasses
+import errno
 import logging
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,9 @@ from sqs_jax.train.config import InputError
 from sqs_jax.train.step import Parameters, TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)
+
+# What a checkpoint needs beside its arrays: metadata, and blocks that are not filled.
+_OVERHEAD = 2**18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +44,11 @@ class Checkpoints:
             keep.append(preservation_policy.BestN(get_metric_fn=_loss, n=1, reverse=True))
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
+            item_handlers={
+                "params": ocp.StandardCheckpointHandler(),
+                "opt_state": ocp.StandardCheckpointHandler(),
+                "progress": ocp.JsonCheckpointHandler(),
+            },
             options=ocp.CheckpointManagerOptions(
                 enable_async_checkpointing=False,
                 best_fn=_loss if has_validation else None,
@@ -47,7 +58,11 @@ class Checkpoints:
         )
 
     def save(self, state: TrainState, progress: Progress) -> None:
-        """Writes a checkpoint, and removes those that are neither the last nor the best."""
+        """Writes a checkpoint, and removes those that are neither the last nor the best.
+
+        Raises OSError where the disk has no room for it, before anything is written.
+        """
+        self._check_space(state)
         row = progress.history[-1]
         metrics = {"loss": row["validation_loss"]} if "validation_loss" in row else None
         items = ocp.args.Composite(
@@ -77,9 +92,15 @@ class Checkpoints:
         step = jax.device_put(jnp.asarray(progress.pop("step"), state.step.dtype), state.step.sharding)
         return TrainState(found.params, found.opt_state, step), Progress(**progress)
 
+    def _check_space(self, state: TrainState):
+        # Asked first, for Orbax writes in threads that each report a full disk on their own.
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _OVERHEAD
+        if shutil.disk_usage(self._manager.directory).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._manager.directory))
+
     def _check_architecture(self, epoch: int, params: Parameters):
-        metadata = self._manager.item_metadata(epoch)
-        found = _shapes(metadata["params"] if metadata else None)
+        metadata: Any = self._manager.item_metadata(epoch)
+        found = _shapes(metadata["params"].tree)
         for name, shape in _shapes(params).items():
             if found.pop(name, None) != shape:
                 raise InputError(

@@ -50,14 +50,17 @@ class Command:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs `python -m train` with these arguments; exits with 2 on bad input, 1 on a loss that is not finite."""
-    args = sys.argv[1:] if args is None else args
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # σ and λ on a terminal that has no such letters
     try:
-        config, run_dir, places = parse(args)
-        _run(config, run_dir, places)
+        _run(*parse(sys.argv[1:] if args is None else args))
     except KeyboardInterrupt:
         _fail("interrupted", 130)
-    except (InputError, OSError) as error:
+    except InputError as error:
         _fail(str(error), 2)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
 
 
 def parse(args: Sequence[str]) -> tuple[TrainConfig, Path, Places]:
@@ -108,16 +111,25 @@ def _read(args: Sequence[str], default: Command) -> Command:
                 description=_DESCRIPTION,
                 args=args,
                 default=default,
-                config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as end:
         if end.code == 0:
             raise
-        lines = [line.strip("│ ") for line in complaint.getvalue().splitlines() if line.startswith("│")]
-        parts = [part.strip("─ ") for part in " ".join(lines).split("───")]
-        likely = [word for part in parts if part.startswith("Perhaps") for word in part.split() if "--" in word]
-        hint = f"; did you mean {likely[0]}?" if likely else ""
-        _fail(f"{parts[0]}{hint} (python -m train --help lists the flags)", 2)
+        _fail(f"{_one_line(complaint.getvalue())} (python -m train --help lists the flags)", 2)
+
+
+def _one_line(framed: str) -> str:
+    """What tyro says in a frame: title, message, then maybe the flags that could be meant, with rules between."""
+    paragraphs: list[list[str]] = [[]]
+    for line in framed.splitlines():
+        content = line.strip("│ ")
+        if line.startswith(("╭", "╰")) or set(content) <= {"─", "-"}:
+            paragraphs.append([])
+        else:
+            paragraphs[-1].append(content)
+    message, *rest = [lines for lines in paragraphs[1:] if lines]
+    likely = [lines[1].split()[0] for lines in rest if lines[0].startswith("Perhaps")]
+    return " ".join(message) + (f"; did you mean {likely[0]}?" if likely else "")
 
 
 def _run_name(config: TrainConfig) -> str:

@@ -100,6 +100,8 @@ def _digits() -> Dataset:
 
 def _own(source: Source, data_dir, cache_dir):
     """Prepares a set of ours with tensorflow-datasets, TensorFlow not needed, and reads it back."""
+    from tensorflow_datasets.core.download import download_manager, util
+
     tfds = _tensorflow_datasets()
     print(f"preparing {source.name}, once, in {cache_dir}", flush=True)
     local = _find_originals(source, data_dir)
@@ -138,8 +140,9 @@ def _own(source: Source, data_dir, cache_dir):
     try:
         with contextlib.redirect_stdout(None):  # it speaks of "Unknown size"
             builder.download_and_prepare(download_dir=downloads, download_config=config)
-    except (tfds.download.DownloadError, tfds.download.NonMatchingChecksumError) as error:
-        raise InputError(f"{source.name}: {_first_line(error)}; {_what_to_do(source, missing)}") from None
+    except (util.DownloadError, download_manager.NonMatchingChecksumError) as error:
+        what = " ".join(str(error).partition("To debug")[0].split())
+        raise InputError(f"{source.name}: {what}; {_what_to_do(source, missing)}") from None
     return {split: _collect(source.name, builder.as_data_source(split)) for split in _SPLITS}, source.classes
 
 

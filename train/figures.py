@@ -68,7 +68,9 @@ def _responses(model: GLUClassifier, data: Dataset, vectors: jax.Array) -> np.nd
     x = scale_pixels(jnp.asarray(data.train_images[:_PROBE_IMAGES]))
     z = model.hidden(x, len(model.layers) - 1).astype(vectors.dtype)
     response = jnp.einsum("nd,okd->nok", z, vectors) ** 2
-    images = jnp.einsum("nok,ni->oki", response - response.mean(0), x - x.mean(0)) / len(x)
+    images = jnp.einsum("nok,ni->oki", response - response.mean(0, keepdims=True), x - x.mean(0, keepdims=True)) / len(
+        x
+    )
     return np.asarray(images).reshape(*vectors.shape[:2], *data.shape)
 
 

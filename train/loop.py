@@ -117,12 +117,13 @@ def _fit(config, data: Dataset, run, report) -> tuple[TrainState, Progress]:
             seconds = time.perf_counter() - start
             progress = Progress(progress.epoch + 1, progress.seconds + seconds, [*progress.history, row])
             last = progress.epoch == config.epochs
-            if last or signals.received or progress.epoch % config.save_every == 0:
+            stop = signals.received  # read once: what comes later stops the next epoch, whose state is then saved
+            if last or stop or progress.epoch % config.save_every == 0:
                 checkpoints.save(state, progress)
             run_folder.write_metrics(run, progress.history)
             report(row, config, time.perf_counter() - start)
-            if signals.received and not last:
-                raise Stopped(signals.received)
+            if stop and not last:
+                raise Stopped(stop)
     return state, progress
 
 
@@ -155,6 +156,7 @@ def _mean_finite(losses: np.ndarray, first_step: int, run) -> float:
 
 
 def _check_sizes(config: TrainConfig, data: Dataset):
+    """Raises InputError where the configuration does not fit the data set, before the run's folder is made."""
     size = len(data.train_labels)
     if config.validation >= size:
         raise InputError(f"`validation` is {config.validation}: fewer than the {size} training images are needed")
@@ -162,18 +164,22 @@ def _check_sizes(config: TrainConfig, data: Dataset):
         raise InputError(
             f"`batch_size` is {config.batch_size}: at most the {size - config.validation} training images are needed"
         )
+    learning_rate(config, (size - config.validation) // config.batch_size * config.epochs)
     devices = jax.device_count()
     if config.batch_size % devices:
         raise InputError(f"`batch_size` is {config.batch_size}: a multiple of the {devices} devices is needed")
 
 
 def _check_memory(data: Dataset):
-    """Raises InputError where the training set is larger than what a device has free."""
-    needed = data.train_images.nbytes + data.test_images.nbytes
+    """Raises InputError where the images are more than what a device has free."""
+    needed, free = data.train_images.nbytes + data.test_images.nbytes, _free_memory()
+    if needed > free:
+        raise InputError(f"{data.name} takes {needed / 2**20:.1f} MiB, and the device has {free / 2**20:.1f} MiB free")
+
+
+def _free_memory() -> int:
+    """Bytes free on a device; where it does not tell (a CPU), all of the machine's memory."""
     statistics = jax.local_devices()[0].memory_stats()
     if statistics and "bytes_limit" in statistics:
-        free = statistics["bytes_limit"] - statistics["bytes_in_use"]
-    else:
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > free:
-        raise InputError(f"{data.name} takes {needed / 2**30:.2f} GiB, and the device has {free / 2**30:.2f} GiB free")
+        return statistics["bytes_limit"] - statistics["bytes_in_use"]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -93,8 +93,12 @@ def write(path: Path, content: str | bytes) -> None:
     """Writes a file beside its place, then moves it there: readers see the old one or the new one, whole."""
     data = content.encode() if isinstance(content, str) else content
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def write_metrics(run: RunFolder, history: list[dict[str, Any]]) -> None:

@@ -1,0 +1,175 @@
+"""The command line as people use it: what it understands, and one line with exit code 2 for what it does not."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sqs_jax.train import PRESETS, TrainConfig, data, loop
+from sqs_jax.train.cli import Places, main, parse
+
+
+def test_defaults_are_those_of_the_data_set():
+    assert parse([])[0] == TrainConfig()
+    config, run_dir, places = parse(["mnist", "--gate", "relu", "--noise-std", "0.5", "--seed", "3", "--residual"])
+    changed = {"gate": "relu", "noise_std": 0.5, "seed": 3, "residual": True}
+    assert config == dataclasses.replace(PRESETS["mnist"], **changed)
+    assert run_dir == Path("runs/mnist-relu-seed3")
+    assert not places.resume
+    assert parse(["--lam", "1", "tfds:kmnist"])[0].data == "tfds:kmnist"
+
+
+def test_a_configuration_gives_the_defaults_and_flags_win(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"data": "mnist", "lr": 0.5, "bias": True}))
+    config, _, _ = parse(["--config", str(path), "--epochs", "3", "--no-bias"])
+    assert config == dataclasses.replace(PRESETS["mnist"], lr=0.5, epochs=3)
+
+
+def test_every_flag_of_the_help_is_there(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["fashion_mnist", "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    fields = [
+        field.name for kind in (TrainConfig, Places) for field in dataclasses.fields(kind) if field.name != "data"
+    ]
+    assert {"lam", "noise_prob", "resume"} <= set(fields)
+    for field in fields:
+        assert f"--{field.replace('_', '-')}" in text
+    assert "python -m train mnist" in text
+    assert "default: 2048" in text  # the preset of the data set that was named
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("mnits", "`data` is 'mnits': did you mean 'mnist'"),
+        ("--gate silo", "`gate` is 'silo': did you mean 'silu'"),
+        ("--gaet sqs", "did you mean --gate"),
+        ("--noise-std -1", "`noise_std` is -1.0: a number ≥ 0 is needed"),
+        ("--noise-prob 2", "`noise_prob` is 2.0"),
+        ("--epochs many", "--epochs"),
+        ("--batch-size 5000", "`batch_size` is 5000: at most the 1237 training images"),
+        ("--validation 1437", "`validation` is 1437: fewer than the 1437"),
+        ("--warmup 100000", "`warmup` is 100000"),
+        ("--p 0.5", "`p` is 0.5"),
+        ("--config nowhere.json", "cannot read the configuration nowhere.json"),
+        ("--resume --run-dir nowhere", "nowhere is not the folder of a run"),
+        ("--resume", "runs/digits-sqs-seed0 is not the folder of a run"),
+        ("mnist --data-dir nowhere", "`data_dir` is nowhere: no such folder"),
+        ("--run-dir file/below", "file"),
+        ("--run-dir full", "full exists already: go on with it by --resume"),
+        ("--run-dir file", "file exists already"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SQS_CACHE_DIR", str(tmp_path / "cache"))
+    Path("full").mkdir()
+    Path("full/precious").write_text("mine")
+    Path("file").write_text("mine")
+    with pytest.raises(SystemExit) as end:
+        main(flags.split())
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert [path.name for path in Path("full").iterdir()] == ["precious"]
+    assert Path("file").read_text() == "mine"
+    assert not list(Path().glob("**/config.json"))
+    assert not list(Path().glob("**/.*"))
+
+
+def test_resuming_with_another_setting_is_refused(tmp_path, capsys):
+    run_dir = str(tmp_path / "run")
+    main(["--epochs", "1", "--run-dir", run_dir])
+    assert "eigenvectors.png" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        main(["--resume", "--run-dir", run_dir, "--lr", "1"])
+    assert end.value.code == 2
+    assert "`lr` is 1.0, but the run" in capsys.readouterr().err
+    main(["--resume", "--run-dir", run_dir])
+    assert "test loss" in capsys.readouterr().out
+
+
+def test_a_set_larger_than_the_memory_is_refused_with_both_sizes(tmp_path, monkeypatch, capsys):
+    digits = data.load("digits")
+    monkeypatch.setattr(loop, "_free_memory", lambda: 2**16)
+    assert digits.train_images.nbytes + digits.test_images.nbytes > 2**16
+    with pytest.raises(SystemExit) as end:
+        main(["--run-dir", str(tmp_path / "run")])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert "digits takes 0.1 MiB" in error
+    assert "0.1 MiB free" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 300 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize(("width", "file"), [("128", "checkpoints"), ("8", "spectrum")])
+def test_a_full_disk_is_told_and_the_run_goes_on_later(width, file, small_disk, capfd):
+    flags = ["--epochs", "2", "--width", width, "--hidden", width, "--run-dir", str(small_disk / "run")]
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(1 if width == "128" else 10_000))
+    with pytest.raises(SystemExit) as end:
+        main(flags)
+    assert end.value.code == 2
+    error = capfd.readouterr().err
+    assert "No space left on device" in error
+    assert error.count("\n") == 1
+    assert file in error
+    assert not list(small_disk.glob("run/.*"))
+    filler.unlink()
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    main([*flags, "--resume"])
+    assert (small_disk / "run" / "summary.json").exists()
+
+
+def test_the_module_runs_and_a_mistake_has_no_traceback():
+    done = subprocess.run([sys.executable, "-m", "train", "--gate", "sqz"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: `gate` is 'sqz': did you mean 'sqs'?")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_mistyped_flag_is_one_line_in_any_encoding(encoding):
+    environment = dict(os.environ) | {"PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "train", "--gaet", "sqs"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: Unrecognized options: --gaet, sqs; did you mean --gate?")
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_is_shown_in_any_encoding():
+    environment = dict(os.environ) | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-m", "train", "--help"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0
+    assert "--noise-std" in done.stdout
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import jax, flax, sys; before = set(sys.modules); import sqs_jax; print(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    packages = {name.split(".")[0] for name in done.stdout.split()}
+    assert "sqs_jax" in packages
+    assert packages <= {"sqs_jax", "jax", "jaxlib"}
+    assert "jax.experimental.pallas" not in done.stdout

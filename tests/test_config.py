@@ -1,0 +1,78 @@
+import dataclasses
+import json
+
+import pytest
+
+from sqs_jax.train import PRESETS, InputError, TrainConfig, preset
+from sqs_jax.train.config import check, from_json, to_json
+
+
+@pytest.mark.parametrize("name", [*PRESETS, "tfds:kmnist"])
+def test_presets_are_valid_and_survive_json(name, tmp_path):
+    config = preset(name)
+    check(config)
+    assert config.data == name
+    path = tmp_path / "config.json"
+    path.write_text(to_json(config))
+    assert from_json(path) == config
+
+
+def test_a_partial_file_keeps_the_preset(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"data": "mnist", "lr": 1, "gate": "relu"}')
+    assert from_json(path) == dataclasses.replace(PRESETS["mnist"], lr=1, gate="relu")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": "mnits"}, "`data` is 'mnits': did you mean 'mnist'"),
+        ({"data": "tfds:"}, "`data` is 'tfds:'"),
+        ({"gate": "gleu"}, "`gate` is 'gleu': did you mean 'gelu'"),
+        ({"c": -1}, "`c` is -1"),
+        ({"lam": float("nan")}, "`lam` is nan"),
+        ({"p": 0.9}, "`p` is 0.9"),
+        ({"noise_std": -0.5}, "`noise_std` is -0.5"),
+        ({"noise_prob": 1.5}, "`noise_prob` is 1.5: a number from 0 to 1"),
+        ({"epochs": 0}, "`epochs` is 0"),
+        ({"batch_size": -4}, "`batch_size` is -4"),
+        ({"width": -1}, "`width` is -1"),
+        ({"lr": 0.0}, "`lr` is 0.0"),
+        ({"lr": float("inf")}, "`lr` is inf"),
+        ({"weight_decay": -0.1}, "`weight_decay` is -0.1"),
+        ({"seed": -1}, "`seed` is -1"),
+        ({"validation": -1}, "`validation` is -1"),
+        ({"save_every": 0}, "`save_every` is 0"),
+        ({"gate": "relu", "learnable": True}, "`learnable` needs `gate` sqs"),
+        ({"residual": True, "width": 8, "hidden": 4}, "`residual` needs `width` = `hidden`"),
+    ],
+)
+def test_fields_out_of_range_are_named(change, message):
+    with pytest.raises(InputError) as error:
+        check(dataclasses.replace(TrainConfig(), **change))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot read the configuration"),
+        ("[]", "is not a JSON object"),
+        ('{"epoch": 3}', "unknown field 'epoch': did you mean 'epochs'"),
+        ('{"epochs": "3"}', "`epochs` '3': a int is needed"),
+        ('{"epochs": true}', "`epochs` True"),
+        ('{"dtype": "float8"}', "one of float32, bfloat16, float16"),
+    ],
+)
+def test_bad_files_are_told(content, message, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(InputError) as error:
+        from_json(path)
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_every_field_is_written():
+    assert set(json.loads(to_json(TrainConfig()))) == {field.name for field in dataclasses.fields(TrainConfig)}

@@ -1,0 +1,253 @@
+"""The loop from end to end, in real processes: what a run leaves, and what stopping, killing and bad input do to it."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from sqs_jax import gated_linear
+from sqs_jax.train import InputError, TrainConfig, data, loop, train
+from sqs_jax.train.checkpoint import restore_params
+from sqs_jax.train.cli import main
+from sqs_jax.train.stop import Stopped
+
+FLAGS = ["--epochs", "40", "--save-every", "1", "--width", "16", "--hidden", "16"]
+CONFIG = TrainConfig(epochs=40, save_every=1, width=16, hidden=16)
+
+
+def quiet(*_):
+    """A report that says nothing."""
+
+
+def start(run_dir, *flags):
+    command = [sys.executable, "-m", "train", *FLAGS, "--run-dir", str(run_dir), *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def final_state(run_dir):
+    """All that must not depend on whether a run was interrupted: parameters, optimizer state, step, and the metrics."""
+    checkpoints = sorted(run_dir.joinpath("checkpoints").iterdir(), key=lambda path: int(path.name))
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager(run_dir.absolute() / "checkpoints") as manager:
+        items = ocp.args.Composite(
+            params=ocp.args.StandardRestore(), opt_state=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore()
+        )
+        found = manager.restore(int(checkpoints[-1].name), args=items)
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves((found.params, found.opt_state))]
+    return leaves, found.progress["step"], (run_dir / "metrics.jsonl").read_bytes()
+
+
+def assert_same_end(run_dir, reference):
+    leaves, step, metrics = final_state(run_dir)
+    expected_leaves, expected_step, expected_metrics = final_state(reference)
+    assert step == expected_step
+    assert metrics == expected_metrics
+    for leaf, expected in zip(leaves, expected_leaves, strict=True):
+        np.testing.assert_array_equal(leaf, expected)
+    with np.load(run_dir / "spectrum.npz") as found, np.load(reference / "spectrum.npz") as wanted:
+        np.testing.assert_array_equal(found["values"], wanted["values"])
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """A run that nobody interrupted."""
+    run_dir = tmp_path_factory.mktemp("runs") / "reference"
+    train(CONFIG, run_dir, report=quiet)
+    return run_dir
+
+
+def test_a_run_leaves_all_its_files(reference):
+    names = {path.name for path in reference.iterdir()}
+    assert names == {
+        "config.json", "metrics.jsonl", "checkpoints", "summary.json", "spectrum.npz", "eigenvectors.png", "curves.png",
+    }  # fmt: skip
+    assert json.loads((reference / "config.json").read_text()) == dataclasses.asdict(CONFIG)
+    rows = [json.loads(line) for line in (reference / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, 41))
+    assert rows[-1]["step"] == 40 * (1237 // 128)
+    summary = json.loads((reference / "summary.json").read_text())
+    assert summary["validation"]["loss"] == rows[-1]["validation_loss"]
+    assert summary["test"]["accuracy"] > 0.9
+    assert {"jax", "flax", "optax", "sqs-jax"} <= set(summary["versions"])
+    assert {"seconds", "device", "git"} <= set(summary)
+    for picture in ("eigenvectors.png", "curves.png"):
+        with Image.open(reference / picture) as image:
+            assert min(image.size) > 300
+            assert len(image.convert("RGB").getcolors(10**6)) > 50
+
+
+def test_the_summary_and_the_spectrum_are_those_of_the_last_checkpoint(reference):
+    params = restore_params(reference / "checkpoints")
+    digits = data.load("digits")
+    x = digits.test_images.reshape(360, 64) / np.float32(255)
+    layer = params["layers"]["0"] if "0" in params["layers"] else params["layers"][0]
+    logits = gated_linear(x @ params["embed"], layer["w"], layer["v"]) @ params["head"]
+    summary = json.loads((reference / "summary.json").read_text())
+    accuracy = np.mean(np.asarray(logits).argmax(1) == digits.test_labels)
+    np.testing.assert_allclose(summary["test"]["accuracy"], accuracy, rtol=1e-6)
+    loss = -np.mean(np.asarray(jax.nn.log_softmax(logits))[np.arange(360), digits.test_labels])
+    np.testing.assert_allclose(summary["test"]["loss"], loss, rtol=1e-4)
+
+    with np.load(reference / "spectrum.npz") as spectrum:
+        values, vectors = spectrum["values"], spectrum["vectors"]
+    assert values.shape == (10, 64)
+    assert vectors.shape == (10, 64, 64)
+    bilinear = gated_linear(x @ params["embed"], layer["w"], layer["v"], gate="bilinear") @ params["head"]
+    form = np.einsum("ok,nok->no", values, np.einsum("okd,nd->nok", vectors, x) ** 2)
+    np.testing.assert_allclose(form, bilinear, rtol=1e-3, atol=1e-3)
+
+
+def test_last_and_best_on_validation_are_kept(reference):
+    rows = [json.loads(line) for line in (reference / "metrics.jsonl").read_text().splitlines()]
+    best = min(rows, key=lambda row: row["validation_loss"])["epoch"]
+    kept = {int(path.name) for path in (reference / "checkpoints").iterdir()}
+    assert kept == {best, 40}
+    assert restore_params(reference / "checkpoints", best)["head"].shape == (16, 10)
+    with pytest.raises(InputError, match="holds no checkpoint of epoch 41"):
+        restore_params(reference / "checkpoints", 41)
+
+
+def test_the_last_epoch_is_kept_without_validation(tmp_path):
+    train(dataclasses.replace(CONFIG, epochs=3, save_every=2, validation=0), tmp_path / "run", report=quiet)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["3"]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["validation"] is None
+
+
+def test_stopping_in_the_middle_and_resuming_is_exact(reference, tmp_path):
+    run_dir = tmp_path / "run"
+
+    def interrupt(row, config, seconds):
+        if row["epoch"] == 17:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Stopped, match="SIGINT"):
+        train(CONFIG, run_dir, report=interrupt)
+    assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 18
+    assert not (run_dir / "summary.json").exists()
+    train(CONFIG, run_dir, resume=True, report=quiet)
+    assert_same_end(run_dir, reference)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_say_how_to_go_on_and_exit(number, code, reference, tmp_path):
+    run_dir = tmp_path / "run"
+    process = start(run_dir)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("epoch")
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert f"python -m train --run-dir {run_dir} --resume" in errors
+    assert "Traceback" not in errors
+    assert list((run_dir / "checkpoints").iterdir())
+    assert not (run_dir / "summary.json").exists()
+    resumed = subprocess.run(
+        [sys.executable, "-m", "train", "--run-dir", run_dir, "--resume"], capture_output=True, text=True, check=True
+    )
+    assert "test loss" in resumed.stdout
+    assert_same_end(run_dir, reference)
+
+
+@pytest.mark.parametrize("moment", ["*orbax-checkpoint-tmp*", "*orbax-checkpoint-tmp*/*/d/*", "[1-9]*"])
+def test_a_killed_run_resumes_exactly_even_from_inside_a_checkpoint(moment, reference, tmp_path):
+    run_dir = tmp_path / "run"
+    process = start(run_dir)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if len(list((run_dir / "checkpoints").glob("[1-9]*"))) >= 2 and list((run_dir / "checkpoints").glob(moment)):
+            break
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (run_dir / "summary.json").exists()
+    train(CONFIG, run_dir, resume=True, report=quiet)
+    assert_same_end(run_dir, reference)
+
+
+def test_a_run_killed_before_its_first_checkpoint_resumes_from_the_start(reference, tmp_path):
+    run_dir = tmp_path / "run"
+    process = start(run_dir)
+    while not (run_dir / "config.json").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not list(run_dir.glob("checkpoints/[1-9]*"))
+    train(CONFIG, run_dir, resume=True, report=quiet)
+    assert_same_end(run_dir, reference)
+
+
+def test_a_finished_run_resumes_to_its_summary(reference):
+    before = {path: path.stat().st_mtime_ns for path in reference.iterdir()}
+    summary = train(CONFIG, reference, resume=True, report=quiet)
+    assert summary == json.loads((reference / "summary.json").read_text())
+    assert before == {path: path.stat().st_mtime_ns for path in reference.iterdir()}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    real = loop.make_epoch
+
+    def breaking(*args):
+        epoch = real(*args)
+
+        def broken(state, *arrays):
+            fourth = int(state.step) >= 3 * 9
+            params = jax.tree.map(lambda a: a * (jnp.nan if fourth else 1), state.params)
+            return epoch(state._replace(params=params), *arrays)
+
+        return broken
+
+    monkeypatch.setattr(loop, "make_epoch", breaking)
+    with pytest.raises(loop.NonFiniteLossError, match="`train_loss` is nan at step 28"):
+        train(CONFIG, tmp_path / "run", report=quiet)
+    assert max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()) == 3
+    monkeypatch.undo()
+    summary = train(CONFIG, tmp_path / "run", resume=True, report=quiet)
+    assert summary["epochs"] == 40
+
+
+def test_divergence_is_told_in_one_line(tmp_path, capsys):
+    flags = ["--gate", "bilinear", "--lr", "1e30", "--epochs", "3", "--run-dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as end:
+        main(flags)
+    assert end.value.code == 1
+    error = capsys.readouterr().err
+    assert "`train_loss` is" in error
+    assert "at step" in error
+    assert error.count("\n") == 1
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(reference, tmp_path):
+    run_dir = tmp_path / "run"
+    with pytest.raises(InputError, match=r"`hidden` is 32, but the run .* has 16"):
+        train(dataclasses.replace(CONFIG, hidden=32), reference, resume=True)
+    train(dataclasses.replace(CONFIG, epochs=1), run_dir, report=quiet)
+    (run_dir / "summary.json").unlink()
+    changed = dataclasses.replace(CONFIG, hidden=32)
+    (run_dir / "config.json").write_text(json.dumps(dataclasses.asdict(changed)))
+    with pytest.raises(InputError, match=r"of another architecture: the configuration needs `.*` of shape"):
+        train(changed, run_dir, resume=True)
+    assert (run_dir / "checkpoints" / "1").is_dir()
+
+
+def test_deep_networks_and_other_gates_get_their_pictures(tmp_path):
+    config = TrainConfig(
+        epochs=2, layers=2, residual=True, width=16, hidden=16, bias=True, learnable=True, noise_prob=0.5
+    )
+    summary = train(config, tmp_path / "deep", report=quiet)
+    assert summary["epochs"] == 2
+    with np.load(tmp_path / "deep" / "spectrum.npz") as spectrum:
+        assert spectrum["vectors"].shape == (10, 16, 16)
+    direct = TrainConfig(epochs=2, width=0, hidden=8, gate="gelu", dtype="bfloat16", warmup=3, clip=1.0)
+    train(direct, tmp_path / "direct", report=quiet)
+    with np.load(tmp_path / "direct" / "spectrum.npz") as spectrum:
+        assert spectrum["vectors"].shape == (10, 64, 64)
+        assert np.sum(np.abs(spectrum["values"]) > 1e-4, axis=1).max() <= 16
