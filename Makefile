@@ -17,13 +17,13 @@ lint: $(VENV)/.dev ## ruff and pyright
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright
 
-bench: $(VENV)/.bench ## speed of training against PyTorch and a bare scan, side by side
+bench: $(VENV)/.dev ## speed of training against a bare scan and, where it is installed, PyTorch
 	$(RUN) -m benchmarks.train
 
 clean: ## remove the environment and what was built, but no runs
 	rm -rf $(VENV) build dist *.egg-info
 
-$(VENV)/.train $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: pyproject.toml
+$(VENV)/.train $(VENV)/.dev: $(VENV)/.%: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip

@@ -9,22 +9,25 @@ _COLORS = {"train": "#7a7a7a", "validation": "#0b6e99"}
 
 
 def gallery(values, images, classes, *, title: str) -> Figure:
-    """A row a class, a column an eigenvector, its eigenvalue above it: half the columns positive, half negative.
+    """A row a class, a column an eigenvector, its eigenvalue above it: first the most positive, then the most negative.
 
     Colours diverge from white at 0, red above and blue below, each picture scaled by its own largest entry.
 
     Args:
-      values: eigenvalues (outputs, k); where one is NaN, the place stays empty.
-      images: eigenvectors as images (outputs, k, height, width), or (outputs, k, height, width, 3), whose
+      values: eigenvalues (outputs, 2·k), as `analysis.extremes` gives them; where one is NaN, the place stays empty.
+      images: eigenvectors as images (outputs, 2·k, height, width), or (outputs, 2·k, height, width, 3), whose
         channels are then shown as colours around grey.
       classes: names (outputs,). The first 20 are drawn.
       title: above the whole.
     """
     values, images = np.asarray(values), np.asarray(images)
     rows, columns = min(len(values), ROWS), values.shape[1]
-    figure = Figure(figsize=(1.25 * columns + 1.9, 1.42 * rows + 0.9), layout="constrained")
+    figure = Figure(figsize=(1.25 * columns + 1.9, 1.42 * rows + 1.1), layout="constrained")
     figure.suptitle(title, fontsize=12, color=_INK)
-    for (row, column), axis in np.ndenumerate(figure.subplots(rows, columns, squeeze=False)):
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis, heading in ((axes[0, 0], "most positive"), (axes[0, columns // 2], "most negative")):
+        axis.text(0, 1.3, heading, transform=axis.transAxes, fontsize=11, color="#777777")
+    for (row, column), axis in np.ndenumerate(axes):
         axis.set_xticks([])
         axis.set_yticks([])
         axis.spines[:].set_color("#cccccc")

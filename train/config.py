@@ -56,7 +56,7 @@ class TrainConfig:
     """Steps of linear warm-up from 0."""
     clip: float = 0.0
     """Largest global norm of the gradient; 0 for no clipping."""
-    noise_std: float = 0.3
+    noise_std: float = 0.5
     """Standard deviation of the Gaussian noise on training images, whose pixels lie in [0, 1]."""
     noise_prob: float = 1.0
     """Chance with which each image gets that noise."""
