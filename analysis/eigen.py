@@ -27,53 +27,57 @@ def eigenpairs(matrices: jax.Array) -> Eigenpairs:
     if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2]:
         raise ValueError(f"`matrices` has shape {matrices.shape}: (outputs, d, d) is needed")
     values, columns = jnp.linalg.eigh(matrices)
-    return _sorted(values, columns.transpose(0, 2, 1))
+    order = jnp.argsort(-jnp.abs(values), axis=1)
+    vectors = jnp.take_along_axis(columns, order[:, None, :], axis=2).transpose(0, 2, 1)
+    return Eigenpairs(jnp.take_along_axis(values, order, axis=1), _turned(vectors))
 
 
-@jax.jit(static_argnames="basis")
-def spectrum(weights: GLUWeights, *, basis: Basis = "input") -> Eigenpairs:
-    """All eigenpairs of every output's interaction matrix, those of the null space included.
+@jax.jit(static_argnames=("basis", "count"))
+def spectrum(weights: GLUWeights, *, basis: Basis = "input", count: int | None = None) -> Eigenpairs:
+    """The `count` eigenpairs of each output's interaction matrix that are largest in size; by default all d of them.
 
-    Equal to `eigenpairs(interaction_matrices(weights, basis=basis))`, but where the rank allows it, the
-    eigenproblem is solved in the span of the rows of all forms, which is smaller: its dimension is
-    at most min(d, 2h), and for the input basis at most the width of the embedding.
+    Equal to the first of `eigenpairs(interaction_matrices(weights, basis=basis))`, but where the rank allows it
+    the eigenproblem is solved in the span of the rows of all forms, which is smaller: its dimension is at most 2h,
+    and for the input basis at most the width of the embedding. The pairs of the null space come last.
 
-    Returns values (outputs, d) and vectors (outputs, d, d), d being the number of inputs for "input".
+    Returns values (outputs, count) and vectors (outputs, count, d), d being the number of inputs for "input".
 
-    Raises ValueError as `interaction_matrices` does.
+    Raises ValueError as `interaction_matrices` does, and for a `count` that is not from 1 to d.
     """
     check_weights(weights)
-    if basis == "input" and weights.embed is not None and weights.embed.shape[1] < weights.embed.shape[0]:
-        factor = weights.embed
-        inner = weights._replace(embed=None)
-    else:
-        factor = jnp.concatenate(branches(weights, basis), axis=1)
-        if factor.shape[1] >= factor.shape[0]:
-            return eigenpairs(interaction_matrices(weights, basis=basis))
-        h = weights.w.shape[1]
-        eye = jnp.eye(2 * h, dtype=factor.dtype)
-        inner = GLUWeights(eye[:, :h], eye[:, h:], weights.out)
-    return _eigenpairs_of_product(factor, interaction_matrices(inner))
+    with jax.default_matmul_precision("highest"):  # GPUs and TPUs would round the factors
+        w, v = branches(weights, basis)
+        (d, h), dtype = w.shape, w.dtype
+        count = d if count is None else count
+        if not 1 <= count <= d:
+            raise ValueError(f"`count` is {count}: a number from 1 to {d} is needed")
+        if basis == "input" and weights.embed is not None and weights.embed.shape[1] < min(d, 2 * h + 1):
+            inner = interaction_matrices(weights._replace(embed=None))
+            return _eigenpairs_of_product(weights.embed, inner, count)
+        if 2 * h < d:
+            # In the coordinates [W V]ᵀ x each hidden unit is a product of two of them.
+            unit = GLUWeights(jnp.eye(2 * h, h, dtype=dtype), jnp.eye(2 * h, h, -h, dtype=dtype), weights.out)
+            return _eigenpairs_of_product(jnp.concatenate([w, v], axis=1), interaction_matrices(unit), count)
+        values, vectors = eigenpairs(interaction_matrices(weights, basis=basis))
+        return Eigenpairs(values[:, :count], vectors[:, :count])
 
 
-def _eigenpairs_of_product(factor, inner):
-    """All eigenpairs of F S Fᵀ for F (d, r) and S (outputs, r, r), r < d: of R S Rᵀ, where F = Q R."""
+def _eigenpairs_of_product(factor, inner, count):
+    """The `count` largest eigenpairs of F S Fᵀ for F (d, r) and S (outputs, r, r), r < d: of R S Rᵀ, where F = Q R."""
     d, rank = factor.shape
-    q, r = jnp.linalg.qr(factor, mode="complete")
+    q, r = jnp.linalg.qr(factor, mode="complete" if count > rank else "reduced")
     small = jnp.einsum("ij,ojk,lk->oil", r[:rank], inner, r[:rank])
-    values, columns = jnp.linalg.eigh((small + small.transpose(0, 2, 1)) / 2)
-    vectors = jnp.einsum("dr,ork->okd", q[:, :rank], columns)
-    null = jnp.broadcast_to(q[:, rank:].T, (len(inner), d - rank, d))
-    zeros = jnp.zeros((len(inner), d - rank), values.dtype)
-    return _sorted(jnp.concatenate([values, zeros], axis=1), jnp.concatenate([vectors, null], axis=1))
+    values, vectors = eigenpairs((small + small.transpose(0, 2, 1)) / 2)
+    found = jnp.einsum("dr,okr->okd", q[:, :rank], vectors[:, :count])
+    null = jnp.broadcast_to(q[:, rank:count].T, (len(inner), max(0, count - rank), d))
+    values = jnp.pad(values[:, :count], ((0, 0), (0, max(0, count - rank))))
+    return Eigenpairs(values, _turned(jnp.concatenate([found, null], axis=1)))
 
 
-def _sorted(values, vectors):
-    order = jnp.argsort(-jnp.abs(values), axis=1)
-    values = jnp.take_along_axis(values, order, axis=1)
-    vectors = jnp.take_along_axis(vectors, order[:, :, None], axis=1)
+def _turned(vectors):
+    """Rows with their entry of largest size positive."""
     largest = jnp.take_along_axis(vectors, jnp.argmax(jnp.abs(vectors), axis=2)[:, :, None], axis=2)
-    return Eigenpairs(values, vectors * jnp.where(largest < 0, -1, 1).astype(vectors.dtype))
+    return vectors * jnp.where(largest < 0, -1, 1).astype(vectors.dtype)
 
 
 def extremes(pairs: Eigenpairs, count: int) -> Eigenpairs:

@@ -47,8 +47,9 @@ def interaction_matrices(weights: GLUWeights, *, basis: Basis = "input") -> jax.
     Source: arXiv 2509.01874, section 3; Pearce et al. 2024 (arXiv 2410.08417) for bilinear layers.
     """
     check_weights(weights)
-    w, v = branches(weights, basis)
-    product = jnp.einsum("ih,ho,jh->oij", w, weights.out, v)
+    with jax.default_matmul_precision("highest"):  # GPUs and TPUs would round the factors
+        w, v = branches(weights, basis)
+        product = jnp.einsum("ih,ho,jh->oij", w, weights.out, v)
     return (product + product.transpose(0, 2, 1)) / 2
 
 

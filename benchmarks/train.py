@@ -4,7 +4,7 @@
 
 The same model (embedding 512, one GLU layer of 512, head), data (MNIST), batch (2048), noise, float32 and AdamW
 with a cosine. Each runs in a process of its own, in turn, for several rounds; a round's first epoch, which compiles,
-is not counted. "products" times nothing but the matrix products of a step: the floor of any of them.
+is not counted. "products" times nothing but the large matrix products of a step: the floor of any of them.
 Without PyTorch its column is left out. Writes benchmarks/results/train-<platform>.json.
 """
 
@@ -160,7 +160,7 @@ def measure_bare(options: Options) -> list[float]:
 
 
 def measure_products(options: Options) -> list[float]:
-    """The nine matrix products of a step's forward and backward pass, by XLA, and nothing else."""
+    """The eight large matrix products of a step's forward and backward pass, by XLA, and nothing else."""
     import jax
     import jax.numpy as jnp
 

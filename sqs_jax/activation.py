@@ -152,9 +152,14 @@ def _power(r, p):
     return jnp.where(positive, jnp.where(positive, r, 1) ** p, r)
 
 
+def arithmetic_dtype(dtype) -> jnp.dtype:
+    """The dtype to compute in: float32 below float32, else the dtype itself."""
+    return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
+
+
 def _widen(x, c, lam):
     """All three in the dtype of the arithmetic: at least float32."""
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = arithmetic_dtype(x.dtype)
     return x.astype(dtype), c.astype(dtype), lam.astype(dtype)
 
 

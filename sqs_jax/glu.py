@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from sqs_jax import kernels
+from sqs_jax.activation import arithmetic_dtype
 from sqs_jax.gates import Gate, get_gate
 
 
@@ -32,8 +33,8 @@ def gated_linear(
       precision: of the two products, as in `jax.lax.dot_general`.
 
     Returns:
-      Array (..., h) with the dtype of `x`. Products accumulate in at least float32; a and u are rounded to
-      the dtype of `x`, then σ and the product are computed in at least float32 and rounded once.
+      Array (..., h) with the dtype of `x`, in which the products are too; XLA sums them in at least float32. a and u
+      have that dtype, then σ and their product are computed in at least float32 and rounded once.
 
     Raises:
       ValueError: shapes that do not fit, an unknown gate or implementation.
@@ -45,13 +46,15 @@ def gated_linear(
     sigma = get_gate(gate)
     x, w, v = jnp.asarray(x), jnp.asarray(w), jnp.asarray(v)
     _check(x, w, v, w_bias, v_bias)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = arithmetic_dtype(x.dtype)
 
     def branch(weights, bias):
-        product = jnp.matmul(x, weights, precision=precision, preferred_element_type=wide)
+        # Not asked for in float32: the products of the backward pass would then be in float32 too.
+        product = jnp.matmul(x, weights, precision=precision).astype(wide)
         if bias is not None:
             product += jnp.expand_dims(jnp.asarray(bias, wide), tuple(range(product.ndim - 1)))
-        return product.astype(x.dtype).astype(wide)
+            product = product.astype(x.dtype).astype(wide)
+        return product
 
     return (branch(w, w_bias) * sigma(branch(v, v_bias))).astype(x.dtype)
 

@@ -138,7 +138,7 @@ class GLUClassifier(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         h = _cast(self.hidden(x, len(self.layers)), self.dtype)
-        logits = jnp.matmul(h, _cast(self.head, self.dtype), preferred_element_type=jnp.float32)
+        logits = (h @ _cast(self.head, self.dtype)).astype(jnp.float32)
         if self.head_bias is not None:
             logits += jnp.expand_dims(self.head_bias[...], tuple(range(logits.ndim - 1)))
         return logits

@@ -1,4 +1,4 @@
-"""Settings of every test: strict promotion, and folders of their own."""
+"""Settings of every test: no promotion of ranks, and folders of their own."""
 
 import os
 from pathlib import Path
@@ -14,6 +14,13 @@ def cache_dir(tmp_path_factory):
     """Prepared data sets go where no other run of the tests has left any, unless the caller names a folder."""
     if "SQS_CACHE_DIR" not in os.environ:
         os.environ["SQS_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def strict_dtypes():
+    """No implicit promotion of dtypes: code of users may ask for that (optax does not work under it)."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
 
 
 @pytest.fixture

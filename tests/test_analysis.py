@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from sqs_jax import gated_linear
 from sqs_jax.analysis import GLUWeights, eigenpairs, extremes, interaction_matrices, plots, spectrum
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 
 def random_weights(inputs, d, h, outputs, seed=0):
     rng = np.random.default_rng(seed)
@@ -48,7 +50,9 @@ def test_planted_eigenvectors_are_found():
         np.testing.assert_allclose(np.abs(np.sum(found * planted, axis=1)), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(30, 5, 7, 3), (None, 30, 7, 3), (None, 8, 20, 2), (6, 9, 20, 2), (1, 1, 1, 1)])
+@pytest.mark.parametrize(
+    "shape", [(30, 5, 7, 3), (None, 30, 7, 3), (None, 8, 20, 2), (6, 9, 20, 2), (30, 20, 3, 2), (1, 1, 1, 1)]
+)
 def test_spectrum_matches_scipy_in_float64(shape):
     weights = random_weights(*shape)
     pairs = spectrum(weights)
@@ -63,6 +67,24 @@ def test_spectrum_matches_scipy_in_float64(shape):
         np.testing.assert_allclose(vectors @ vectors.T, np.eye(len(vectors)), atol=1e-5)
         rebuilt = np.einsum("k,ki,kj->ij", pairs.values[output], vectors, vectors)
         np.testing.assert_allclose(rebuilt, matrix, atol=2e-6 * scale)
+
+
+@pytest.mark.parametrize("shape", [(30, 5, 7, 3), (None, 30, 7, 3), (None, 8, 20, 2)])
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_the_largest_pairs_are_the_first_of_all(shape, count):
+    weights = random_weights(*shape)
+    everything, some = spectrum(weights), spectrum(weights, count=count)
+    np.testing.assert_allclose(some.values, everything.values[:, :count], atol=1e-5)
+    overlap = np.abs(np.sum(some.vectors * everything.vectors[:, :count], axis=2))
+    isolated = np.abs(some.values) > 1e-3
+    np.testing.assert_allclose(overlap[isolated], 1, atol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(some.vectors, axis=2), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [0, 31])
+def test_a_count_out_of_range_is_named(count):
+    with pytest.raises(ValueError, match=f"`count` is {count}: a number from 1 to 30"):
+        spectrum(random_weights(30, 5, 7, 3), count=count)
 
 
 def test_order_and_sign():

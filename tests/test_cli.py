@@ -60,6 +60,8 @@ def test_every_flag_of_the_help_is_there(capsys):
         ("--p 0.5", "`p` is 0.5"),
         ("--config nowhere.json", "cannot read the configuration nowhere.json"),
         ("--resume --run-dir nowhere", "nowhere is not the folder of a run"),
+        ("--resume --config x.json", "--config and --resume exclude each other"),
+        ("--residual --width 0 --hidden 32", "`residual` without an embedding needs `hidden` = 64"),
         ("--resume", "runs/digits-sqs-seed0 is not the folder of a run"),
         ("mnist --data-dir nowhere", "`data_dir` is nowhere: no such folder"),
         ("--run-dir file/below", "file"),
@@ -100,14 +102,14 @@ def test_resuming_with_another_setting_is_refused(tmp_path, capsys):
 
 def test_a_set_larger_than_the_memory_is_refused_with_both_sizes(tmp_path, monkeypatch, capsys):
     digits = data.load("digits")
-    monkeypatch.setattr(loop, "_free_memory", lambda: 2**16)
-    assert digits.train_images.nbytes + digits.test_images.nbytes > 2**16
+    monkeypatch.setattr(loop, "_free_memory", lambda: 2**10)
+    assert (digits.train_images.nbytes + digits.test_images.nbytes) / 2**20 > 0.1
     with pytest.raises(SystemExit) as end:
         main(["--run-dir", str(tmp_path / "run")])
     assert end.value.code == 2
     error = capsys.readouterr().err
     assert "digits takes 0.1 MiB" in error
-    assert "0.1 MiB free" in error
+    assert "0.0 MiB free" in error
     assert not (tmp_path / "run").exists()
 
 
@@ -125,7 +127,18 @@ def small_disk(tmp_path):
 
 @pytest.mark.parametrize(("width", "file"), [("128", "checkpoints"), ("8", "spectrum")])
 def test_a_full_disk_is_told_and_the_run_goes_on_later(width, file, small_disk, capfd):
-    flags = ["--epochs", "2", "--width", width, "--hidden", width, "--run-dir", str(small_disk / "run")]
+    flags = [
+        "--epochs",
+        "2",
+        "--validation",
+        "0",
+        "--width",
+        width,
+        "--hidden",
+        width,
+        "--run-dir",
+        str(small_disk / "run"),
+    ]
     filler = small_disk / "filler"
     filler.write_bytes(bytes(1 if width == "128" else 10_000))
     with pytest.raises(SystemExit) as end:
@@ -140,6 +153,34 @@ def test_a_full_disk_is_told_and_the_run_goes_on_later(width, file, small_disk, 
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
     main([*flags, "--resume"])
     assert (small_disk / "run" / "summary.json").exists()
+
+
+def test_a_read_only_folder_is_told(small_disk, capsys):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for flags in (["--run-dir", str(small_disk / "run")], ["--run-dir", str(small_disk / "deeper" / "run")]):
+        with pytest.raises(SystemExit) as end:
+            main(["--epochs", "1", *flags])
+        assert end.value.code == 2
+        error = capsys.readouterr().err
+        assert "Read-only file system" in error
+        assert error.count("\n") == 1
+
+
+def test_a_full_disk_while_a_set_is_prepared_is_told(original_files, small_disk, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("SQS_CACHE_DIR", str(small_disk))
+    with pytest.raises(SystemExit) as end:
+        main(["mnist", "--data-dir", str(original_files), "--run-dir", str(tmp_path / "run")])
+    assert end.value.code == 2
+    error = capfd.readouterr().err
+    assert "No space left on device" in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_folder_may_become_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["--epochs", "1", "--run-dir", "."])
+    assert (tmp_path / "summary.json").exists()
 
 
 def test_the_module_runs_and_a_mistake_has_no_traceback():

@@ -42,6 +42,7 @@ def test_a_partial_file_keeps_the_preset(tmp_path):
         ({"weight_decay": -0.1}, "`weight_decay` is -0.1"),
         ({"seed": -1}, "`seed` is -1"),
         ({"validation": -1}, "`validation` is -1"),
+        ({"dtype": "float8"}, "`dtype` is 'float8': one of float32"),
         ({"save_every": 0}, "`save_every` is 0"),
         ({"gate": "relu", "learnable": True}, "`learnable` needs `gate` sqs"),
         ({"residual": True, "width": 8, "hidden": 4}, "`residual` needs `width` = `hidden`"),

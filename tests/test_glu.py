@@ -6,6 +6,8 @@ from scipy import special
 
 from sqs_jax import GATES, SQS, gated_linear, get_gate
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 REFERENCE = {
     "sqs": lambda u: (u - 0.01 * np.sign(u)) / (1 + 0.5 * np.abs(u)),
     "bilinear": lambda u: u,
@@ -66,6 +68,19 @@ def test_low_precision_branches_round_once_and_the_product_once(dtype):
     eps = float(jnp.finfo(dtype).eps)
     # Two roundings of one in eps/2: of a and u where float32 sums differ in the last bit, and of the result.
     np.testing.assert_allclose(np.asarray(h, np.float64), a * REFERENCE["sqs"](u), rtol=2 * eps, atol=0.02 * eps)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_products_of_the_backward_pass_are_in_the_dtype_of_x(dtype):
+    jaxpr = str(
+        jax.make_jaxpr(jax.grad(lambda *a: gated_linear(*a).astype(jnp.float32).sum(), argnums=(0, 1, 2)))(
+            *arrays(dtype=dtype)
+        )
+    )
+    products = [line for line in jaxpr.splitlines() if "dot_general" in line]
+    assert len(products) == 6
+    name = {"bfloat16": "bf16", "float16": "f16"}[jnp.dtype(dtype).name]
+    assert all(f":{name}[" in line for line in products)
 
 
 def test_biases_vectors_and_the_branch_that_is_gated():

@@ -211,7 +211,7 @@ _ON_DEVICES = """
 def test_the_same_numbers_on_1_and_on_8_devices():
     results = []
     for count in (1, 8):
-        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_PLATFORMS": "cpu"}
         environment = dict(os.environ) | flags
         command = [sys.executable, "-c", textwrap.dedent(_ON_DEVICES)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

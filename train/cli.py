@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         _run(*parse(sys.argv[1:] if args is None else args))
     except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        _fail("interrupted; a run that has begun goes on with --resume", 130)
     except InputError as error:
         _fail(str(error), 2)
     except OSError as error:
@@ -72,6 +73,8 @@ def parse(args: Sequence[str]) -> tuple[TrainConfig, Path, Places]:
     asks_help = {"-h", "--help"}
     first = _read([arg for arg in args if arg not in asks_help], Command(TrainConfig(), Places()))
     run_dir = first.files.run_dir or Path("runs") / _run_name(first.run)
+    if first.files.resume and first.files.config:
+        raise InputError("--config and --resume exclude each other: a resumed run has its own configuration")
     if first.files.resume and asks_help.isdisjoint(args):
         base = read_config(RunFolder(run_dir))
     elif first.files.config:
@@ -93,7 +96,8 @@ def _run(config: TrainConfig, run_dir: Path, places: Places) -> None:
     except NonFiniteLossError as error:
         _fail(str(error), 1)
     except Stopped as stop:
-        _fail(f"{stop}; go on with: python -m train --run-dir {run_dir} --resume", 128 + stop.number)
+        command = f"{_program()} --run-dir {shlex.quote(str(run_dir))} --resume"
+        _fail(f"{stop}; go on with: {command}", 128 + stop.number)
     test = summary["test"]
     print(f"test loss {test['loss']:.4f}  accuracy {test['accuracy']:.4f}  ({summary['seconds']:.1f} s of training)")
     for file in ("eigenvectors.png", "curves.png", "summary.json"):
@@ -107,7 +111,7 @@ def _read(args: Sequence[str], default: Command) -> Command:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
                 Command,
-                prog="python -m train",
+                prog=_program(),
                 description=_DESCRIPTION,
                 args=args,
                 default=default,
@@ -115,7 +119,7 @@ def _read(args: Sequence[str], default: Command) -> Command:
     except SystemExit as end:
         if end.code == 0:
             raise
-        _fail(f"{_one_line(complaint.getvalue())} (python -m train --help lists the flags)", 2)
+        _fail(f"{_one_line(complaint.getvalue())} ({_program()} --help lists the flags)", 2)
 
 
 def _one_line(framed: str) -> str:
@@ -130,6 +134,14 @@ def _one_line(framed: str) -> str:
     message, *rest = [lines for lines in paragraphs[1:] if lines]
     likely = [lines[1].split()[0] for lines in rest if lines[0].startswith("Perhaps")]
     return " ".join(message) + (f"; did you mean {likely[0]}?" if likely else "")
+
+
+def _program() -> str:
+    """How the command was called: from a clone's root, as an installed module, or by its installed name."""
+    main_module = getattr(sys.modules["__main__"], "__spec__", None)
+    if main_module and main_module.name == "sqs_jax.train.__main__":
+        return "python -m sqs_jax.train"
+    return "sqs" if Path(sys.argv[0]).stem == "sqs" else "python -m train"
 
 
 def _run_name(config: TrainConfig) -> str:

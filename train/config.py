@@ -65,7 +65,7 @@ class TrainConfig:
     validation: int = 200
     """Images cut from the training set for validation, the same for every seed; 0 to train on all."""
     save_every: int = 10
-    """Epochs from one checkpoint to the next; the last epoch is always saved."""
+    """Save every so many epochs; the last epoch, and one that is the best so far on validation, are saved always."""
 
 
 # The setting of the paper's image runs: arXiv 2509.01874, section 4, and the reproduction's record of it.
@@ -113,6 +113,9 @@ def check(config: TrainConfig) -> None:
         check_parameters(c=config.c, lam=config.lam, p=config.p)
     except ValueError as error:
         raise InputError(str(error)) from None
+    dtypes = get_args(get_type_hints(TrainConfig)["dtype"])
+    if config.dtype not in dtypes:
+        raise InputError(f"`dtype` is {config.dtype!r}: one of {', '.join(dtypes)} is needed")
     for name in ("hidden", "layers", "epochs", "batch_size", "save_every"):
         _in_range(config, name, least=1)
     for name in ("width", "warmup", "clip", "weight_decay", "noise_std", "validation"):

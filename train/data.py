@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import errno
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -47,7 +49,8 @@ def load(name: str, data_dir: Path | None = None, cache_dir: Path | None = None)
     Args:
       name: `digits`, a name in `SOURCES`, or `tfds:<name>`.
       data_dir: folder with the original files, in it or in a subfolder of the data set's name; default
-        `SQS_DATA_DIR`. What it lacks is downloaded. For `tfds:<name>`, the data_dir of tensorflow-datasets.
+        `SQS_DATA_DIR`. What it lacks is downloaded. For `tfds:<name>`, the data_dir of tensorflow-datasets,
+        by default its own.
       cache_dir: where prepared sets are kept; default `SQS_CACHE_DIR`, else `sqs_jax` in the user's cache.
 
     Raises InputError for a file whose checksum is wrong, for one that is neither there nor can be downloaded,
@@ -56,7 +59,9 @@ def load(name: str, data_dir: Path | None = None, cache_dir: Path | None = None)
     """
     if name == "digits":
         return _digits()
-    data_dir = data_dir or (Path(os.environ["SQS_DATA_DIR"]) if os.environ.get("SQS_DATA_DIR") else None)
+    stock = name.removeprefix("tfds:") if name.startswith("tfds:") else None
+    if not (stock or data_dir) and os.environ.get("SQS_DATA_DIR"):
+        data_dir = Path(os.environ["SQS_DATA_DIR"])
     if data_dir and not data_dir.is_dir():
         raise InputError(f"`data_dir` is {data_dir}: no such folder")
     cache_dir = cache_dir or default_cache_dir()
@@ -64,8 +69,8 @@ def load(name: str, data_dir: Path | None = None, cache_dir: Path | None = None)
     if not folder.is_dir():
         with _exclusive(folder):
             if not folder.is_dir():
-                stock = name.removeprefix("tfds:") if name.startswith("tfds:") else None
-                splits, classes = _stock(stock, data_dir) if stock else _own(SOURCES[name], data_dir, cache_dir)
+                prepare = functools.partial(_stock, stock) if stock else functools.partial(_own, SOURCES[name])
+                splits, classes = prepare(data_dir, cache_dir)
                 _save(folder, splits, classes)
     return _open(name, folder)
 
@@ -98,11 +103,13 @@ def _digits() -> Dataset:
     return Dataset("digits", DIGITS, images[train], labels[train], images[test], labels[test])
 
 
-def _own(source: Source, data_dir, cache_dir):
+def _own(source: Source, data_dir: Path | None, cache_dir: Path):
     """Prepares a set of ours with tensorflow-datasets, TensorFlow not needed, and reads it back."""
     from tensorflow_datasets.core.download import download_manager, util
 
     tfds = _tensorflow_datasets()
+    for killed in cache_dir.glob(f"tfds/{source.name}/*incomplete*"):
+        shutil.rmtree(killed)
     print(f"preparing {source.name}, once, in {cache_dir}", flush=True)
     local = _find_originals(source, data_dir)
     missing = [original for original in source.originals if original.file not in local]
@@ -140,13 +147,17 @@ def _own(source: Source, data_dir, cache_dir):
     try:
         with contextlib.redirect_stdout(None):  # it speaks of "Unknown size"
             builder.download_and_prepare(download_dir=downloads, download_config=config)
+    except RuntimeError as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(cache_dir)) from None
     except (util.DownloadError, download_manager.NonMatchingChecksumError) as error:
         what = " ".join(str(error).partition("To debug")[0].split())
         raise InputError(f"{source.name}: {what}; {_what_to_do(source, missing)}") from None
     return {split: _collect(source.name, builder.as_data_source(split)) for split in _SPLITS}, source.classes
 
 
-def _stock(name, data_dir):
+def _stock(name: str, data_dir: Path | None, cache_dir: Path):
     """Reads `tfds:<name>`, an image-classification set of tensorflow-datasets itself."""
     tfds = _tensorflow_datasets()
     try:
@@ -156,7 +167,10 @@ def _stock(name, data_dir):
     if not builder.is_prepared():
         if importlib.util.find_spec("tensorflow") is None:
             raise InputError(f"tfds:{name} is not prepared yet, and to prepare it needs TensorFlow: install tensorflow")
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare(download_dir=cache_dir / "downloads" / f"tfds-{name}")
+        except Exception as error:  # whatever a builder of others may raise
+            raise InputError(f"tfds:{name} cannot be prepared: {_first_line(error)}") from None
     features = builder.info.features
     if not (features and {"image", "label"} <= set(features) and set(_SPLITS) <= set(builder.info.splits)):
         raise InputError(f"tfds:{name} does not have `image` and `label`, and the splits `train` and `test`")

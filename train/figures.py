@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sqs_jax.analysis import plots
-from sqs_jax.analysis.eigen import Eigenpairs, extremes, spectrum
+from sqs_jax.analysis.eigen import extremes, spectrum
 from sqs_jax.analysis.interaction import GLUWeights
 from sqs_jax.modules import GLUClassifier
 from sqs_jax.train import run_folder
@@ -18,7 +18,7 @@ from sqs_jax.train.config import TrainConfig
 from sqs_jax.train.data import Dataset
 from sqs_jax.train.step import Parameters, scale_pixels, with_parameters
 
-# Beyond this, only the eigenpairs that are largest in size are kept.
+# Bytes of the eigenvectors; beyond this, only the pairs that are largest in size are kept.
 _LARGEST_SPECTRUM = 2**28
 _PROBE_IMAGES = 4096
 _SHOWN = 3
@@ -41,9 +41,10 @@ def write(
 ) -> None:
     """Writes `spectrum.npz`, `eigenvectors.png` and `curves.png` into the run's folder."""
     model = with_parameters(model, params)
-    pairs = spectrum(classifier_weights(model))
-    kept = max(1, min(pairs.values.shape[1], _LARGEST_SPECTRUM // pairs.vectors[:, 0].nbytes))
-    pairs = Eigenpairs(pairs.values[:, :kept], pairs.vectors[:, :kept])
+    weights = classifier_weights(model)
+    outputs, d = weights.out.shape[1], len(weights.w if weights.embed is None else weights.embed)
+    count = max(1, min(d, _LARGEST_SPECTRUM // (4 * outputs * d)))
+    pairs = spectrum(weights, count=count)
     buffer = io.BytesIO()
     np.savez(buffer, values=pairs.values, vectors=pairs.vectors)
     run_folder.write(run.spectrum, buffer.getvalue())

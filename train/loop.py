@@ -6,18 +6,31 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+from sqs_jax.modules import GLUClassifier
 from sqs_jax.train import run_folder
 from sqs_jax.train.checkpoint import Checkpoints, Progress
 from sqs_jax.train.config import InputError, TrainConfig, check
 from sqs_jax.train.data import Dataset, load, split_validation
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
-from sqs_jax.train.step import TrainState, data_mesh, make_epoch, make_evaluation, make_model, parameters, replicated
+from sqs_jax.train.step import (
+    Epoch,
+    Metrics,
+    TrainState,
+    all_finite,
+    data_mesh,
+    make_epoch,
+    make_evaluation,
+    make_model,
+    parameters,
+    replicated,
+)
 from sqs_jax.train.stop import Stopped, StopSignals
 
 Report = Callable[[dict[str, Any], TrainConfig, float], None]
@@ -75,84 +88,108 @@ def train(
     data = load(config.data, Path(data_dir) if data_dir else None)
     _check_sizes(config, data)
     _check_memory(data)
+    program = _prepare(config, data)
     if not resume:
         run_folder.create(run, config)
-    state, progress = _fit(config, data, run, report)
-    return _finish(config, data, run, state, progress)
+    with StopSignals() as signals:
+        state, progress = _fit(config, data, program, run, report, signals)
+        return _finish(config, data, program, run, state, progress)
 
 
-def _fit(config, data: Dataset, run, report) -> tuple[TrainState, Progress]:
-    """Trains from the last checkpoint to the last epoch."""
+class _Program(NamedTuple):
+    """What is compiled for a run, and how arrays are laid out for it."""
+
+    model: GLUClassifier
+    optimizer: optax.GradientTransformation
+    rate: optax.Schedule
+    epoch: Epoch
+    evaluate: Callable[..., Metrics]
+    everywhere: jax.sharding.NamedSharding
+
+
+def _prepare(config: TrainConfig, data: Dataset) -> _Program:
     mesh = data_mesh()
-    everywhere = replicated(mesh)
-    training, validation = split_validation(len(data.train_labels), config.validation)
-    total_steps = len(training) // config.batch_size * config.epochs
-    optimizer = make_optimizer(config, total_steps)
-    rate = learning_rate(config, total_steps)
+    steps = (len(data.train_labels) - config.validation) // config.batch_size * config.epochs
     model = make_model(config, math.prod(data.shape), len(data.classes))
-    params = parameters(model)
-    state = jax.device_put(TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32)), everywhere)
+    optimizer = make_optimizer(config, steps)
+    epoch, evaluate = make_epoch(config, model, optimizer, mesh), make_evaluation(model, mesh)
+    return _Program(model, optimizer, learning_rate(config, steps), epoch, evaluate, replicated(mesh))
+
+
+def _fit(config, data: Dataset, program: _Program, run, report: Report, signals) -> tuple[TrainState, Progress]:
+    """Trains from the last checkpoint to the last epoch."""
+    params = parameters(program.model)
+    state = TrainState(params, program.optimizer.init(params), jnp.zeros((), jnp.int32))
     checkpoints = Checkpoints(run.checkpoints, has_validation=config.validation > 0)
-    state, progress = checkpoints.restore_last(state)
+    state, progress = checkpoints.restore_last(jax.device_put(state, program.everywhere))
     run_folder.write_metrics(run, progress.history)
 
-    arrays = (np.asarray(data.train_images), np.asarray(data.train_labels), training, validation)
-    images, labels, training, validation = jax.device_put(arrays, everywhere)
-    epoch = make_epoch(config, model, optimizer, mesh)
-    evaluate = make_evaluation(model, mesh)
-    with StopSignals() as signals:
-        while progress.epoch < config.epochs:
-            start = time.perf_counter()
-            first_step = int(state.step)
-            state, losses = epoch(state, images, labels, training)
-            row = {
-                "epoch": progress.epoch + 1,
-                "step": int(state.step),
-                "learning_rate": float(np.asarray(rate(int(state.step)))),
-            }
-            row["train_loss"] = _mean_finite(np.asarray(losses), first_step, run)
-            if len(validation):
-                found = evaluate(state.params, images, labels, validation)
-                row |= {"validation_loss": float(found.loss), "validation_accuracy": float(found.accuracy)}
-            seconds = time.perf_counter() - start
-            progress = Progress(progress.epoch + 1, progress.seconds + seconds, [*progress.history, row])
-            last = progress.epoch == config.epochs
-            stop = signals.received  # read once: what comes later stops the next epoch, whose state is then saved
-            if last or stop or progress.epoch % config.save_every == 0:
-                checkpoints.save(state, progress)
-            run_folder.write_metrics(run, progress.history)
-            report(row, config, time.perf_counter() - start)
-            if stop and not last:
-                raise Stopped(stop)
+    indices = split_validation(len(data.train_labels), config.validation)
+    arrays = (np.asarray(data.train_images), np.asarray(data.train_labels), *indices)
+    arrays = jax.device_put(arrays, program.everywhere)
+    while progress.epoch < config.epochs:
+        start = time.perf_counter()
+        state, row = _one_epoch(program, state, arrays, progress.epoch + 1, run)
+        seconds = time.perf_counter() - start
+        progress = Progress(progress.epoch + 1, progress.seconds + seconds, [*progress.history, row])
+        last = progress.epoch == config.epochs
+        stop = signals.received  # read once: what comes later stops the next epoch, whose state is then saved
+        if last or stop or progress.epoch % config.save_every == 0 or _is_best(progress.history):
+            checkpoints.save(state, progress)
+        run_folder.write_metrics(run, progress.history)
+        report(row, config, time.perf_counter() - start)
+        if stop and not last:
+            raise Stopped(stop)
     return state, progress
 
 
-def _finish(config, data: Dataset, run, state: TrainState, progress: Progress) -> dict[str, Any]:
+def _one_epoch(program: _Program, state: TrainState, arrays, number: int, run) -> tuple[TrainState, dict[str, Any]]:
+    """An epoch and its evaluation; raises NonFiniteLossError before anything of it could be saved."""
+    images, labels, training, validation = arrays
+    first_step = int(state.step)
+    state, losses = program.epoch(state, images, labels, training)
+    losses, step = np.asarray(losses), int(state.step)
+    for i in np.flatnonzero(~np.isfinite(losses))[:1]:
+        raise _not_finite("train_loss", losses[i], first_step + int(i) + 1, run)
+    row = {"epoch": number, "step": step, "learning_rate": float(np.asarray(program.rate(step - 1)))}
+    row["train_loss"] = float(losses.mean(dtype=np.float64))
+    if not all_finite(state):
+        raise _not_finite("parameters", "not finite", step, run)
+    if len(validation):
+        found = program.evaluate(state.params, images, labels, validation)
+        row |= {"validation_loss": float(found.loss), "validation_accuracy": float(found.accuracy)}
+        if not math.isfinite(row["validation_loss"]):
+            raise _not_finite("validation_loss", row["validation_loss"], step, run)
+    return state, row
+
+
+def _finish(config, data: Dataset, program: _Program, run, state: TrainState, progress: Progress) -> dict[str, Any]:
     """Tests the network, once, and writes its figures; the summary, last, says that the run is complete."""
     from sqs_jax.train import figures  # matplotlib takes a while to import, and is needed only here
 
-    mesh = data_mesh()
-    model = make_model(config, math.prod(data.shape), len(data.classes))
-    test = (np.asarray(data.test_images), np.asarray(data.test_labels), np.arange(len(data.test_labels)))
-    found = make_evaluation(model, mesh)(state.params, *jax.device_put(test, replicated(mesh)))
-    summary: dict[str, Any] = {"test": {"loss": float(found.loss), "accuracy": float(found.accuracy)}}
-    last = progress.history[-1]
-    parts = ("loss", "accuracy")
+    arrays = (np.asarray(data.test_images), np.asarray(data.test_labels), np.arange(len(data.test_labels)))
+    test = program.evaluate(state.params, *jax.device_put(arrays, program.everywhere))
+    if not math.isfinite(test.loss):
+        raise _not_finite("test_loss", float(test.loss), int(state.step), run)
+    summary: dict[str, Any] = {"test": {"loss": float(test.loss), "accuracy": float(test.accuracy)}}
+    last, parts = progress.history[-1], ("loss", "accuracy")
     summary["validation"] = {part: last[f"validation_{part}"] for part in parts} if config.validation else None
     summary |= {"seconds": round(progress.seconds, 3), "epochs": progress.epoch, **run_folder.provenance()}
-    figures.write(config, data, run, model, state.params, progress.history)
-    run_folder.write(run.summary, json.dumps(summary, indent=2) + "\n")
+    figures.write(config, data, run, program.model, state.params, progress.history)
+    run_folder.write(run.summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
 
 
-def _mean_finite(losses: np.ndarray, first_step: int, run) -> float:
-    bad = np.flatnonzero(~np.isfinite(losses))
-    if len(bad):
-        raise NonFiniteLossError(
-            f"`train_loss` is {losses[bad[0]]} at step {first_step + bad[0] + 1}: stopped, the last checkpoint in "
-            f"{run.checkpoints} is kept; a lower `lr`, a larger `lam` or `clip` may help"
-        )
-    return float(losses.mean(dtype=np.float64))
+def _is_best(history: list[dict[str, Any]]) -> bool:
+    losses = [row.get("validation_loss", math.inf) for row in history]
+    return losses[-1] < min(losses[:-1], default=math.inf)
+
+
+def _not_finite(metric: str, value, step: int, run) -> NonFiniteLossError:
+    return NonFiniteLossError(
+        f"`{metric}` is {value} at step {step}: stopped, what {run.checkpoints} holds is from before; "
+        "a lower `lr`, a larger `lam` or `clip` may help"
+    )
 
 
 def _check_sizes(config: TrainConfig, data: Dataset):
@@ -160,6 +197,11 @@ def _check_sizes(config: TrainConfig, data: Dataset):
     size = len(data.train_labels)
     if config.validation >= size:
         raise InputError(f"`validation` is {config.validation}: fewer than the {size} training images are needed")
+    inputs = math.prod(data.shape)
+    if config.residual and config.width == 0 and config.hidden != inputs:
+        raise InputError(
+            f"`residual` without an embedding needs `hidden` = {inputs}, the inputs; it is {config.hidden}"
+        )
     if config.batch_size > size - config.validation:
         raise InputError(
             f"`batch_size` is {config.batch_size}: at most the {size - config.validation} training images are needed"
@@ -178,7 +220,7 @@ def _check_memory(data: Dataset):
 
 
 def _free_memory() -> int:
-    """Bytes free on a device; where it does not tell (a CPU), all of the machine's memory."""
+    """Bytes free on a device; where it does not tell (a CPU), the whole memory of the machine."""
     statistics = jax.local_devices()[0].memory_stats()
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"] - statistics["bytes_in_use"]

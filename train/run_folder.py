@@ -59,17 +59,20 @@ def check_free(run: RunFolder) -> None:
 
 
 def create(run: RunFolder, config: TrainConfig) -> None:
-    """Begins a run: its folder appears at once with the configuration in it. Raises as `check_free`."""
+    """Begins a run: its folder appears with the configuration in it. Raises as `check_free`."""
     check_free(run)
+    if run.path.is_dir():  # and empty
+        write(run.config, to_json(config))
+        return
     run.path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{run.path.name}.", dir=run.path.parent))
     try:
         partial.chmod(0o755)
         (partial / run.config.name).write_text(to_json(config))
-        partial.rename(run.path)  # onto an empty folder too, but never onto a run that began meanwhile
-    except OSError:
+        partial.rename(run.path)  # never onto a run that began meanwhile
+    except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+        raise OSError(error.errno, error.strerror, str(run.path)) from None
 
 
 def read_config(run: RunFolder) -> TrainConfig:
@@ -103,7 +106,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 def write_metrics(run: RunFolder, history: list[dict[str, Any]]) -> None:
     """The whole `metrics.jsonl`, a row an epoch."""
-    write(run.metrics, "".join(json.dumps(row) + "\n" for row in history))
+    write(run.metrics, "".join(json.dumps(row, allow_nan=False) + "\n" for row in history))
 
 
 def provenance() -> dict[str, Any]:

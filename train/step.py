@@ -35,6 +35,12 @@ class Metrics(NamedTuple):
     accuracy: jax.Array
 
 
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number in every array is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
 def data_mesh() -> Mesh:
     """All devices along one axis, `data`, over which each batch is split."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))

@@ -1,5 +1,6 @@
 """Stopping on Ctrl-C and SIGTERM without losing the epoch."""
 
+import os
 import signal
 from types import FrameType
 
@@ -37,6 +38,6 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None):
         self.received = number
-        name = signal.Signals(number).name
-        print(f"\n{name}: finishing this epoch, then saving; once more to stop at once", flush=True)
+        message = f"\n{signal.Signals(number).name}: stopping after this epoch; once more to stop at once\n"
+        os.write(2, message.encode())  # print may be what the signal has interrupted
         self.__exit__()
