@@ -122,8 +122,8 @@ def check(config: TrainConfig) -> None:
         _in_range(config, name, least=0)
     _in_range(config, "noise_prob", least=0, most=1)
     _in_range(config, "seed", least=0, most=2**31 - 1)
-    if not (math.isfinite(config.lr) and config.lr > 0):
-        raise InputError(f"`lr` is {config.lr}: a finite number > 0 is needed")
+    if not 0 < config.lr < 3.4e38:
+        raise InputError(f"`lr` is {config.lr}: a number > 0 that float32 can hold is needed")
     if config.learnable and (config.gate != "sqs" or config.c == 0 or config.lam == 0):
         raise InputError("`learnable` needs `gate` sqs with `c` and `lam` above 0")
     if config.residual and config.width not in (0, config.hidden):
