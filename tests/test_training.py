@@ -241,11 +241,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
 
 
 @pytest.mark.parametrize(
-    ("lr", "validation", "metric"), [("3e38", "0", "parameters"), ("1e38", "200", "validation_loss")]
+    ("lr", "decay", "validation", "metric"),
+    [("3e38", "10", "0", "parameters"), ("1e38", "0", "200", "validation_loss")],
 )
-def test_a_last_step_to_infinity_is_not_saved_over_what_is_good(lr, validation, metric, tmp_path, capsys):
+def test_a_last_step_to_infinity_is_not_saved_over_what_is_good(lr, decay, validation, metric, tmp_path, capsys):
     # One step an epoch: its loss is finite, what it makes of the parameters or of the next loss is not.
-    flags = ["--gate", "bilinear", "--lr", lr, "--epochs", "1", "--batch-size", "1237", "--weight-decay", "10"]
+    flags = ["--gate", "bilinear", "--lr", lr, "--epochs", "1", "--batch-size", "1237", "--weight-decay", decay]
     with pytest.raises(SystemExit) as end:
         main([*flags, "--validation", validation, "--run-dir", str(tmp_path / "run")])
     assert end.value.code == 1
