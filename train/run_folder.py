@@ -17,39 +17,18 @@ from sqs_jax.train.config import InputError, TrainConfig, from_json, to_json
 _PACKAGES = ("sqs-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 
-@dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """Names of what lies in a run's folder."""
+    """Where things lie in the folder of a run."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        return self.path / "summary.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def eigenvectors(self) -> Path:
-        return self.path / "eigenvectors.png"
-
-    @property
-    def curves(self) -> Path:
-        return self.path / "curves.png"
-
-    @property
-    def spectrum(self) -> Path:
-        return self.path / "spectrum.npz"
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = path / "config.json"
+        self.metrics = path / "metrics.jsonl"
+        self.summary = path / "summary.json"
+        self.checkpoints = path / "checkpoints"
+        self.spectrum = path / "spectrum.npz"
+        self.eigenvectors = path / "eigenvectors.png"
+        self.curves = path / "curves.png"
 
 
 def check_free(run: RunFolder) -> None:
