@@ -181,7 +181,7 @@ def measure_products(options: Options) -> list[float]:
 
 def measure_torch(options: Options) -> list[float]:
     """The loop that one writes in PyTorch: eager, the images as float32 in memory."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports] - nothing else needs it, so no extra brings it
 
     images, labels = _mnist()
     images = torch.tensor(images).float() / 255
