@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# The environment that drives the accelerator is the user's own.
+GPU_PYTHON ?= $(PYTHON)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-aot lint bench bench-gpu clean
 
 demo: $(VENV)/.train ## train the default network, and say where its pictures are
 	@if [ -f runs/demo/config.json ]; then $(RUN) -m train --run-dir runs/demo --resume; \
@@ -11,6 +13,14 @@ demo: $(VENV)/.train ## train the default network, and say where its pictures ar
 
 test: $(VENV)/.dev ## run the tests
 	$(RUN) -m pytest $(PYTEST_ARGS)
+
+# What the compilers of accelerators that are not there need to know before JAX is imported.
+AOT := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 TPU_WORKER_HOSTNAMES=localhost \
+	TPU_ACCELERATOR_TYPE=v5litepod-4 CUDA_VISIBLE_DEVICES=-1 \
+	XLA_FLAGS=--xla_gpu_fail_ptx_compilation_on_register_spilling=true
+
+test-aot: $(VENV)-aot/.done ## compile the kernels for TPUs and NVIDIA GPUs, by their real compilers, on any Linux machine
+	$(AOT) $(VENV)-aot/bin/python -m pytest tests/aot $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## ruff and pyright
 	$(RUN) -m ruff check .
@@ -20,12 +30,24 @@ lint: $(VENV)/.dev ## ruff and pyright
 bench: $(VENV)/.dev ## speed of training against a bare scan and, where it is installed, PyTorch
 	$(RUN) -m benchmarks.train
 
+bench-gpu: ## correctness, speed and memory of the kernels on this accelerator; needs jax and flax alone
+	$(GPU_PYTHON) -m benchmarks.gpu $(BENCH_ARGS)
+
 clean: ## remove the environment and what was built, but no runs
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-aot build dist *.egg-info
 
 $(VENV)/.train $(VENV)/.dev: $(VENV)/.%: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet --editable ".[$*]"
+	@touch $@
+
+# libtpu in the everyday environment would slow every start; the CUDA compilers come without the CUDA libraries.
+$(VENV)-aot/.done: pyproject.toml
+	@test -x $(VENV)-aot/bin/python || $(PYTHON) -m venv $(VENV)-aot
+	$(VENV)-aot/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-aot/bin/python -m pip install --quiet --editable . absl-py pytest "jax[tpu]>=0.10"
+	jax=$$($(VENV)-aot/bin/python -c 'import importlib.metadata as m; print(m.version("jax"))'); \
+	$(VENV)-aot/bin/python -m pip install --quiet --no-deps jax-cuda13-plugin==$$jax jax-cuda13-pjrt==$$jax nvidia-cuda-nvcc nvidia-nvvm
 	@touch $@

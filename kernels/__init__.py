@@ -1,16 +1,136 @@
-"""The choice of an implementation: the one place that knows which exist on which device."""
+"""Kernels: one file a backend, and here the choice between them.
 
-IMPLEMENTATIONS = ("xla",)
+    xla.py      every device, any order of differentiation
+    tpu.py      TPU v5e, v5p, v6e: bfloat16, float32
+    triton.py   NVIDIA, compute capability 8.0 and later: bfloat16, float16, float32
+
+`rules` holds what the two kernel backends share with autodiff, `table` the measurements that decide, and
+`python -m sqs_jax.kernels tune` measures the device that it runs on. Importing this package imports no Pallas.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from sqs_jax.kernels import table
+
+IMPLEMENTATIONS = ("xla", "pallas")
+DTYPES = {"tpu": ("bfloat16", "float32"), "triton": ("bfloat16", "float16", "float32")}
+_LARGEST_TRITON = 2**31 - 1  # elements of an array: a Triton kernel's offsets are int32
+
+_interpreted: contextvars.ContextVar[str | None] = contextvars.ContextVar("interpreted", default=None)
 
 
-def choose(implementation: str | None) -> str:
-    """The implementation to run: the caller's, or for None the best one for the device.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which kernel to run: the backend, its tile (m, k, n) or None for the backend's own, or in an interpreter."""
 
-    Raises ValueError for a name that is not in `IMPLEMENTATIONS`.
+    backend: str
+    tile: tuple[int, int, int] | None = None
+    interpret: bool = False
+
+
+def plan(
+    op: str,
+    implementation: str | None,
+    dtype,
+    shape: tuple[int, ...],
+    reason: str | None = None,
+    *,
+    residuals: str = "save",
+) -> Plan | None:
+    """The kernel to run, or None for XLA.
+
+    Args:
+      op: "gated_linear" with `shape` (m, k, n), or "gated" or "sqs" with (m, n), as `rows` tells them.
+      implementation: the caller's: "xla", "pallas", or None for what was measured to be faster on this device:
+        XLA where nothing was, and under jit over several devices, which do not share a kernel by themselves.
+      dtype: of the operands.
+      reason: why no kernel does what is asked, where the caller knows one.
+      residuals: as in `sqs_jax.gated_linear`.
+
+    Raises:
+      ValueError: an unknown implementation.
+      NotImplementedError: "pallas" where no kernel does what is asked, with the reason.
     """
-    if implementation is None:
-        return "xla"
-    if implementation not in IMPLEMENTATIONS:
+    if implementation not in (None, *IMPLEMENTATIONS):
         known = ", ".join(map(repr, IMPLEMENTATIONS))
         raise ValueError(f"`implementation` is {implementation!r}: it must be None or one of {known}")
-    return implementation
+    if implementation == "xla":
+        return None
+    backend, kind = target()
+    reason = reason or _unsupported(backend, kind, np.dtype(dtype).name, shape)
+    if reason:
+        if implementation == "pallas":
+            raise NotImplementedError(f'`implementation` is "pallas", but {reason}; "xla" does it')
+        return None
+    assert backend is not None  # else there was a reason
+    measured = table.lookup(kind, op, np.dtype(dtype).name, shape, residuals)
+    if implementation is None and not (measured and measured.wins and _whole()):
+        return None
+    return Plan(backend, measured.tile if measured else None, _interpreted.get() is not None)
+
+
+def rows(array) -> tuple[int, int]:
+    """The shape (m, n) in which a kernel sees an array (..., n): its leading axes as one."""
+    return math.prod(array.shape[:-1]), array.shape[-1] if array.ndim else 1
+
+
+def target() -> tuple[str | None, str]:
+    """The backend and the kind of the device that is compiled for: that of the mesh in use, else the default one."""
+    if _interpreted.get():
+        return _interpreted.get(), f"interpreted {_interpreted.get()}"
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device or jax.devices()[0]
+    if isinstance(device, str):  # jax_default_device may name a platform
+        device = jax.devices(device)[0]
+    kind = device.device_kind
+    if kind.startswith("TPU"):
+        return "tpu", kind
+    # Only NVIDIA's tell a capability such as 8.0; a device that is only described, not there, tells none.
+    capability = getattr(device, "compute_capability", None)
+    nvidia = "NVIDIA" in kind or str(capability).replace(".", "").isdigit()
+    if nvidia and (capability is None or float(capability) >= 8):
+        return "triton", kind
+    return None, kind
+
+
+@contextlib.contextmanager
+def interpreted(backend: str) -> Iterator[None]:
+    """Runs the kernels of `backend` ("tpu" or "triton") in Pallas' interpreter, on the CPU: slow, for tests.
+
+    What is traced inside keeps the interpreter, and what was traced before has none: no part of a jit's cache key.
+    """
+    if backend not in DTYPES:
+        raise ValueError(f"`backend` is {backend!r}: one of {', '.join(map(repr, DTYPES))} is needed")
+    token = _interpreted.set(backend)
+    try:
+        yield
+    finally:
+        _interpreted.reset(token)
+
+
+def _unsupported(backend, kind, dtype, shape) -> str | None:
+    if backend is None:
+        return f"{kind} is no TPU and no NVIDIA GPU of compute capability 8.0 or later"
+    if dtype not in DTYPES[backend]:
+        return f"the kernels of {kind} take {', '.join(DTYPES[backend])}, not {dtype}"
+    if min(shape) < 1:
+        return f"an axis of {shape} is empty"
+    largest = max(a * b for a, b in itertools.combinations(shape, 2))
+    if backend == "triton" and largest > _LARGEST_TRITON:
+        return f"an array of shape {shape} has more than {_LARGEST_TRITON} elements"
+    return None
+
+
+def _whole() -> bool:
+    """Whether the arrays are whole on one device: there is but one, or this is the inside of a `shard_map`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.axis_names and set(mesh.manual_axes) == set(mesh.axis_names):
+        return True
+    return jax.device_count() == 1

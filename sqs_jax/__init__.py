@@ -2,15 +2,27 @@
 
 from typing import TYPE_CHECKING
 
-from sqs_jax.activation import sqs, sqs_slope
-from sqs_jax.gates import GATES, SQS, get_gate
-from sqs_jax.glu import gated_linear
+from sqs_jax.activation import SQS, sqs, sqs_slope
+from sqs_jax.gates import GATES, get_gate
+from sqs_jax.glu import gated, gated_linear
+from sqs_jax.sharding import sharded_gated_linear
 
 if TYPE_CHECKING:
     from sqs_jax.modules import GLU, GLUClassifier
 
 __version__ = "0.1.0"
-__all__ = ["GATES", "GLU", "SQS", "GLUClassifier", "gated_linear", "get_gate", "sqs", "sqs_slope"]
+__all__ = [
+    "GATES",
+    "GLU",
+    "SQS",
+    "GLUClassifier",
+    "gated",
+    "gated_linear",
+    "get_gate",
+    "sharded_gated_linear",
+    "sqs",
+    "sqs_slope",
+]
 
 
 def __getattr__(name):

@@ -1,6 +1,8 @@
 """Signed Quadratic Shrink (SQS): the formula, its limits and its closed-form derivative rule."""
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from sqs_jax import kernels
+from sqs_jax.kernels.xla import arithmetic_dtype
 
 
 def sqs(
@@ -29,7 +32,8 @@ def sqs(
         traced or learnt, and its values are not checked).
       lam: shrink rate λ, ≥ 0 and finite: as `c`.
       p: exponent, ≥ 1 and finite (below 1 the slope at 0 would be unbounded): a number, never traced.
-      implementation: None (chosen for the device) or "xla".
+      implementation: "xla"; "pallas" for a kernel of this device, which needs `c` and `lam` to be numbers and
+        knows reverse mode alone; or None, which chooses by what was measured (`sqs_jax.kernels`).
 
     Returns:
       Array (...) with the dtype of `x`. Differentiable to any order, forward and reverse, in `x`, `c` and
@@ -38,14 +42,25 @@ def sqs(
     Raises:
       ValueError: a parameter out of range, a shape that does not broadcast, an unknown implementation.
       TypeError: `x` is not real floating point, or `p` is not a number.
+      NotImplementedError: "pallas" where there is no such kernel, with the reason.
 
     Source: arXiv 2509.01874, section 3.1; its "norm exponent" p is read as |x|^p.
 
     >>> sqs(jnp.array([-4.0, -0.01, 0.0, 0.5, jnp.inf]))
     Array([-1.33      , -0.        ,  0.        ,  0.39200002,  2.        ],      dtype=float32)
     """
-    kernels.choose(implementation)
+    numbers: Any = (c, lam)
     x, c, lam, p = _check(x, c, lam, p)
+    if any(isinstance(number, jax.Array) or np.ndim(number) for number in numbers):
+        gate, reason = None, "`c` and `lam` are arrays: a kernel is built for numbers"
+    else:
+        gate = SQS(float(numbers[0]), float(numbers[1]), p)
+        reason = gate.no_kernel
+    plan = kernels.plan("sqs", implementation, x.dtype, kernels.rows(x), reason)
+    if plan:
+        from sqs_jax.kernels import rules  # imports Pallas
+
+        return rules.activation(x, gate, plan)
     return _sqs(p, x, c, lam)
 
 
@@ -64,6 +79,41 @@ def sqs_slope(x: ArrayLike, *, c: ArrayLike = 0.01, lam: ArrayLike = 0.5, p: flo
     """
     x, c, lam, p = _check(x, c, lam, p)
     return _slope(*_widen(x, c, lam), p).astype(x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class SQS:
+    """`sqs` with its parameters bound: the gate to pass where the defaults are not wanted.
+
+    `c` ≥ 0, `lam` ≥ 0 and `p` ≥ 1, all finite, else ValueError. Hashable, so that jit compiles once for
+    equal parameters.
+
+    >>> SQS(lam=1.0)(jnp.array([2.0]))
+    Array([0.66333336], dtype=float32)
+    """
+
+    c: float = 0.01
+    lam: float = 0.5
+    p: float = 1.0
+
+    def __post_init__(self):
+        check_parameters(c=self.c, lam=self.lam, p=self.p)
+
+    def __call__(self, u):
+        return sqs(u, c=self.c, lam=self.lam, p=self.p)
+
+    @property
+    def no_kernel(self) -> str | None:
+        """Why no kernel computes it, or None: a power that is no product of factors spills registers."""
+        return None if float(self.p).is_integer() else f"the kernels know a whole `p`, not {self.p}"
+
+    def value(self, u):
+        """The bare formula of `sqs`, without derivative rules, in the dtype of `u`: what kernels compute."""
+        return _value(u, float(self.c), float(self.lam), float(self.p))
+
+    def slope(self, u):
+        """The bare formula of `sqs_slope`, likewise."""
+        return _slope(u, float(self.c), float(self.lam), float(self.p))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -141,6 +191,8 @@ def _shrink(r, lam, p):
     """λ·r^p, and 0 for λ = 0 even where r^p is inf."""
     if p == 0:
         return lam
+    if isinstance(lam, float) and lam:
+        return lam * _power(r, p)
     return jnp.where(lam == 0, jnp.where(jnp.isnan(r), r, 0), lam * _power(r, p))
 
 
@@ -150,11 +202,6 @@ def _power(r, p):
         return jax.lax.integer_pow(r, int(p))
     positive = r > 0
     return jnp.where(positive, jnp.where(positive, r, 1) ** p, r)
-
-
-def arithmetic_dtype(dtype) -> jnp.dtype:
-    """The dtype to compute in: float32 below float32, else the dtype itself."""
-    return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
 def _widen(x, c, lam):

@@ -1,11 +1,17 @@
 """The gated linear unit as a function of arrays."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from sqs_jax import kernels
-from sqs_jax.activation import arithmetic_dtype
-from sqs_jax.gates import Gate, get_gate
+from sqs_jax.activation import SQS
+from sqs_jax.gates import Activation, Gate, get_gate
+from sqs_jax.kernels import xla
+
+Residuals = Literal["save", "recompute"]
 
 
 def gated_linear(
@@ -16,7 +22,8 @@ def gated_linear(
     gate: str | Gate = "sqs",
     w_bias=None,
     v_bias=None,
-    implementation=None,
+    implementation: str | None = None,
+    residuals: Residuals = "save",
     precision: jax.lax.PrecisionLike = None,
 ):
     """Gated linear unit: a linear branch times a gated one.
@@ -29,42 +36,97 @@ def gated_linear(
       v: weights (d, h) of the gate branch, likewise.
       gate: σ, a name in `sqs_jax.GATES` or any elementwise callable; `SQS(c, lam, p)` sets its parameters.
       w_bias, v_bias: biases (h,) of the two branches, or None.
-      implementation: None (chosen for the device) or "xla".
-      precision: of the two products, as in `jax.lax.dot_general`.
+      implementation: "xla", which is differentiable to any order; "pallas", a kernel of this device for the gates of
+        the table, in reverse mode alone; None for the one that was measured to be faster here (`sqs_jax.kernels`).
+      residuals: what reverse mode keeps beside x and the weights. "save": a and u, so two arrays (..., h) in the dtype
+        of `x`. "recompute": nothing, and the backward pass computes both products again; the numbers are the same.
+      precision: of the products, as in `jax.lax.dot_general`.
 
     Returns:
-      Array (..., h) with the dtype of `x`, in which the products are too; XLA sums them in at least float32. a and u
-      have that dtype, then σ and their product are computed in at least float32 and rounded once.
+      Array (..., h) with the dtype of `x`, in which the products are too; they are summed in at least float32. a and u
+      have that dtype, then σ and their product are computed in at least float32 and rounded once. Remat policies know
+      a as "glu_linear" and u as "glu_gate".
 
     Raises:
-      ValueError: shapes that do not fit, an unknown gate or implementation.
+      ValueError: shapes that do not fit, an unknown gate, implementation or way with residuals.
       TypeError: dtypes that are not floating point or differ.
+      NotImplementedError: "pallas" where there is no such kernel, with the reason.
 
     Source: Dauphin et al. 2017 and Shazeer 2020 for the unit; arXiv 2509.01874, section 3 for SQS in it.
     """
-    kernels.choose(implementation)
     sigma = get_gate(gate)
     x, w, v = jnp.asarray(x), jnp.asarray(w), jnp.asarray(v)
     _check(x, w, v, w_bias, v_bias)
-    wide = arithmetic_dtype(x.dtype)
+    if residuals not in ("save", "recompute"):
+        raise ValueError(f"`residuals` is {residuals!r}: 'save' or 'recompute' is needed")
+    biases = _biases(w_bias, v_bias, w.shape[1], xla.arithmetic_dtype(x.dtype))
+    shape, reason = (kernels.rows(x)[0], *w.shape), _no_kernel(sigma, precision)
+    plan = kernels.plan("gated_linear", implementation, x.dtype, shape, reason, residuals=residuals)
+    if plan:
+        from sqs_jax.kernels import rules  # imports Pallas
 
-    def branch(weights, bias):
-        # Not asked for in float32: the products of the backward pass would then be in float32 too.
-        product = jnp.matmul(x, weights, precision=precision).astype(wide)
-        if bias is not None:
-            product += jnp.expand_dims(jnp.asarray(bias, wide), tuple(range(product.ndim - 1)))
-            product = product.astype(x.dtype).astype(wide)
-        return product
+        return rules.gated_linear(x, w, v, biases, sigma, plan, residuals, precision)
 
-    return (branch(w, w_bias) * sigma(branch(v, v_bias))).astype(x.dtype)
+    def layer(x, w, v, biases):
+        a, u = xla.products(x, w, v, biases, precision)
+        return gated(checkpoint_name(a, "glu_linear"), checkpoint_name(u, "glu_gate"), gate=sigma, implementation="xla")
+
+    return (layer if residuals == "save" else jax.checkpoint(layer))(x, w, v, biases)
+
+
+def gated(a, u, *, gate: str | Gate = "sqs", implementation: str | None = None):
+    """The elementwise half of a gated linear unit, for products that are made elsewhere: h = a ⊙ σ(u).
+
+    Args:
+      a, u: arrays (...) of one shape and dtype, float16, bfloat16, float32 or float64.
+      gate, implementation: as in `gated_linear`.
+
+    Returns:
+      Array (...) with the dtype of `a`, computed in at least float32 and rounded once. Reverse mode keeps a and u.
+
+    Raises as `gated_linear`.
+
+    >>> gated(jnp.array([3.0, 3.0]), jnp.array([-1.0, 2.0]), gate="relu")
+    Array([0., 6.], dtype=float32)
+    """
+    sigma = get_gate(gate)
+    a, u = jnp.asarray(a), jnp.asarray(u)
+    _check_operands(a=a, u=u)
+    if u.shape != a.shape:
+        raise ValueError(f"`u` has shape {u.shape}: that of `a`, {a.shape}, is needed")
+    plan = kernels.plan("gated", implementation, a.dtype, kernels.rows(a), _no_kernel(sigma))
+    if plan:
+        from sqs_jax.kernels import rules  # imports Pallas
+
+        return rules.gated(a, u, sigma, plan)
+
+    # What is kept of a checkpoint is what goes in: a and u in their own dtype, not what the gate made of them.
+    @jax.checkpoint
+    def product(a, u):
+        wide = xla.arithmetic_dtype(a.dtype)
+        return (a.astype(wide) * sigma(u.astype(wide))).astype(a.dtype)
+
+    return product(a, u)
+
+
+def _no_kernel(gate: Gate, precision=None) -> str | None:
+    """Why no kernel can be built, or None."""
+    if not isinstance(gate, SQS | Activation):
+        return f"the gate {gate!r} is not one of the table, whose slopes are known, with numbers as parameters"
+    if precision not in (None, "default", "highest", jax.lax.Precision.DEFAULT, jax.lax.Precision.HIGHEST):
+        return f"the kernels know the `precision` None, 'default' and 'highest', not {precision!r}"
+    return gate.no_kernel
+
+
+def _biases(w_bias, v_bias, h: int, dtype) -> tuple[jax.Array, ...]:
+    """Both biases, or none; one that is missing beside the other is 0."""
+    if w_bias is None and v_bias is None:
+        return ()
+    return tuple(jnp.zeros(h, dtype) if bias is None else jnp.asarray(bias, dtype) for bias in (w_bias, v_bias))
 
 
 def _check(x, w, v, w_bias, v_bias):
-    for name, array in (("x", x), ("w", w), ("v", v)):
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise TypeError(f"`{name}` has dtype {array.dtype}: a real floating-point dtype is needed")
-        if array.dtype != x.dtype:
-            raise TypeError(f"`{name}` has dtype {array.dtype}: that of `x`, {x.dtype}, is needed")
+    _check_operands(x=x, w=w, v=v)
     if w.ndim != 2:
         raise ValueError(f"`w` has shape {w.shape}: (d, h) is needed")
     if v.shape != w.shape:
@@ -74,3 +136,13 @@ def _check(x, w, v, w_bias, v_bias):
     for name, bias in (("w_bias", w_bias), ("v_bias", v_bias)):
         if bias is not None and jnp.shape(bias) != w.shape[1:]:
             raise ValueError(f"`{name}` has shape {jnp.shape(bias)}: {w.shape[1:]} is needed")
+
+
+def _check_operands(**arrays):
+    """Raises TypeError unless all are of one real floating-point dtype."""
+    (first, wanted), *_ = arrays.items()
+    for name, array in arrays.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(f"`{name}` has dtype {array.dtype}: a real floating-point dtype is needed")
+        if array.dtype != wanted.dtype:
+            raise TypeError(f"`{name}` has dtype {array.dtype}: that of `{first}`, {wanted.dtype}, is needed")

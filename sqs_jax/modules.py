@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sqs_jax.activation import sqs
-from sqs_jax.gates import SQS, Gate, get_gate
-from sqs_jax.glu import gated_linear
+from sqs_jax.activation import SQS, sqs
+from sqs_jax.gates import Gate, get_gate
+from sqs_jax.glu import Residuals, gated_linear
 
 _init = nnx.initializers.lecun_normal()
 
@@ -24,7 +24,7 @@ class GLU(nnx.Module):
       learnable: makes c and λ of an SQS gate parameters, one each: c = softplus(`c_raw`), λ = softplus(`lam_raw`),
         so that they stay positive.
       dtype: of the computation; None for that of the parameters, float32.
-      implementation: as in `gated_linear`.
+      implementation, residuals: as in `gated_linear`.
       rngs: of the initial weights, LeCun normal.
 
     Raises ValueError for widths below 1, for `learnable` with a gate other than SQS, or with a c or λ of 0,
@@ -41,12 +41,14 @@ class GLU(nnx.Module):
         learnable: bool = False,
         dtype=None,
         implementation: str | None = None,
+        residuals: Residuals = "save",
         rngs: nnx.Rngs,
     ):
         check_positive(d=d, h=h)
         self.gate = get_gate(gate)
         self.dtype = dtype
         self.implementation = implementation
+        self.residuals: Residuals = residuals
         self.w = nnx.Param(_init(rngs.params(), (d, h), jnp.float32))
         self.v = nnx.Param(_init(rngs.params(), (d, h), jnp.float32))
         self.w_bias = nnx.Param(jnp.zeros(h)) if bias else None
@@ -67,6 +69,7 @@ class GLU(nnx.Module):
             w_bias=None if self.w_bias is None else _cast(self.w_bias, self.dtype),
             v_bias=None if self.v_bias is None else _cast(self.v_bias, self.dtype),
             implementation=self.implementation,
+            residuals=self.residuals,
         )
 
     def sigma(self) -> Gate:
@@ -88,7 +91,7 @@ class GLUClassifier(nnx.Module):
       layers: number of GLU layers, ≥ 1.
       residual: adds its input to the output of each GLU layer; all widths must then be equal.
       bias: adds biases to the GLU layers and the head.
-      gate, learnable, dtype, implementation, rngs: as in `GLU`.
+      gate, learnable, dtype, implementation, residuals, rngs: as in `GLU`.
 
     Called with x (..., inputs), it returns float32 logits (..., outputs). Raises ValueError for widths below 1
     and for a residual stream whose width changes.
@@ -110,6 +113,7 @@ class GLUClassifier(nnx.Module):
         learnable: bool = False,
         dtype=None,
         implementation: str | None = None,
+        residuals: Residuals = "save",
         rngs: nnx.Rngs,
     ):
         check_positive(inputs=inputs, outputs=outputs, hidden=hidden, layers=layers)
@@ -129,6 +133,7 @@ class GLUClassifier(nnx.Module):
                 learnable=learnable,
                 dtype=dtype,
                 implementation=implementation,
+                residuals=residuals,
                 rngs=rngs,
             )
             for layer in range(layers)

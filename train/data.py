@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from sqs_jax.cache import default_cache_dir
 from sqs_jax.train.config import InputError
 from sqs_jax.train.sources import DIGITS, SOURCES, Original, Source
 
@@ -73,13 +74,6 @@ def load(name: str, data_dir: Path | None = None, cache_dir: Path | None = None)
                 splits, classes = prepare(data_dir, cache_dir)
                 _save(folder, splits, classes)
     return _open(name, folder)
-
-
-def default_cache_dir() -> Path:
-    """`SQS_CACHE_DIR`, else `sqs_jax` in `XDG_CACHE_HOME` or `~/.cache`."""
-    if os.environ.get("SQS_CACHE_DIR"):
-        return Path(os.environ["SQS_CACHE_DIR"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sqs_jax"
 
 
 def split_validation(size: int, validation: int) -> tuple[np.ndarray, np.ndarray]:

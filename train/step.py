@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from sqs_jax.gates import SQS
+from sqs_jax.activation import SQS
 from sqs_jax.modules import GLUClassifier
 from sqs_jax.train.config import TrainConfig
 

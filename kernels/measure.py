@@ -1,0 +1,122 @@
+"""Measuring XLA and the kernels on the device at hand: what `tune` writes into a table, and the benchmark's clock."""
+
+import contextlib
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+
+from sqs_jax import kernels
+from sqs_jax.activation import SQS
+from sqs_jax.glu import gated, gated_linear
+from sqs_jax.kernels import rules, tpu, triton
+from sqs_jax.kernels.table import Measurement
+
+_BACKENDS = {"tpu": tpu, "triton": triton}
+PASSES = ("forward", "training")
+
+
+def milliseconds(function: Callable, arrays, *, repeats: int = 20) -> list[float]:
+    """Milliseconds of `repeats` calls of a compiled function on arrays of the device, after one that warms up.
+
+    Each is a queue of calls that takes some 10 ms at least, so that the time to launch one is hidden, as in training.
+    """
+    jax.block_until_ready(function(*arrays))
+    start = time.perf_counter()
+    jax.block_until_ready(function(*arrays))
+    queue = max(1, int(0.01 / (time.perf_counter() - start)))
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(queue - 1):
+            function(*arrays)
+        jax.block_until_ready(function(*arrays))
+        found.append(1e3 * (time.perf_counter() - start) / queue)
+    return found
+
+
+def passes(function: Callable) -> dict[str, Callable]:
+    """The compiled passes of a function whose last argument is the cotangent of its result: forward, and both."""
+
+    def forward(*arrays):
+        return function(*arrays[:-1])
+
+    def training(*arrays):
+        result, pullback = jax.vjp(function, *arrays[:-1])
+        return result, pullback(arrays[-1])
+
+    return {"forward": jax.jit(forward), "training": jax.jit(training)}
+
+
+def operands(op: str, shape: tuple[int, ...], dtype) -> list[jax.Array]:
+    """Random arrays for `gated_linear` (x, w, v), `gated` (a, u) or `sqs` (x), and the cotangent of the result."""
+    if op == "gated_linear":
+        m, k, n = shape
+        shapes = [(m, k), (k, n), (k, n), (m, n)]
+    else:
+        shapes = [shape] * {"gated": 3, "sqs": 2}[op]
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    scale = shape[1] ** -0.5 if op == "gated_linear" else 1.0
+    draw = functools.partial(jax.random.normal, dtype=jnp.float32)
+    return [
+        (draw(key, s) * (scale if op == "gated_linear" and 0 < i < 3 else 1)).astype(dtype)
+        for i, (key, s) in enumerate(zip(keys, shapes, strict=True))
+    ]
+
+
+def measure(op: str, shape: tuple[int, ...], dtype: str, *, repeats: int = 20) -> Iterator[Measurement]:
+    """Measures an operation, XLA beside each kernel and tile; for `gated_linear`, both ways with residuals.
+
+    The tile that is kept is the one whose worse pass is best.
+    """
+    backend, gate = kernels.target()[0], SQS()
+    if backend is None:
+        raise NotImplementedError("this device has no kernels: there is nothing to measure")
+    arrays = operands(op, shape, dtype)
+    for residuals in ("save", "recompute") if op == "gated_linear" else ("save",):
+        xla = _times(_operation(op, gate, residuals, None), arrays, repeats)
+        tiles = _BACKENDS[backend].candidates(*shape, dtype) if op == "gated_linear" else [None]
+        tried = {}
+        for tile in tiles:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # a tile that does not fit this device
+                tried[tile] = _times(_operation(op, gate, residuals, _plan(backend, tile)), arrays, repeats)
+        if not tried:
+            raise NotImplementedError(f"no tile of {tiles} compiles for {op} {shape} {dtype} on this device")
+        best = min(tried, key=lambda tile: max(tried[tile][name] / xla[name] for name in PASSES))
+        yield Measurement(op, dtype, shape, residuals, best, xla, tried[best])
+
+
+def _plan(backend, tile):
+    return kernels.Plan(backend, tile, kernels.target()[1].startswith("interpreted"))
+
+
+def _operation(op, gate, residuals, plan):
+    """A function of the operation's arrays: by XLA without a plan."""
+    if op == "gated_linear":
+        if plan:
+            return lambda x, w, v: rules.gated_linear(x, w, v, (), gate, plan, residuals, None)
+        return functools.partial(gated_linear, gate=gate, implementation="xla", residuals=residuals)
+    if op == "gated":
+        if plan:
+            return lambda a, u: rules.gated(a, u, gate, plan)
+        return functools.partial(gated, gate=gate, implementation="xla")
+    return (lambda x: rules.activation(x, gate, plan)) if plan else gate
+
+
+def _times(function, arrays, repeats) -> dict[str, float]:
+    compiled = passes(function)
+    return {name: statistics.median(milliseconds(compiled[name], arrays, repeats=repeats)) for name in PASSES}
+
+
+def grid(rows: Iterable[int], inputs: Iterable[int]) -> list[tuple[str, tuple[int, ...]]]:
+    """The operations and shapes that tuning covers: h = 4 d, as in a Transformer, and the elementwise ones."""
+    shapes = [(m, k, 4 * k) for m in rows for k in inputs]
+    elementwise = [(m, n) for m, _, n in shapes]
+    return [
+        *(("gated_linear", shape) for shape in shapes),
+        *(("gated", shape) for shape in elementwise),
+        *(("sqs", shape) for shape in elementwise),
+    ]

@@ -1,0 +1,100 @@
+"""Tables of measurements: by device, operation, dtype and class of shape, what XLA and the best kernel took.
+
+A table is a JSON file a device kind: `{"device": …, "versions": …, "entries": [row, …]}`, each row the fields of
+`Measurement`. The user's own, in the cache folder, goes before the one in this folder's `tuning/`.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from sqs_jax.cache import default_cache_dir
+
+_OURS = Path(__file__).parent / "tuning"
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """Milliseconds of one operation, by pass ("forward", and "training" for forward and backward together)."""
+
+    op: str
+    """"gated_linear", "gated" or "sqs"."""
+    dtype: str
+    shape: tuple[int, ...]
+    """(m, k, n), or (m, n) for the elementwise ones."""
+    residuals: str
+    """"save" or "recompute"; "save" where there is no choice."""
+    tile: tuple[int, int, int] | None
+    """The best tile of the kernel, where it has a choice."""
+    xla_ms: dict[str, float]
+    pallas_ms: dict[str, float]
+
+    @property
+    def wins(self) -> bool:
+        """Whether the kernel is no slower than XLA in any pass."""
+        return all(self.pallas_ms[name] <= time for name, time in self.xla_ms.items())
+
+
+def lookup(kind: str, op: str, dtype: str, shape: tuple[int, ...], residuals: str) -> Measurement | None:
+    """The measurement for this shape's class, or None: sizes are of one class where log2 rounds to the same."""
+    for path in (user_path(kind), _OURS / _file_name(kind)):
+        found = _read(path).get((op, dtype, _shape_class(shape), residuals))
+        if found:
+            return found
+    return None
+
+
+def user_path(kind: str) -> Path:
+    """Where the user's own table for a kind of device lies."""
+    return default_cache_dir() / "tuning" / _file_name(kind)
+
+
+def write(kind: str, measurements: list[Measurement], versions: dict[str, str]) -> Path:
+    """Writes the user's table, in which new rows replace old ones of the same class, and returns its path."""
+    path = user_path(kind)
+    rows = _read(path) | _by_class(measurements)
+    content = {"device": kind, "versions": versions, "entries": [dataclasses.asdict(row) for row in rows.values()]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(path)
+    _read.cache_clear()
+    return path
+
+
+Class = tuple[str, str, tuple[int, ...], str]
+
+
+@functools.cache
+def _read(path: Path) -> dict[Class, Measurement]:
+    if not path.is_file():
+        return {}
+    try:
+        return _by_class([_measurement(row) for row in json.loads(path.read_text())["entries"]])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"the tuning table {path} cannot be read ({error!r}): remove it, or measure again with "
+            "python -m sqs_jax.kernels tune"
+        ) from None
+
+
+def _measurement(row: dict[str, Any]) -> Measurement:
+    tile = row["tile"]
+    return Measurement(**row | {"shape": tuple(row["shape"]), "tile": tuple(tile) if tile else None})
+
+
+def _by_class(measurements: list[Measurement]) -> dict[Class, Measurement]:
+    return {(row.op, row.dtype, _shape_class(row.shape), row.residuals): row for row in measurements}
+
+
+def _shape_class(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(round(math.log2(size)) for size in shape)
+
+
+def _file_name(kind: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-") + ".json"

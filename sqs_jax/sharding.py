@@ -1,0 +1,64 @@
+"""The gated linear unit on arrays that lie over several devices."""
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from sqs_jax.gates import Gate
+from sqs_jax.glu import Residuals, gated_linear
+
+
+def sharded_gated_linear(
+    x,
+    w,
+    v,
+    *,
+    mesh: Mesh,
+    data: str | None = "data",
+    model: str | None = "model",
+    gate: str | Gate = "sqs",
+    w_bias=None,
+    v_bias=None,
+    implementation: str | None = None,
+    residuals: Residuals = "save",
+    precision: jax.lax.PrecisionLike = None,
+) -> jax.Array:
+    """`gated_linear` with the first axis of x over one axis of a mesh and the units of w and v over another.
+
+    A kernel does not share its work over devices by itself; here each device runs one on its own rows and units. The
+    forward pass needs no communication. The backward pass sums the gradient of x over `model`, and those of the
+    weights and biases over `data`.
+
+    Args:
+      x: inputs (n, ..., d), n divisible by the devices along `data`.
+      w, v: weights (d, h), h divisible by the devices along `model`.
+      mesh: of the devices.
+      data, model: names of its axes; None where the rows, or the units, are not shared.
+      others: as in `gated_linear`.
+
+    Returns:
+      Array (n, ..., h), its first axis over `data` and its last over `model`.
+
+    Raises ValueError for an axis that the mesh lacks and for sizes that do not divide; else as `gated_linear`.
+    """
+    for name, axis, size in (("data", data, x.shape[0]), ("model", model, w.shape[-1])):
+        if axis is not None and axis not in mesh.shape:
+            raise ValueError(f"`{name}` is {axis!r}: one of the mesh's axes {mesh.axis_names} or None is needed")
+        if axis is not None and size % mesh.shape[axis]:
+            raise ValueError(f"{size} do not divide over the {mesh.shape[axis]} devices of the mesh's axis {axis!r}")
+    if x.ndim < 2:
+        raise ValueError(f"`x` has shape {x.shape}: (n, ..., d) is needed")
+    settings = {"gate": gate, "implementation": implementation, "residuals": residuals, "precision": precision}
+    given = {name: bias for name, bias in (("w_bias", w_bias), ("v_bias", v_bias)) if bias is not None}
+
+    def local(x, w, v, biases):
+        return gated_linear(x, w, v, **biases, **settings)
+
+    units = PartitionSpec(None, model)
+    rest = (None,) * (x.ndim - 2)
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(PartitionSpec(data, *rest, None), units, units, dict.fromkeys(given, PartitionSpec(model))),
+        out_specs=PartitionSpec(data, *rest, model),
+        check_vma=False,  # Pallas' interpreter for GPU kernels does not know of it; the sums are the same
+    )(x, w, v, given)
