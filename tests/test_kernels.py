@@ -108,7 +108,7 @@ def test_other_parameters_of_sqs(backend, gate):
         (slope,) = pullback(g)
     by_xla, pullback = jax.vjp(lambda x: sqs(x, **settings, implementation="xla"), x)
     np.testing.assert_allclose(value, by_xla, rtol=2e-6, atol=1e-7)
-    np.testing.assert_allclose(slope, pullback(g)[0], rtol=2e-6, atol=1e-7)
+    np.testing.assert_allclose(slope, pullback(g)[0], rtol=2e-6, atol=1e-6)  # the terms of the slope cancel near its 0
 
 
 def gradients_in_float64(x, w, v, biases, g):

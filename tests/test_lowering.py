@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,9 @@ DEVICES = {"tpu": ("TPU v5 lite", 1, "tpu"), "triton": ("NVIDIA H100", 132, "cud
 
 def lowered(function, backend, *shapes, dtype="bfloat16"):
     kind, cores, platform = DEVICES[backend]
-    device = mesh_lib.AbstractDevice(device_kind=kind, num_cores=cores, platform=platform)
+    fields = {"device_kind": kind, "num_cores": cores, "platform": platform}
+    known = inspect.signature(mesh_lib.AbstractDevice).parameters  # JAX 0.10.0 has no platform
+    device = mesh_lib.AbstractDevice(**{name: value for name, value in fields.items() if name in known})
     structs = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device)):
         return jax.jit(function).trace(*structs).lower(lowering_platforms=(platform,)).as_text()
