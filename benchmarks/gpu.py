@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.memory import plain
 from sqs_jax import GATES, gated, gated_linear, kernels, sqs
 from sqs_jax.kernels.measure import PASSES, milliseconds, operands, passes
 
@@ -156,10 +157,6 @@ def _row(shape, variant, part, times):
 
 def variants(shape, dtype) -> dict:
     """The functions (x, w, v) → h that are compared, by name."""
-
-    def plain(x, w, v):
-        u = x @ v
-        return (x @ w) * ((u - 0.01 * jnp.sign(u)) / (1 + 0.5 * jnp.abs(u)))
 
     found = {
         "xla": functools.partial(gated_linear, implementation="xla"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import special
 
+from benchmarks import memory
 from sqs_jax import GATES, GLU, SQS, gated, gated_linear, kernels, sqs
 from sqs_jax.kernels import epilogues
 
@@ -174,35 +175,15 @@ def test_what_reverse_mode_keeps(backend):
 
 
 def test_a_scan_of_layers_keeps_half_of_what_plain_autodiff_keeps():
-    rows, width, item = 256, 128, 4
-
-    def plain(x, w, v):
-        u = x @ v
-        return (x @ w) * ((u - 0.01 * jnp.sign(u)) / (1 + 0.5 * jnp.abs(u)))
-
-    def bytes_a_layer(layer):
-        def temporary(layers):
-            def loss(x, weights):
-                return jax.lax.scan(lambda x, pair: (layer(x, *pair), None), x, weights)[0].sum()
-
-            weights = (jax.ShapeDtypeStruct((layers, width, width), jnp.float32),) * 2
-            x = jax.ShapeDtypeStruct((rows, width), jnp.float32)
-            analysis = jax.jit(jax.grad(loss, (0, 1))).lower(x, weights).compile().memory_analysis()
-            assert analysis is not None
-            return analysis.temp_size_in_bytes
-
-        return (temporary(24) - temporary(8)) / 16
-
-    array = rows * width * item
     found = {}
     for residuals in ("save", "recompute"):
-        found["xla", residuals] = bytes_a_layer(functools.partial(gated_linear, residuals=residuals))
+        found["xla", residuals] = memory.arrays_a_layer(functools.partial(gated_linear, residuals=residuals))
         with kernels.interpreted("triton"):
             kernel = functools.partial(gated_linear, residuals=residuals, implementation="pallas")
-            found["pallas", residuals] = bytes_a_layer(kernel)
-    for (_, residuals), size in found.items():
-        assert size <= {"save": 3, "recompute": 1}[residuals] * array * 1.01  # a, u and x; or x alone
-    assert found["xla", "save"] <= 0.55 * bytes_a_layer(plain)
+            found["pallas", residuals] = memory.arrays_a_layer(kernel)
+    for (_, residuals), arrays in found.items():
+        assert arrays <= {"save": 3, "recompute": 1}[residuals] * 1.01  # a, u and x; or x alone
+    assert found["xla", "save"] <= 0.55 * memory.arrays_a_layer(memory.plain)
 
 
 @pytest.mark.parametrize("backend", kernels.DTYPES)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from benchmarks import memory
 from sqs_jax import GATES, SQS, gated_linear, kernels, sharded_gated_linear, sqs
 from sqs_jax.kernels import epilogues
 
@@ -149,29 +150,13 @@ def test_the_kernel_keeps_its_products_out_of_memory(target):
 
 
 def test_a_scan_in_bfloat16_keeps_a_u_and_x_of_each_layer(v5e):
-    rows = width = 1024
-
-    def plain(x, w, v):
-        u = x @ v
-        return (x @ w) * ((u - 0.01 * jnp.sign(u)) / (1 + 0.5 * jnp.abs(u)))
-
-    def bytes_a_layer(function):
-        def temporary(layers):
-            def loss(x, w, v):
-                last, _ = jax.lax.scan(lambda x, pair: (function(x, *pair), None), x, (w, v))
-                return last.astype(jnp.float32).sum()
-
-            weights = (layers, width, width)
-            compiled = v5e.compile(jax.grad(loss, (0, 1, 2)), (rows, width), weights, weights)
-            return compiled.memory_analysis().temp_size_in_bytes
-
-        return (temporary(12) - temporary(4)) / 8
-
-    array = 2 * rows * width
-    by_autodiff = bytes_a_layer(plain)
+    arrays = functools.partial(
+        memory.arrays_a_layer, rows=1024, width=1024, dtype="bfloat16", compiled=v5e.compile, layers=(4, 12)
+    )
+    by_autodiff = arrays(memory.plain)
     for implementation in ("xla", "pallas"):
-        kept = bytes_a_layer(functools.partial(gated_linear, implementation=implementation))
-        assert kept <= 3 * array * 1.01
+        kept = arrays(functools.partial(gated_linear, implementation=implementation))
+        assert kept <= 3 * 1.01
         assert kept <= 0.55 * by_autodiff
 
 
