@@ -1,6 +1,7 @@
 """Shapes, tiles and costs that the Pallas backends share."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 
@@ -14,6 +15,11 @@ def largest_tile(size: int, limit: int, step: int) -> int:
         return size
     dividing = [tile for tile in range(limit - limit % step, limit // 2 - 1, -step) if size % tile == 0]
     return dividing[0] if dividing else limit
+
+
+def dot_precision(dtype, precision) -> jax.lax.PrecisionLike:
+    """Of a product with float32 sums: those of 16-bit numbers are exact, and a compiler refuses to be asked for more."""
+    return precision if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
 def struct(shape, like) -> jax.ShapeDtypeStruct:

@@ -6,7 +6,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sqs_jax.kernels import epilogues
-from sqs_jax.kernels.shapes import cost, largest_tile, struct
+from sqs_jax.kernels.shapes import cost, dot_precision, largest_tile, struct
 
 _LANES = 128
 
@@ -14,13 +14,13 @@ _LANES = 128
 def tiles(m: int, k: int, n: int, dtype) -> tuple[int, int, int]:
     """Default tile (m, k, n) of the two products: two accumulators and all buffers within 16 MiB of VMEM (v5e)."""
     small = jnp.dtype(dtype).itemsize == 2
-    return largest_tile(m, 512 if small else 256, 8), largest_tile(k, 512, _LANES), largest_tile(n, 512, _LANES)
+    return largest_tile(m, 512 if small else 256, 16), largest_tile(k, 512, _LANES), largest_tile(n, 512, _LANES)
 
 
 def candidates(m: int, k: int, n: int, dtype) -> list[tuple[int, int, int]]:
     """The tiles that tuning tries."""
     sizes = ((512, 512, 512), (256, 512, 512), (512, 1024, 256), (256, 1024, 512), (1024, 512, 256), (256, 256, 256))
-    found = [(largest_tile(m, a, 8), largest_tile(k, b, _LANES), largest_tile(n, c, _LANES)) for a, b, c in sizes]
+    found = [(largest_tile(m, a, 16), largest_tile(k, b, _LANES), largest_tile(n, c, _LANES)) for a, b, c in sizes]
     return list(dict.fromkeys([tiles(m, k, n, dtype), *found]))
 
 
@@ -33,7 +33,7 @@ def dual_product(epilogue, gate, x, w, v, biases, extra, precision, *, tile=None
     (m, k), n, dtype = x.shape, w.shape[1], x.dtype
     tile_m, tile_k, tile_n = tile or tiles(m, k, n, dtype)
     last = pl.cdiv(k, tile_k) - 1
-    outputs = epilogues.OUTPUTS[epilogue]
+    outputs, precision = epilogues.OUTPUTS[epilogue], dot_precision(dtype, precision)
 
     def kernel(x_ref, w_ref, v_ref, *rest):
         (*inputs, acc_a, acc_u), step = rest, pl.program_id(2)
@@ -89,7 +89,7 @@ def elementwise(epilogue, gate, arrays, *, interpret=False):
     """An epilogue on arrays (m, n) of one dtype, in float32, rounded once."""
     (m, n), dtype = arrays[0].shape, arrays[0].dtype
     outputs = epilogues.OUTPUTS[epilogue]
-    tile = largest_tile(m, 256, 8), largest_tile(n, 512, _LANES)
+    tile = largest_tile(m, 256, 16), largest_tile(n, 512, _LANES)
 
     def kernel(*refs):
         results = epilogue(gate, *(ref[...].astype(jnp.float32) for ref in refs[: len(arrays)]))

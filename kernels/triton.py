@@ -6,7 +6,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from sqs_jax.kernels import epilogues
-from sqs_jax.kernels.shapes import cost, struct
+from sqs_jax.kernels.shapes import cost, dot_precision, struct
 
 _GROUP = 8  # rows of tiles that run side by side, so that they find the weights in the L2 cache
 _BLOCK = 1024  # elements a program, of an elementwise kernel
@@ -35,8 +35,10 @@ def dual_product(epilogue, gate, x, w, v, biases, extra, precision, *, tile=None
     """
     (m, k), n, dtype = x.shape, w.shape[1], x.dtype
     tile_m, tile_k, tile_n = tile or tiles(m, k, n, dtype)
+    if dtype == jnp.float32 and precision in ("highest", jax.lax.Precision.HIGHEST):
+        tile_m, tile_k, tile_n = (min(size, 32) for size in (tile_m, tile_k, tile_n))  # larger ones spill registers
     rows, columns = pl.cdiv(m, tile_m), pl.cdiv(n, tile_n)
-    outputs = epilogues.OUTPUTS[epilogue]
+    outputs, precision = epilogues.OUTPUTS[epilogue], dot_precision(dtype, precision)
 
     def kernel(x_ref, w_ref, v_ref, *rest):
         bias_refs, rest = rest[: len(biases)], rest[len(biases) :]

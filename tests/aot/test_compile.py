@@ -135,6 +135,13 @@ def test_sqs_compiles_for_other_exponents(target):
             target.compile(layer(gate=SQS(p=p)), *operands(256, 256, 256), dtype=dtype)
 
 
+def test_the_highest_precision_compiles(target):
+    for dtype in kernels.DTYPES[target.backend]:
+        for residuals in ("save", "recompute"):
+            function = layer(precision="highest", residuals=residuals)
+            target.compile(training(function), *operands(513, 600, 1000), (513, 1000), dtype=dtype)
+
+
 def test_biases_compile(target):
     def with_biases(x, w, v, b):
         return layer(w_bias=b, v_bias=b)(x, w, v)
