@@ -18,7 +18,7 @@ def largest_tile(size: int, limit: int, step: int) -> int:
 
 
 def dot_precision(dtype, precision) -> jax.lax.PrecisionLike:
-    """Of a product with float32 sums: those of 16-bit numbers are exact, and a compiler refuses to be asked for more."""
+    """Of a product with float32 sums: those of 16-bit numbers are exact, and compilers refuse to be asked for more."""
     return precision if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
