@@ -2,7 +2,7 @@
 
     xla.py      every device, any order of differentiation
     tpu.py      TPU v5e, v5p, v6e: bfloat16, float32
-    triton.py   NVIDIA, compute capability 8.0 and later: bfloat16, float16, float32
+    triton.py   NVIDIA, compute capability 8.0 to 9.0: bfloat16, float16, float32
 
 `rules` holds what the two kernel backends share with autodiff, `table` the measurements that decide, and
 `python -m sqs_jax.kernels tune` measures the device that it runs on. Importing this package imports no Pallas.
@@ -22,7 +22,7 @@ from sqs_jax.kernels import table
 
 IMPLEMENTATIONS = ("xla", "pallas")
 DTYPES = {"tpu": ("bfloat16", "float32"), "triton": ("bfloat16", "float16", "float32")}
-_LARGEST_TRITON = 2**31 - 1  # elements of an array: a Triton kernel's offsets are int32
+LARGEST = 2**31 - 1  # elements of an array: a Triton kernel's offsets are int32
 
 _interpreted: contextvars.ContextVar[str | None] = contextvars.ContextVar("interpreted", default=None)
 
@@ -39,21 +39,26 @@ class Plan:
 def plan(
     op: str,
     implementation: str | None,
-    dtype,
+    x: jax.Array,
     shape: tuple[int, ...],
+    gate,
     reason: str | None = None,
     *,
     residuals: str = "save",
+    exact: bool = False,
 ) -> Plan | None:
     """The kernel to run, or None for XLA.
 
     Args:
       op: "gated_linear" with `shape` (m, k, n), or "gated" or "sqs" with (m, n), as `rows` tells them.
       implementation: the caller's: "xla", "pallas", or None for what was measured to be faster on this device:
-        XLA where nothing was, and under jit over several devices, which do not share a kernel by themselves.
-      dtype: of the operands.
+        XLA where nothing was, and where the arrays may lie over several devices, which do not share a kernel by
+        themselves.
+      x: one of the operands: its dtype counts, and where it lies, if it is no tracer.
+      gate: an `SQS` or an `Activation` of the table, under whose name measurements are filed.
       reason: why no kernel does what is asked, where the caller knows one.
       residuals: as in `sqs_jax.gated_linear`.
+      exact: the highest precision is asked for, for which nothing was measured.
 
     Raises:
       ValueError: an unknown implementation.
@@ -64,17 +69,26 @@ def plan(
         raise ValueError(f"`implementation` is {implementation!r}: it must be None or one of {known}")
     if implementation == "xla":
         return None
-    backend, kind = target()
-    reason = reason or _unsupported(backend, kind, np.dtype(dtype).name, shape)
+    backend, kind = target(x)
+    dtype = np.dtype(x.dtype).name
+    reason = reason or _unsupported(backend, kind, dtype, shape)
     if reason:
         if implementation == "pallas":
             raise NotImplementedError(f'`implementation` is "pallas", but {reason}; "xla" does it')
         return None
     assert backend is not None  # else there was a reason
-    measured = table.lookup(kind, op, np.dtype(dtype).name, shape, residuals)
-    if implementation is None and not (measured and measured.wins and _whole()):
+    measured = None if exact else table.lookup(kind, op, dtype, shape, residuals, gate.name)
+    if implementation is None and not (measured and measured.wins and _whole(x)):
         return None
     return Plan(backend, measured.tile if measured else None, _interpreted.get() is not None)
+
+
+def is_exact(precision) -> bool | None:
+    """Whether products are to be of the highest precision; None where no kernel knows the one that is asked for."""
+    asked = jax.config.jax_default_matmul_precision if precision is None else precision
+    if asked in (None, "default", "fastest", "bfloat16", jax.lax.Precision.DEFAULT):
+        return False
+    return True if asked in ("highest", "float32", jax.lax.Precision.HIGHEST) else None
 
 
 def rows(array) -> tuple[int, int]:
@@ -82,11 +96,14 @@ def rows(array) -> tuple[int, int]:
     return math.prod(array.shape[:-1]), array.shape[-1] if array.ndim else 1
 
 
-def target() -> tuple[str | None, str]:
-    """The backend and the kind of the device that is compiled for: that of the mesh in use, else the default one."""
+def target(array: jax.Array | None = None) -> tuple[str | None, str]:
+    """The backend and the kind of the device that is compiled for: the array's, the mesh's in use, or the default."""
     if _interpreted.get():
         return _interpreted.get(), f"interpreted {_interpreted.get()}"
-    device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device or jax.devices()[0]
+    if array is not None and not isinstance(array, jax.core.Tracer):
+        device = next(iter(array.devices()))
+    else:
+        device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device or jax.devices()[0]
     if isinstance(device, str):  # jax_default_device may name a platform
         device = jax.devices(device)[0]
     kind = device.device_kind
@@ -95,7 +112,7 @@ def target() -> tuple[str | None, str]:
     # Only NVIDIA's tell a capability such as 8.0; a device that is only described, not there, tells none.
     capability = getattr(device, "compute_capability", None)
     nvidia = "NVIDIA" in kind or str(capability).replace(".", "").isdigit()
-    if nvidia and (capability is None or float(capability) >= 8):
+    if nvidia and (capability is None or 8 <= float(capability) < 10):
         return "triton", kind
     return None, kind
 
@@ -117,20 +134,22 @@ def interpreted(backend: str) -> Iterator[None]:
 
 def _unsupported(backend, kind, dtype, shape) -> str | None:
     if backend is None:
-        return f"{kind} is no TPU and no NVIDIA GPU of compute capability 8.0 or later"
+        return f"{kind} is no TPU and no NVIDIA GPU of compute capability 8.0 to 9.0"
     if dtype not in DTYPES[backend]:
         return f"the kernels of {kind} take {', '.join(DTYPES[backend])}, not {dtype}"
     if min(shape) < 1:
         return f"an axis of {shape} is empty"
     largest = max(a * b for a, b in itertools.combinations(shape, 2))
-    if backend == "triton" and largest > _LARGEST_TRITON:
-        return f"an array of shape {shape} has more than {_LARGEST_TRITON} elements"
+    if backend == "triton" and largest > LARGEST:
+        return f"an array of shape {shape} has more than {LARGEST} elements"
     return None
 
 
-def _whole() -> bool:
-    """Whether the arrays are whole on one device: there is but one, or this is the inside of a `shard_map`."""
+def _whole(array: jax.Array) -> bool:
+    """Whether the arrays are whole on one device, the inside of a `shard_map` included."""
+    if not isinstance(array, jax.core.Tracer):
+        return len(array.devices()) == 1
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.axis_names and set(mesh.manual_axes) == set(mesh.axis_names):
-        return True
+    if mesh.axis_names:
+        return mesh.size == 1 or set(mesh.manual_axes) == set(mesh.axis_names)
     return jax.device_count() == 1

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import NoReturn
 
-from sqs_jax import kernels
+from sqs_jax import GATES, kernels
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
         default=[256, 512, 1024, 4096],
         help="widths d of x; h is 4 d (default: 256,512,1024,4096)",
     )
+    tune.add_argument("--gate", choices=tuple(GATES), default="sqs", help="default: sqs")
     tune.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     tune.add_argument("--repeats", type=_positive, default=20, help="timings of which the median counts (default: 20)")
     options = parser.parse_args(arguments)
@@ -43,15 +44,17 @@ def main(arguments: list[str] | None = None) -> None:
 def _tune(options) -> None:
     backend, kind = kernels.target()
     if backend is None:
-        raise NotImplementedError(f"{kind} is no TPU and no NVIDIA GPU of compute capability 8.0 or later: it runs XLA")
+        raise NotImplementedError(f"{kind} is no TPU and no NVIDIA GPU of compute capability 8.0 to 9.0: it runs XLA")
     import jax
 
     from sqs_jax.kernels import measure, table
 
-    print(f"{kind}, {options.dtype}: milliseconds of XLA and of the best kernel")
+    print(f"{kind}, {options.dtype}, {options.gate}: milliseconds of XLA and of the best kernel")
     print(f"{'operation':<13}{'shape':<20}{'residuals':<11}{'pass':<10}{'XLA':>9}{'kernel':>9}{'gain':>7}  tile")
     for op, shape in measure.grid(options.rows, options.inputs):
-        for row in measure.measure(op, shape, options.dtype, repeats=options.repeats):
+        if op == "sqs" and options.gate != "sqs":
+            continue
+        for row in measure.measure(op, shape, options.dtype, GATES[options.gate], repeats=options.repeats):
             for name in measure.PASSES:
                 xla, ours = row.xla_ms[name], row.pallas_ms[name]
                 sizes, tile = "x".join(map(str, shape)), "x".join(map(str, row.tile or ()))

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from sqs_jax import kernels
-from sqs_jax.activation import SQS
 from sqs_jax.glu import gated, gated_linear
 from sqs_jax.kernels import rules, tpu, triton
 from sqs_jax.kernels.table import Measurement
@@ -19,21 +18,21 @@ _BACKENDS = {"tpu": tpu, "triton": triton}
 PASSES = ("forward", "training")
 
 
-def milliseconds(function: Callable, arrays, *, repeats: int = 20) -> list[float]:
+def milliseconds(function: Callable, arrays, *, repeats: int = 20, wait=jax.block_until_ready) -> list[float]:
     """Milliseconds of `repeats` calls of a compiled function on arrays of the device, after one that warms up.
 
     Each is a queue of calls that takes some 10 ms at least, so that the time to launch one is hidden, as in training.
     """
-    jax.block_until_ready(function(*arrays))
+    wait(function(*arrays))
     start = time.perf_counter()
-    jax.block_until_ready(function(*arrays))
+    wait(function(*arrays))
     queue = max(1, int(0.01 / (time.perf_counter() - start)))
     found = []
     for _ in range(repeats):
         start = time.perf_counter()
         for _ in range(queue - 1):
             function(*arrays)
-        jax.block_until_ready(function(*arrays))
+        wait(function(*arrays))
         found.append(1e3 * (time.perf_counter() - start) / queue)
     return found
 
@@ -67,12 +66,12 @@ def operands(op: str, shape: tuple[int, ...], dtype) -> list[jax.Array]:
     ]
 
 
-def measure(op: str, shape: tuple[int, ...], dtype: str, *, repeats: int = 20) -> Iterator[Measurement]:
+def measure(op: str, shape: tuple[int, ...], dtype: str, gate, *, repeats: int = 20) -> Iterator[Measurement]:
     """Measures an operation, XLA beside each kernel and tile; for `gated_linear`, both ways with residuals.
 
     The tile that is kept is the one whose worse pass is best.
     """
-    backend, gate = kernels.target()[0], SQS()
+    backend = kernels.target()[0]
     if backend is None:
         raise NotImplementedError("this device has no kernels: there is nothing to measure")
     arrays = operands(op, shape, dtype)
@@ -86,7 +85,7 @@ def measure(op: str, shape: tuple[int, ...], dtype: str, *, repeats: int = 20) -
         if not tried:
             raise NotImplementedError(f"no tile of {tiles} compiles for {op} {shape} {dtype} on this device")
         best = min(tried, key=lambda tile: max(tried[tile][name] / xla[name] for name in PASSES))
-        yield Measurement(op, dtype, shape, residuals, best, xla, tried[best])
+        yield Measurement(op, gate.name, dtype, shape, residuals, best, xla, tried[best])
 
 
 def _plan(backend, tile):
@@ -97,7 +96,7 @@ def _operation(op, gate, residuals, plan):
     """A function of the operation's arrays: by XLA without a plan."""
     if op == "gated_linear":
         if plan:
-            return lambda x, w, v: rules.gated_linear(x, w, v, (), gate, plan, residuals, None)
+            return lambda x, w, v: rules.gated_linear(x, w, v, (), gate, plan, residuals, jax.lax.Precision.DEFAULT)
         return functools.partial(gated_linear, gate=gate, implementation="xla", residuals=residuals)
     if op == "gated":
         if plan:

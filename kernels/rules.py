@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from sqs_jax.kernels import Plan, epilogues, rows, xla
+from sqs_jax.kernels import LARGEST, Plan, epilogues, rows, xla
 
 BRANCH_NAMES = ("glu_linear", "glu_gate")
 
@@ -69,7 +69,12 @@ def _run(call: _Call, *arrays):
     @run.def_vmap
     def batched(size, is_batched, *arrays):
         weights = [call.is_shared(i) for i in range(len(arrays))]
-        if any(has and is_weight for has, is_weight in zip(is_batched, weights, strict=True)):
+        m, widest = arrays[0].shape[-2], max(array.shape[-1] for array in arrays)
+        own_weights = any(has and is_weight for has, is_weight in zip(is_batched, weights, strict=True))
+        if not size:
+            everything = [_repeated(a, has, size) for a, has in zip(arrays, is_batched, strict=True)]
+            results = jax.vmap(call.reference)(*everything)
+        elif own_weights or size * m * widest > LARGEST:
             everything = [_repeated(a, has, size) for a, has in zip(arrays, is_batched, strict=True)]
             results = jax.lax.map(lambda each: run(*each), tuple(everything))
         else:  # the further axis becomes rows
@@ -77,7 +82,7 @@ def _run(call: _Call, *arrays):
                 array if is_weight else _repeated(array, has, size).reshape(-1, array.shape[-1])
                 for array, has, is_weight in zip(arrays, is_batched, weights, strict=True)
             ]
-            results = tuple(result.reshape(size, -1, result.shape[-1]) for result in run(*folded))
+            results = tuple(result.reshape(size, m, result.shape[-1]) for result in run(*folded))
         return results, (True,) * len(results)
 
     return run(*arrays)

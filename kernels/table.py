@@ -24,6 +24,7 @@ class Measurement:
 
     op: str
     """"gated_linear", "gated" or "sqs"."""
+    gate: str
     dtype: str
     shape: tuple[int, ...]
     """(m, k, n), or (m, n) for the elementwise ones."""
@@ -40,10 +41,10 @@ class Measurement:
         return all(self.pallas_ms[name] <= time for name, time in self.xla_ms.items())
 
 
-def lookup(kind: str, op: str, dtype: str, shape: tuple[int, ...], residuals: str) -> Measurement | None:
+def lookup(kind: str, op: str, dtype: str, shape: tuple[int, ...], residuals: str, gate: str) -> Measurement | None:
     """The measurement for this shape's class, or None: sizes are of one class where log2 rounds to the same."""
     for path in (user_path(kind), _OURS / _file_name(kind)):
-        found = _read(path).get((op, dtype, _shape_class(shape), residuals))
+        found = _read(path).get((op, gate, dtype, _shape_class(shape), residuals))
         if found:
             return found
     return None
@@ -57,7 +58,11 @@ def user_path(kind: str) -> Path:
 def write(kind: str, measurements: list[Measurement], versions: dict[str, str]) -> Path:
     """Writes the user's table, in which new rows replace old ones of the same class, and returns its path."""
     path = user_path(kind)
-    rows = _read(path) | _by_class(measurements)
+    try:
+        old = _read(path)
+    except ValueError:  # what cannot be read is measured again
+        old = {}
+    rows = old | _by_class(measurements)
     content = {"device": kind, "versions": versions, "entries": [dataclasses.asdict(row) for row in rows.values()]}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -67,7 +72,7 @@ def write(kind: str, measurements: list[Measurement], versions: dict[str, str]) 
     return path
 
 
-Class = tuple[str, str, tuple[int, ...], str]
+Class = tuple[str, str, str, tuple[int, ...], str]
 
 
 @functools.cache
@@ -89,7 +94,7 @@ def _measurement(row: dict[str, Any]) -> Measurement:
 
 
 def _by_class(measurements: list[Measurement]) -> dict[Class, Measurement]:
-    return {(row.op, row.dtype, _shape_class(row.shape), row.residuals): row for row in measurements}
+    return {(row.op, row.gate, row.dtype, _shape_class(row.shape), row.residuals): row for row in measurements}
 
 
 def _shape_class(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -17,11 +17,17 @@ def tiles(m: int, k: int, n: int, dtype) -> tuple[int, int, int]:
     return largest_tile(m, 512 if small else 256, 16), largest_tile(k, 512, _LANES), largest_tile(n, 512, _LANES)
 
 
+def fitted(m: int, k: int, n: int, tile: tuple[int, int, int]) -> tuple[int, int, int]:
+    """A tile that was measured at another shape, as blocks of this one may be: multiples of the registers, or whole."""
+    steps = (16, _LANES, _LANES)
+    limits = (-(-size // step) * step for size, step in zip(tile, steps, strict=True))
+    return tuple(map(largest_tile, (m, k, n), limits, steps))  # pyright: ignore[reportReturnType]
+
+
 def candidates(m: int, k: int, n: int, dtype) -> list[tuple[int, int, int]]:
     """The tiles that tuning tries."""
     sizes = ((512, 512, 512), (256, 512, 512), (512, 1024, 256), (256, 1024, 512), (1024, 512, 256), (256, 256, 256))
-    found = [(largest_tile(m, a, 16), largest_tile(k, b, _LANES), largest_tile(n, c, _LANES)) for a, b, c in sizes]
-    return list(dict.fromkeys([tiles(m, k, n, dtype), *found]))
+    return list(dict.fromkeys([tiles(m, k, n, dtype), *(fitted(m, k, n, size) for size in sizes)]))
 
 
 def dual_product(epilogue, gate, x, w, v, biases, extra, precision, *, tile=None, interpret=False):
@@ -31,7 +37,7 @@ def dual_product(epilogue, gate, x, w, v, biases, extra, precision, *, tile=None
     an array hold garbage, which is masked along k and discarded along m and n.
     """
     (m, k), n, dtype = x.shape, w.shape[1], x.dtype
-    tile_m, tile_k, tile_n = tile or tiles(m, k, n, dtype)
+    tile_m, tile_k, tile_n = fitted(m, k, n, tile) if tile else tiles(m, k, n, dtype)
     last = pl.cdiv(k, tile_k) - 1
     outputs, precision = epilogues.OUTPUTS[epilogue], dot_precision(dtype, precision)
 

@@ -56,7 +56,7 @@ def sqs(
     else:
         gate = SQS(float(numbers[0]), float(numbers[1]), p)
         reason = gate.no_kernel
-    plan = kernels.plan("sqs", implementation, x.dtype, kernels.rows(x), reason)
+    plan = kernels.plan("sqs", implementation, x, kernels.rows(x), gate, reason)
     if plan:
         from sqs_jax.kernels import rules  # imports Pallas
 
@@ -70,7 +70,7 @@ def sqs_slope(x: ArrayLike, *, c: ArrayLike = 0.01, lam: ArrayLike = 0.5, p: flo
         sqs'(x) = [(1 + λr^p) - (r - c)·λp·r^(p-1)] / (1 + λr^p)²        p = 1: (1 + λc) / (1 + λr)²
 
     Even. At 0, where `sqs` itself jumps, it is the common limit from both sides: 1 + λc for p = 1,
-    else 1. NaN gives NaN. Arguments, dtypes and errors are those of `sqs`.
+    else 1. NaN gives NaN. Arguments, dtypes and errors are those of `sqs`, but that XLA always computes it.
 
     Source: arXiv 2509.01874, section 3.1, differentiated.
 
@@ -100,7 +100,13 @@ class SQS:
         check_parameters(c=self.c, lam=self.lam, p=self.p)
 
     def __call__(self, u):
-        return sqs(u, c=self.c, lam=self.lam, p=self.p)
+        # By XLA always: inside a layer that was asked to run by XLA, too.
+        return sqs(u, c=self.c, lam=self.lam, p=self.p, implementation="xla")
+
+    @property
+    def name(self) -> str:
+        """What measurements are filed under: c and λ cost nothing, p does."""
+        return "sqs" if self.p == 1 else f"sqs, p = {self.p:g}"
 
     @property
     def no_kernel(self) -> str | None:
@@ -150,7 +156,8 @@ def _value(x, c, lam, p):
     # quotient would be inf / inf, or 0 long before the true value is.
     far = t == jnp.inf
     near_value = (r - c) / (1 + t)
-    far_value = (1 - c / r) / _shrink(r, lam, p - 1)
+    distant = jnp.where(far, r, 1)  # where r is 0 the derivative of c / r would be NaN, though it is not chosen
+    far_value = (1 - c / distant) / _shrink(distant, lam, p - 1)
     value = jnp.where(far, far_value, near_value)
     return jnp.where(x == 0, x, jnp.where(x < 0, -value, value))
 

@@ -18,6 +18,7 @@ Gate = Callable[[jax.Array], jax.Array]
 class Activation:
     """An elementwise σ with its derivative in closed form, which a kernel needs: `value(u)` and `slope(u)`."""
 
+    name: str
     value: Gate
     slope: Gate
     no_kernel = None
@@ -84,10 +85,10 @@ def _silu_slope(u):
 
 GATES: dict[str, SQS | Activation] = {
     "sqs": SQS(),
-    "bilinear": Activation(_identity, jnp.ones_like),
-    "relu": Activation(_relu, _relu_slope),
-    "gelu": Activation(_gelu, _gelu_slope),  # the exact one, u·Φ(u), not the tanh approximation
-    "silu": Activation(_silu, _silu_slope),
+    "bilinear": Activation("bilinear", _identity, jnp.ones_like),
+    "relu": Activation("relu", _relu, _relu_slope),
+    "gelu": Activation("gelu", _gelu, _gelu_slope),  # the exact one, u·Φ(u), not the tanh approximation
+    "silu": Activation("silu", _silu, _silu_slope),
 }
 
 

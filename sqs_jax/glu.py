@@ -60,12 +60,17 @@ def gated_linear(
     if residuals not in ("save", "recompute"):
         raise ValueError(f"`residuals` is {residuals!r}: 'save' or 'recompute' is needed")
     biases = _biases(w_bias, v_bias, w.shape[1], xla.arithmetic_dtype(x.dtype))
-    shape, reason = (kernels.rows(x)[0], *w.shape), _no_kernel(sigma, precision)
-    plan = kernels.plan("gated_linear", implementation, x.dtype, shape, reason, residuals=residuals)
+    exact = kernels.is_exact(precision)
+    shape, reason = (kernels.rows(x)[0], *w.shape), _no_kernel(sigma)
+    if exact is None:
+        reason = "the kernels know the `precision` 'default' and 'highest', not what is asked for here or by jax.config"
+    settings = {"residuals": residuals, "exact": bool(exact)}
+    plan = kernels.plan("gated_linear", implementation, x, shape, sigma, reason, **settings)
     if plan:
         from sqs_jax.kernels import rules  # imports Pallas
 
-        return rules.gated_linear(x, w, v, biases, sigma, plan, residuals, precision)
+        known = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
+        return rules.gated_linear(x, w, v, biases, sigma, plan, residuals, known)
 
     def layer(x, w, v, biases):
         a, u = xla.products(x, w, v, biases, precision)
@@ -94,7 +99,7 @@ def gated(a, u, *, gate: str | Gate = "sqs", implementation: str | None = None):
     _check_operands(a=a, u=u)
     if u.shape != a.shape:
         raise ValueError(f"`u` has shape {u.shape}: that of `a`, {a.shape}, is needed")
-    plan = kernels.plan("gated", implementation, a.dtype, kernels.rows(a), _no_kernel(sigma))
+    plan = kernels.plan("gated", implementation, a, kernels.rows(a), sigma, _no_kernel(sigma))
     if plan:
         from sqs_jax.kernels import rules  # imports Pallas
 
@@ -109,12 +114,10 @@ def gated(a, u, *, gate: str | Gate = "sqs", implementation: str | None = None):
     return product(a, u)
 
 
-def _no_kernel(gate: Gate, precision=None) -> str | None:
-    """Why no kernel can be built, or None."""
+def _no_kernel(gate: Gate) -> str | None:
+    """Why no kernel can be built with this gate, or None."""
     if not isinstance(gate, SQS | Activation):
         return f"the gate {gate!r} is not one of the table, whose slopes are known, with numbers as parameters"
-    if precision not in (None, "default", "highest", jax.lax.Precision.DEFAULT, jax.lax.Precision.HIGHEST):
-        return f"the kernels know the `precision` None, 'default' and 'highest', not {precision!r}"
     return gate.no_kernel
 
 
@@ -134,6 +137,8 @@ def _check(x, w, v, w_bias, v_bias):
     if x.ndim < 1 or x.shape[-1] != w.shape[0]:
         raise ValueError(f"`x` has shape {x.shape}: its last axis must be the first of `w`, {w.shape[0]}")
     for name, bias in (("w_bias", w_bias), ("v_bias", v_bias)):
+        if bias is not None and not jnp.issubdtype(jnp.result_type(bias), jnp.floating):
+            raise TypeError(f"`{name}` has dtype {jnp.result_type(bias)}: a real floating-point dtype is needed")
         if bias is not None and jnp.shape(bias) != w.shape[1:]:
             raise ValueError(f"`{name}` has shape {jnp.shape(bias)}: {w.shape[1:]} is needed")
 

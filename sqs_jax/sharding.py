@@ -1,7 +1,8 @@
 """The gated linear unit on arrays that lie over several devices."""
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from sqs_jax.gates import Gate
 from sqs_jax.glu import Residuals, gated_linear
@@ -31,7 +32,7 @@ def sharded_gated_linear(
     Args:
       x: inputs (n, ..., d), n divisible by the devices along `data`.
       w, v: weights (d, h), h divisible by the devices along `model`.
-      mesh: of the devices.
+      mesh: of the devices, its axes of type Auto.
       data, model: names of its axes; None where the rows, or the units, are not shared.
       others: as in `gated_linear`.
 
@@ -40,13 +41,16 @@ def sharded_gated_linear(
 
     Raises ValueError for an axis that the mesh lacks and for sizes that do not divide; else as `gated_linear`.
     """
+    x, w, v = jnp.asarray(x), jnp.asarray(w), jnp.asarray(v)
+    if x.ndim < 2:
+        raise ValueError(f"`x` has shape {x.shape}: (n, ..., d) is needed")
+    if AxisType.Explicit in mesh.axis_types:
+        raise ValueError("`mesh` has explicit axes: axis_types=(AxisType.Auto, ...) is needed")
     for name, axis, size in (("data", data, x.shape[0]), ("model", model, w.shape[-1])):
         if axis is not None and axis not in mesh.shape:
             raise ValueError(f"`{name}` is {axis!r}: one of the mesh's axes {mesh.axis_names} or None is needed")
         if axis is not None and size % mesh.shape[axis]:
             raise ValueError(f"{size} do not divide over the {mesh.shape[axis]} devices of the mesh's axis {axis!r}")
-    if x.ndim < 2:
-        raise ValueError(f"`x` has shape {x.shape}: (n, ..., d) is needed")
     settings = {"gate": gate, "implementation": implementation, "residuals": residuals, "precision": precision}
     given = {name: bias for name, bias in (("w_bias", w_bias), ("v_bias", v_bias)) if bias is not None}
 

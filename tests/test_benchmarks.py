@@ -37,9 +37,19 @@ def test_a_wrong_kernel_does_not_pass(monkeypatch):
         gpu.check("triton", [(8, 8, 8)])
 
 
+def test_a_kernel_that_is_wrong_in_one_corner_does_not_pass(monkeypatch):
+    def wrong(x, w, v, *, gate, **_):
+        h = gated_linear(x, w, v, gate=gate, implementation="xla")
+        return h.at[-1, -1].add(100 if gate.name == "relu" else 0)
+
+    monkeypatch.setattr(gpu, "gated_linear", wrong)
+    with kernels.interpreted("triton"), pytest.raises(SystemExit, match=r"wrong: .* bfloat16 relu"):
+        gpu.check("triton", [(130, 64, 260)])
+
+
 def test_errors_are_counted_in_spacings():
     wanted = np.array([1.0, -2.0])
-    assert gpu._units(jnp.array([1.0, -2.0 + 2**-21]), wanted, "float32") == 2.0
+    assert gpu._units(jnp.array([1.0, -2.0 + 2**-21]), wanted, "float32", jumps=True) == 2.0
 
 
 def test_a_device_without_kernels_ends_it(capsys):

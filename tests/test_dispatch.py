@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sqs_jax import SQS, gated, gated_linear, kernels, sqs
+from sqs_jax import GATES, SQS, gated, gated_linear, kernels, sqs
 from sqs_jax.kernels import table
 from sqs_jax.kernels.__main__ import main
 from sqs_jax.kernels.table import Measurement
@@ -21,7 +21,7 @@ def own_cache(tmp_path, monkeypatch):
 
 def measurement(xla, ours, *, shape=(64, 32, 128), op="gated_linear", residuals="save", tile=(16, 32, 128)):
     times = [{"forward": time, "training": 3 * time} for time in (xla, ours)]
-    return Measurement(op, "float32", shape, residuals, tile, *times)
+    return Measurement(op, "sqs", "float32", shape, residuals, tile, *times)
 
 
 def runs_a_kernel(function, *arrays):
@@ -48,9 +48,10 @@ def test_a_table_decides_by_class_of_shape_dtype_and_residuals():
     ]
     table.write("interpreted triton", rows, {})
     with kernels.interpreted("triton"):
-        plan = kernels.plan("gated_linear", None, "float32", (64, 32, 128))
+        sqs_gate = GATES["sqs"]
+        plan = kernels.plan("gated_linear", None, X, (64, 32, 128), sqs_gate)
         assert plan == kernels.Plan("triton", (16, 32, 128), interpret=True)
-        near = kernels.plan("gated_linear", None, "float32", (70, 30, 100))
+        near = kernels.plan("gated_linear", None, X, (70, 30, 100), sqs_gate)
         assert near == plan
         for shape, dtype, residuals in (
             ((64, 32, 128), "float32", "recompute"),
@@ -58,16 +59,37 @@ def test_a_table_decides_by_class_of_shape_dtype_and_residuals():
             ((64, 32, 512), "float32", "save"),
             ((64, 32, 128), "bfloat16", "save"),
         ):
-            assert kernels.plan("gated_linear", None, dtype, shape, residuals=residuals) is None
+            assert kernels.plan("gated_linear", None, X.astype(dtype), shape, sqs_gate, residuals=residuals) is None
+        assert kernels.plan("gated_linear", None, X, (64, 32, 128), GATES["silu"]) is None
+        assert kernels.plan("gated_linear", None, X, (64, 32, 128), sqs_gate, exact=True) is None
+        with jax.default_matmul_precision("highest"):
+            assert not runs_a_kernel(gated_linear, X, W, W)
         assert runs_a_kernel(gated_linear, X, W, W)
         np.testing.assert_allclose(gated_linear(X, W, W), gated_linear(X, W, W, implementation="xla"), rtol=1e-6)
     with kernels.interpreted("tpu"):
         assert not runs_a_kernel(gated_linear, X, W, W)
 
 
+def test_xla_means_xla_though_a_kernel_of_the_gate_won(tmp_path):
+    rows = [measurement(2.0, 1.0, op="sqs", shape=(64, 128), tile=None)]
+    table.write("interpreted triton", rows, {})
+    with kernels.interpreted("triton"):
+        assert runs_a_kernel(sqs, jnp.ones((64, 128)))
+        assert not runs_a_kernel(lambda *z: gated_linear(*z, implementation="xla"), X, W, W)
+        assert not runs_a_kernel(lambda *z: gated(*z, implementation="xla"), X, X)
+
+
+def test_a_kernel_is_not_chosen_where_arrays_may_lie_over_several_devices(monkeypatch):
+    table.write("interpreted triton", [measurement(2.0, 1.0)], {})
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    with kernels.interpreted("triton"):
+        assert not runs_a_kernel(gated_linear, X, W, W)
+        assert kernels.plan("gated_linear", None, X, (64, 32, 128), GATES["sqs"])  # X is there, on one device
+
+
 def test_a_kernel_that_loses_one_pass_is_not_chosen():
     times = {"forward": 2.0, "training": 2.0}, {"forward": 1.0, "training": 3.0}
-    slow = Measurement("sqs", "float32", (64, 32), "save", None, *times)
+    slow = Measurement("sqs", "sqs", "float32", (64, 32), "save", None, *times)
     table.write("interpreted tpu", [slow], {})
     with kernels.interpreted("tpu"):
         assert not runs_a_kernel(sqs, X)
@@ -89,6 +111,9 @@ def test_a_broken_table_is_named():
     path.write_text('{"entries": [{"op": "sqs"}]}')
     with kernels.interpreted("tpu"), pytest.raises(ValueError, match=r"interpreted-tpu\.json cannot be read"):
         sqs(X)
+    table.write("interpreted tpu", [measurement(1.0, 2.0)], {})
+    with kernels.interpreted("tpu"):
+        assert sqs(X).shape == X.shape
 
 
 def test_tuning_measures_prints_and_is_used(capsys):
@@ -105,7 +130,7 @@ def test_tuning_measures_prints_and_is_used(capsys):
     for row in rows:
         assert set(row["xla_ms"]) == set(row["pallas_ms"]) == {"forward", "training"}
         assert all(time > 0 for part in ("xla_ms", "pallas_ms") for time in row[part].values())
-    found = table.lookup("interpreted triton", "gated_linear", "float32", (32, 16, 64), "save")
+    found = table.lookup("interpreted triton", "gated_linear", "float32", (32, 16, 64), "save", "sqs")
     assert found is not None
     assert found.xla_ms == rows[0]["xla_ms"]
 
@@ -148,7 +173,8 @@ def test_a_device_without_kernels_says_so():
         (lambda: sqs(jnp.arange(3)), TypeError, "`x` has dtype int32"),
         (lambda: sqs(jnp.ones((0, 3))), NotImplementedError, "is empty"),
         (lambda: gated_linear(X, W, W, gate=jnp.tanh), NotImplementedError, "is not one of the table"),
-        (lambda: gated_linear(X, W, W, precision="high"), NotImplementedError, "`precision` None, 'default'"),
+        (lambda: gated_linear(X, W, W, precision="high"), NotImplementedError, "`precision` 'default' and 'highest'"),
+        (lambda: gated_linear(X, W, W, w_bias=jnp.ones(128, int)), TypeError, "`w_bias` has dtype int32"),
         (lambda: gated_linear(X, W, W[1:]), ValueError, r"`v` has shape \(31, 128\)"),
         (lambda: gated_linear(X.astype(int), W, W), TypeError, "`x` has dtype int32"),
         (lambda: gated(X, X[1:]), ValueError, r"`u` has shape \(63, 32\)"),

@@ -232,6 +232,29 @@ def test_reverse_of_reverse_mode_by_xla_and_no_forward_mode(backend):
     )
 
 
+@pytest.mark.parametrize("backend", kernels.DTYPES)
+def test_reverse_of_reverse_mode_where_a_row_is_0(backend):
+    x, w, v = draw((4, 8), (8, 5), (8, 5))
+    x = x.at[1].set(0)
+
+    def penalty(x, implementation):
+        gradient = jax.grad(lambda x: gated_linear(x, w, v, implementation=implementation).sum())(x)
+        return jnp.sum(gradient**2)
+
+    with kernels.interpreted(backend):
+        found = jax.grad(penalty)(x, "pallas")
+    np.testing.assert_allclose(found, jax.grad(penalty)(x, "xla"), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", kernels.DTYPES)
+def test_vmap_over_nothing(backend):
+    w, v = draw((8, 6), (8, 6))
+    with kernels.interpreted(backend):
+        layer = jax.vmap(lambda x: gated_linear(x, w, v, implementation="pallas"))
+        assert layer(jnp.ones((0, 5, 8))).shape == (0, 5, 6)
+        assert jax.vmap(lambda x: sqs(x, implementation="pallas"))(jnp.ones((0, 5))).shape == (0, 5)
+
+
 @pytest.mark.parametrize("implementation", ["xla", "pallas"])
 def test_remat_policies_know_the_branches(implementation):
     x, w, v = draw((16, 8), (8, 24), (8, 24))

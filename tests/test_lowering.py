@@ -53,11 +53,24 @@ def test_sqs_lowers_and_is_no_kernel_unless_it_is_asked_for(backend):
     assert TARGET[backend] not in lowered(sqs, backend, (3, 700))
 
 
-def test_the_tpu_lowering_refuses_a_block_that_is_no_multiple_of_the_registers():
+def test_a_tile_that_was_measured_at_another_shape_is_fitted():
+    from sqs_jax.kernels import tpu
+
+    run = functools.partial(tpu.dual_product, epilogues.output, GATES["sqs"], biases=(), extra=(), precision=None)
+    for tile, (m, k, n) in (
+        ((1000, 300, 512), (1000, 350, 512)),
+        ((500, 512, 300), (600, 512, 350)),
+        ((16, 32, 128), (40, 20, 100)),
+    ):
+        assert TARGET["tpu"] in lowered(functools.partial(run, tile=tile), "tpu", (m, k), (k, n), (k, n))
+
+
+def test_the_tpu_lowering_refuses_a_block_that_is_no_multiple_of_the_registers(monkeypatch):
     from sqs_jax.kernels import tpu
 
     run = functools.partial(tpu.dual_product, epilogues.output, GATES["sqs"], biases=(), extra=(), precision=None)
     assert TARGET["tpu"] in lowered(functools.partial(run, tile=(128, 128, 128)), "tpu", *[(512, 512)] * 3)
+    monkeypatch.setattr(tpu, "fitted", lambda m, k, n, tile: tile)
     with pytest.raises(ValueError, match="block shape"):
         lowered(functools.partial(run, tile=(100, 100, 100)), "tpu", *[(512, 512)] * 3)
 

@@ -55,6 +55,12 @@ _ON_DEVICES = """
         pairs = zip((h, *gradients), expected, strict=True)
         worst[name] = max(float(np.abs(found - want).max() / np.abs(want).max()) for found, want in pairs)
         specs[name] = list(h.sharding.spec)
+    try:
+        by_helper(x[:6], w, v, b)
+    except ValueError as error:
+        assert "6 do not divide over the 4 devices" in str(error)
+    else:
+        raise AssertionError("rows that do not divide")
     print(json.dumps([jax.device_count(), worst, specs]))
 """
 
@@ -76,11 +82,16 @@ def test_value_and_gradient_on_8_devices():
     [
         ({"data": "batch"}, "`data` is 'batch': one of the mesh's axes"),
         ({"x": jnp.ones(4)}, r"`x` has shape \(4,\)"),
+        ({"x": jnp.ones(())}, r"`x` has shape \(\)"),
+        (
+            {"mesh": jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)},
+            "`mesh` has explicit",
+        ),
         ({"w": jnp.ones((4, 5))}, r"`v` has shape \(4, 6\): that of `w`, \(4, 5\)"),
     ],
 )
 def test_mistakes_are_named(change, message):
     mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-    arguments = {"x": jnp.ones((8, 4)), "w": jnp.ones((4, 6)), "v": jnp.ones((4, 6))} | change
+    arguments = {"mesh": mesh, "x": jnp.ones((8, 4)), "w": jnp.ones((4, 6)), "v": jnp.ones((4, 6))} | change
     with pytest.raises(ValueError, match=message):
-        sharded_gated_linear(**arguments, mesh=mesh)
+        sharded_gated_linear(**arguments)
