@@ -27,6 +27,7 @@ import numpy as np
 
 from benchmarks.memory import plain
 from sqs_jax import GATES, gated, gated_linear, kernels, sqs
+from sqs_jax.kernels import table as tables
 from sqs_jax.kernels.measure import PASSES, milliseconds, operands, passes
 
 ROOT = Path(__file__).parent.parent
@@ -132,10 +133,10 @@ def compare(shape: tuple[int, int, int], dtype: str, repeats: int) -> list[dict]
     """A row for each variant and pass: milliseconds (median, least, most), and bytes of memory in training."""
     arrays = operands("gated_linear", shape, dtype)
     rows = []
-    for name, function in variants(shape, dtype).items():
+    for name, function in variants().items():
         compiled = passes(function)
         kept = kept_bytes(function, arrays[:-1])
-        memory: Any = jax.jit(compiled["training"]).lower(*arrays).compile().memory_analysis()
+        memory: Any = compiled["training"].lower(*arrays).compile().memory_analysis()
         for part in PASSES:
             times = milliseconds(compiled[part], arrays, repeats=repeats)
             rows.append(
@@ -158,9 +159,8 @@ def _row(shape, variant, part, times):
     return {"shape": shape, "variant": variant, "pass": part, **spread}
 
 
-def variants(shape, dtype) -> dict:
+def variants() -> dict:
     """The functions (x, w, v) → h that are compared, by name."""
-
     found = {
         "xla": functools.partial(gated_linear, implementation="xla"),
         "ours, save": functools.partial(gated_linear, implementation="pallas"),
@@ -225,7 +225,7 @@ def versions() -> dict[str, str]:
 
 def write(folder: Path, result: dict) -> None:
     """Writes the result as JSON, and its table."""
-    slug = result["device"].lower().replace(" ", "-")
+    slug = tables.slug(result["device"])
     data, page = folder / "benchmarks" / "results" / f"{slug}.json", folder / "docs" / "results" / f"kernels-{slug}.md"
     for path, text in ((data, json.dumps(result, indent=1) + "\n"), (page, table(result))):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,11 @@
 import contextlib
 import contextvars
 import dataclasses
+import importlib
 import itertools
 import math
 from collections.abc import Iterator
+from types import ModuleType
 
 import jax
 import numpy as np
@@ -80,7 +82,17 @@ def plan(
     measured = None if exact else table.lookup(kind, op, dtype, shape, residuals, gate.name)
     if implementation is None and not (measured and measured.wins and _whole(x)):
         return None
-    return Plan(backend, measured.tile if measured else None, _interpreted.get() is not None)
+    return plan_for(backend, measured.tile if measured else None)
+
+
+def plan_for(backend: str, tile: tuple[int, int, int] | None) -> Plan:
+    """The plan of a kernel that is chosen already; interpreted inside `interpreted`."""
+    return Plan(backend, tile, _interpreted.get() is not None)
+
+
+def load(backend: str) -> ModuleType:
+    """The module of a kernel backend, "tpu" or "triton": here Pallas is imported."""
+    return importlib.import_module(f"sqs_jax.kernels.{backend}")
 
 
 def is_exact(precision) -> bool | None:

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 
 from sqs_jax import kernels
 from sqs_jax.glu import gated, gated_linear
-from sqs_jax.kernels import rules, tpu, triton
+from sqs_jax.kernels import rules
 from sqs_jax.kernels.table import Measurement
 
-_BACKENDS = {"tpu": tpu, "triton": triton}
 PASSES = ("forward", "training")
 
 
@@ -37,7 +36,7 @@ def milliseconds(function: Callable, arrays, *, repeats: int = 20, wait=jax.bloc
     return found
 
 
-def passes(function: Callable) -> dict[str, Callable]:
+def passes(function: Callable) -> dict[str, jax.stages.Wrapped]:
     """The compiled passes of a function whose last argument is the cotangent of its result: forward, and both."""
 
     def forward(*arrays):
@@ -54,16 +53,13 @@ def operands(op: str, shape: tuple[int, ...], dtype) -> list[jax.Array]:
     """Random arrays for `gated_linear` (x, w, v), `gated` (a, u) or `sqs` (x), and the cotangent of the result."""
     if op == "gated_linear":
         m, k, n = shape
-        shapes = [(m, k), (k, n), (k, n), (m, n)]
+        shapes, scales = [(m, k), (k, n), (k, n), (m, n)], [1, k**-0.5, k**-0.5, 1]
     else:
         shapes = [shape] * {"gated": 3, "sqs": 2}[op]
+        scales = [1] * len(shapes)
     keys = jax.random.split(jax.random.key(0), len(shapes))
-    scale = shape[1] ** -0.5 if op == "gated_linear" else 1.0
-    draw = functools.partial(jax.random.normal, dtype=jnp.float32)
-    return [
-        (draw(key, s) * (scale if op == "gated_linear" and 0 < i < 3 else 1)).astype(dtype)
-        for i, (key, s) in enumerate(zip(keys, shapes, strict=True))
-    ]
+    drawn = (jax.random.normal(key, s, jnp.float32) for key, s in zip(keys, shapes, strict=True))
+    return [(array * scale).astype(dtype) for array, scale in zip(drawn, scales, strict=True)]
 
 
 def measure(op: str, shape: tuple[int, ...], dtype: str, gate, *, repeats: int = 20) -> Iterator[Measurement]:
@@ -77,19 +73,15 @@ def measure(op: str, shape: tuple[int, ...], dtype: str, gate, *, repeats: int =
     arrays = operands(op, shape, dtype)
     for residuals in ("save", "recompute") if op == "gated_linear" else ("save",):
         xla = _times(_operation(op, gate, residuals, None), arrays, repeats)
-        tiles = _BACKENDS[backend].candidates(*shape, dtype) if op == "gated_linear" else [None]
+        tiles = kernels.load(backend).candidates(*shape, dtype) if op == "gated_linear" else [None]
         tried = {}
         for tile in tiles:
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # a tile that does not fit this device
-                tried[tile] = _times(_operation(op, gate, residuals, _plan(backend, tile)), arrays, repeats)
+                tried[tile] = _times(_operation(op, gate, residuals, kernels.plan_for(backend, tile)), arrays, repeats)
         if not tried:
             raise NotImplementedError(f"no tile of {tiles} compiles for {op} {shape} {dtype} on this device")
         best = min(tried, key=lambda tile: max(tried[tile][name] / xla[name] for name in PASSES))
         yield Measurement(op, gate.name, dtype, shape, residuals, best, xla, tried[best])
-
-
-def _plan(backend, tile):
-    return kernels.Plan(backend, tile, kernels.target()[1].startswith("interpreted"))
 
 
 def _operation(op, gate, residuals, plan):

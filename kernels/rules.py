@@ -6,7 +6,6 @@ its own, by XLA.
 
 import dataclasses
 import functools
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from sqs_jax.kernels import LARGEST, Plan, epilogues, rows, xla
+from sqs_jax.kernels import LARGEST, Plan, epilogues, load, rows, xla
 
 BRANCH_NAMES = ("glu_linear", "glu_gate")
 
@@ -26,11 +25,9 @@ class _Call:
     epilogue: Callable
     gate: Any
     plan: Plan
-    precision: Any = None
 
     def kernel(self, *arrays):
-        backend = importlib.import_module(f"sqs_jax.kernels.{self.plan.backend}")
-        return backend.elementwise(self.epilogue, self.gate, arrays, interpret=self.plan.interpret)
+        return load(self.plan.backend).elementwise(self.epilogue, self.gate, arrays, interpret=self.plan.interpret)
 
     def reference(self, *arrays):
         return xla.elementwise(self.epilogue, self.gate, arrays)
@@ -44,10 +41,11 @@ class _Call:
 class _ProductCall(_Call):
     """The same for the two products; arrays: x, w, v, biases, further inputs of the epilogue."""
 
+    precision: Any = None
     biases: int = 0
 
     def kernel(self, x, w, v, *rest):
-        backend = importlib.import_module(f"sqs_jax.kernels.{self.plan.backend}")
+        backend = load(self.plan.backend)
         settings = {"tile": self.plan.tile, "interpret": self.plan.interpret}
         biases, extra = rest[: self.biases], rest[self.biases :]
         return backend.dual_product(self.epilogue, self.gate, x, w, v, biases, extra, self.precision, **settings)
@@ -71,10 +69,7 @@ def _run(call: _Call, *arrays):
         weights = [call.is_shared(i) for i in range(len(arrays))]
         m, widest = arrays[0].shape[-2], max(array.shape[-1] for array in arrays)
         own_weights = any(has and is_weight for has, is_weight in zip(is_batched, weights, strict=True))
-        if not size:
-            everything = [_repeated(a, has, size) for a, has in zip(arrays, is_batched, strict=True)]
-            results = jax.vmap(call.reference)(*everything)
-        elif own_weights or size * m * widest > LARGEST:
+        if own_weights or not size or size * m * widest > LARGEST:
             everything = [_repeated(a, has, size) for a, has in zip(arrays, is_batched, strict=True)]
             results = jax.lax.map(lambda each: run(*each), tuple(everything))
         else:  # the further axis becomes rows

@@ -43,7 +43,7 @@ class Measurement:
 
 def lookup(kind: str, op: str, dtype: str, shape: tuple[int, ...], residuals: str, gate: str) -> Measurement | None:
     """The measurement for this shape's class, or None: sizes are of one class where log2 rounds to the same."""
-    for path in (user_path(kind), _OURS / _file_name(kind)):
+    for path in (user_path(kind), _OURS / f"{slug(kind)}.json"):
         found = _read(path).get((op, gate, dtype, _shape_class(shape), residuals))
         if found:
             return found
@@ -52,7 +52,7 @@ def lookup(kind: str, op: str, dtype: str, shape: tuple[int, ...], residuals: st
 
 def user_path(kind: str) -> Path:
     """Where the user's own table for a kind of device lies."""
-    return default_cache_dir() / "tuning" / _file_name(kind)
+    return default_cache_dir() / "tuning" / f"{slug(kind)}.json"
 
 
 def write(kind: str, measurements: list[Measurement], versions: dict[str, str]) -> Path:
@@ -101,5 +101,6 @@ def _shape_class(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(round(math.log2(size)) for size in shape)
 
 
-def _file_name(kind: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-") + ".json"
+def slug(kind: str) -> str:
+    """The kind of a device as the name of a file."""
+    return re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-")

@@ -11,6 +11,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from sqs_jax import kernels
+from sqs_jax.kernels import rules
 from sqs_jax.kernels.xla import arithmetic_dtype
 
 
@@ -58,8 +59,6 @@ def sqs(
         reason = gate.no_kernel
     plan = kernels.plan("sqs", implementation, x, kernels.rows(x), gate, reason)
     if plan:
-        from sqs_jax.kernels import rules  # imports Pallas
-
         return rules.activation(x, gate, plan)
     return _sqs(p, x, c, lam)
 
@@ -145,8 +144,8 @@ def _sqs_jvp(p, primals, tangents):
 
 def _partials(x, c, lam, p, wanted):
     """The wanted ones of ∂sqs/∂x, ∂sqs/∂c, ∂sqs/∂λ."""
-    rules = (_slope, _slope_in_c, _slope_in_lam)
-    return [rule(x, c, lam, p) for rule, want in zip(rules, wanted, strict=True) if want]
+    slopes = (_slope, _slope_in_c, _slope_in_lam)
+    return [slope(x, c, lam, p) for slope, want in zip(slopes, wanted, strict=True) if want]
 
 
 def _value(x, c, lam, p):

@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 from sqs_jax import kernels
 from sqs_jax.activation import SQS
 from sqs_jax.gates import Activation, Gate, get_gate
-from sqs_jax.kernels import xla
+from sqs_jax.kernels import rules, xla
 
 Residuals = Literal["save", "recompute"]
 
@@ -67,14 +67,12 @@ def gated_linear(
     settings = {"residuals": residuals, "exact": bool(exact)}
     plan = kernels.plan("gated_linear", implementation, x, shape, sigma, reason, **settings)
     if plan:
-        from sqs_jax.kernels import rules  # imports Pallas
-
         known = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
         return rules.gated_linear(x, w, v, biases, sigma, plan, residuals, known)
 
     def layer(x, w, v, biases):
-        a, u = xla.products(x, w, v, biases, precision)
-        return gated(checkpoint_name(a, "glu_linear"), checkpoint_name(u, "glu_gate"), gate=sigma, implementation="xla")
+        a, u = map(checkpoint_name, xla.products(x, w, v, biases, precision), rules.BRANCH_NAMES)
+        return gated(a, u, gate=sigma, implementation="xla")
 
     return (layer if residuals == "save" else jax.checkpoint(layer))(x, w, v, biases)
 
@@ -101,8 +99,6 @@ def gated(a, u, *, gate: str | Gate = "sqs", implementation: str | None = None):
         raise ValueError(f"`u` has shape {u.shape}: that of `a`, {a.shape}, is needed")
     plan = kernels.plan("gated", implementation, a, kernels.rows(a), sigma, _no_kernel(sigma))
     if plan:
-        from sqs_jax.kernels import rules  # imports Pallas
-
         return rules.gated(a, u, sigma, plan)
 
     # What is kept of a checkpoint is what goes in: a and u in their own dtype, not what the gate made of them.
