@@ -24,4 +24,5 @@ if sys.argv[1] == "train":
     run = [str(Path(sys.executable).parent / "sqs"), "--epochs", "2", "--run-dir", "runs/installed"]
     subprocess.run(run, check=True)
     subprocess.run([sys.executable, "-m", "sqs_jax.train", "--resume", "--run-dir", "runs/installed"], check=True)
-    assert Path("runs/installed/eigenvectors.png").stat().st_size > 10_000
+    assert Path("runs/installed/report.html").stat().st_size > 10_000
+    subprocess.run([sys.executable, "-m", "sqs_jax.analysis", "report", "runs/installed"], check=True)

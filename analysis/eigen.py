@@ -1,18 +1,34 @@
-"""Eigenpairs of interaction matrices, by jit-compiled batched eigh."""
+"""Eigenpairs of interaction matrices: all of them by batched eigh, or the largest without forming a matrix."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from sqs_jax.analysis.interaction import Basis, GLUWeights, branches, check_weights, interaction_matrices
+from sqs_jax.analysis.interaction import Basis, GLUWeights, branches, check_weights, homogeneous, with_gain
+from sqs_jax.analysis.krylov import BLOCK, capacity_for, krylov_eigenpairs
+
+Method = Literal["auto", "dense", "krylov"]
+
+# Bytes that the matrices or the bases of the outputs that are solved together may take.
+MEMORY = 2**30
+# Below this size a matrix is decomposed whole sooner than Krylov finds its largest pairs.
+_LEAST_FOR_KRYLOV = 200
+
+
+class NotConvergedError(ArithmeticError):
+    """Eigenpairs were asked for to a tolerance that the iteration did not reach."""
 
 
 class Eigenpairs(NamedTuple):
-    """Eigenvalues (outputs, k), the largest in size first, and unit eigenvectors (outputs, k, d), a row each."""
+    """Eigenpairs of each output's matrix, the largest in size first, and how exact they are."""
 
     values: jax.Array
+    """λ (outputs, k), sorted by |λ|."""
     vectors: jax.Array
+    """Unit eigenvectors (outputs, k, d), a row each, the entry of largest size positive."""
+    residuals: jax.Array
+    """‖A v - λ v‖ (outputs, k), in the units of λ."""
 
 
 @jax.jit
@@ -28,50 +44,197 @@ def eigenpairs(matrices: jax.Array) -> Eigenpairs:
         raise ValueError(f"`matrices` has shape {matrices.shape}: (outputs, d, d) is needed")
     values, columns = jnp.linalg.eigh(matrices)
     order = jnp.argsort(-jnp.abs(values), axis=1)
-    vectors = jnp.take_along_axis(columns, order[:, None, :], axis=2).transpose(0, 2, 1)
-    return Eigenpairs(jnp.take_along_axis(values, order, axis=1), _turned(vectors))
+    values, vectors = jnp.take_along_axis(values, order, axis=1), columns.transpose(0, 2, 1)
+    vectors = _turned(jnp.take_along_axis(vectors, order[:, :, None], axis=1))
+    with jax.default_matmul_precision("highest"):  # GPUs and TPUs would round the factors
+        residuals = jnp.linalg.norm(vectors @ matrices - values[:, :, None] * vectors, axis=2)
+    return Eigenpairs(values, vectors, residuals)
 
 
-@jax.jit(static_argnames=("basis", "count"))
-def spectrum(weights: GLUWeights, *, basis: Basis = "input", count: int | None = None) -> Eigenpairs:
+def spectrum(
+    weights: GLUWeights,
+    *,
+    basis: Basis = "input",
+    count: int | None = None,
+    gain: jax.Array | None = None,
+    memory: int = MEMORY,
+) -> Eigenpairs:
     """The `count` eigenpairs of each output's interaction matrix that are largest in size; by default all d of them.
 
-    Equal to the first of `eigenpairs(interaction_matrices(weights, basis=basis))`, but where the rank allows it
-    the eigenproblem is solved in the span of the rows of all forms, which is smaller: its dimension is at most 2h,
-    and for the input basis at most the width of the embedding. The pairs of the null space come last.
+    Equal to the first of `eigenpairs(interaction_matrices(weights, basis=basis, gain=gain))`, but where the rank
+    allows it the eigenproblem is solved in the span of the rows of all forms, which is smaller: its dimension is at
+    most 2h, and for the input basis at most the width of the embedding. The pairs of the null space come last.
+    For the few largest of a big layer, see `top_eigenpairs`. Works under jit, vmap and grad.
 
-    Returns values (outputs, count) and vectors (outputs, count, d), d being the number of inputs for "input".
+    Args:
+      weights, basis, gain: as in `interaction_matrices`.
+      count: from 1 to d.
+      memory: bytes that matrices may take at a time; outputs are solved in chunks that fit. No result depends on it.
 
-    Raises ValueError as `interaction_matrices` does, and for a `count` that is not from 1 to d.
+    Returns values (outputs, count), vectors (outputs, count, d) and residuals; for "input", d is the number of inputs.
+
+    Raises ValueError as `interaction_matrices` does, and for a `count` or `memory` out of range.
     """
-    check_weights(weights)
-    with jax.default_matmul_precision("highest"):  # GPUs and TPUs would round the factors
-        w, v = branches(weights, basis)
-        (d, h), dtype = w.shape, w.dtype
-        count = d if count is None else count
-        if not 1 <= count <= d:
-            raise ValueError(f"`count` is {count}: a number from 1 to {d} is needed")
-        if basis == "input" and weights.embed is not None and weights.embed.shape[1] < min(d, 2 * h + 1):
-            inner = interaction_matrices(weights._replace(embed=None))
-            return _eigenpairs_of_product(weights.embed, inner, count)
-        if 2 * h < d:
-            # In the coordinates [W V]ᵀ x each hidden unit is a product of two of them.
-            unit = GLUWeights(jnp.eye(2 * h, h, dtype=dtype), jnp.eye(2 * h, h, -h, dtype=dtype), weights.out)
-            return _eigenpairs_of_product(jnp.concatenate([w, v], axis=1), interaction_matrices(unit), count)
-        values, vectors = eigenpairs(interaction_matrices(weights, basis=basis))
-        return Eigenpairs(values[:, :count], vectors[:, :count])
+    weights, gain = _checked(weights, gain)
+    d = _dimension(weights, basis)
+    count = d if count is None else count
+    if not 1 <= count <= d:
+        raise ValueError(f"`count` is {count}: a number from 1 to {d} is needed")
+    _check_memory(memory)
+    return _spectrum(weights, gain, basis, count, memory)
 
 
-def _eigenpairs_of_product(factor, inner, count):
-    """The `count` largest eigenpairs of F S Fᵀ for F (d, r) and S (outputs, r, r), r < d: of R S Rᵀ, where F = Q R."""
-    d, rank = factor.shape
-    q, r = jnp.linalg.qr(factor, mode="complete" if count > rank else "reduced")
-    small = jnp.einsum("ij,ojk,lk->oil", r[:rank], inner, r[:rank])
-    values, vectors = eigenpairs((small + small.transpose(0, 2, 1)) / 2)
-    found = jnp.einsum("dr,okr->okd", q[:, :rank], vectors[:, :count])
-    null = jnp.broadcast_to(q[:, rank:count].T, (len(inner), max(0, count - rank), d))
-    values = jnp.pad(values[:, :count], ((0, 0), (0, max(0, count - rank))))
-    return Eigenpairs(values, _turned(jnp.concatenate([found, null], axis=1)))
+@jax.jit(static_argnames=("basis", "count", "memory"))
+def _spectrum(weights, gain, basis: Basis, count: int, memory: int) -> Eigenpairs:
+    with jax.default_matmul_precision("highest"):
+        q, w, v = _reduced(homogeneous(weights), basis, complete=count > _rank(weights, basis))
+        rank = len(w)
+        kept = min(count, rank)
+
+        def solve(column):
+            product = (w * column[None]) @ v.T
+            pairs = eigenpairs(((product + product.T) / 2)[None])
+            values, vectors, residuals = (array[0, :kept] for array in pairs)
+            if q is not None:
+                vectors = jnp.concatenate([vectors @ q[:, :rank].T, q[:, rank:count].T])
+            values, residuals = (jnp.pad(array, (0, count - kept)) for array in (values, residuals))
+            return Eigenpairs(values, _turned(vectors[None])[0], residuals)
+
+        # The matrix, its eigenvectors and the workspace of their solver.
+        chunk = max(1, memory // (4 * rank**2 * w.dtype.itemsize))
+        columns = with_gain(weights, gain).out.T
+        return jax.vmap(solve)(columns) if chunk >= len(columns) else jax.lax.map(solve, columns, batch_size=chunk)
+
+
+def top_eigenpairs(
+    weights: GLUWeights,
+    k: int = 10,
+    *,
+    method: Method = "auto",
+    tol: float = 1e-4,
+    basis: Basis = "input",
+    gain: jax.Array | None = None,
+    memory: int = MEMORY,
+) -> Eigenpairs:
+    """The k eigenpairs of each output's interaction matrix that are largest in size.
+
+    "krylov" never forms a matrix: it needs the weights and 2·(4k + 16)·d numbers an output. "dense" is `spectrum`.
+    "auto" takes "krylov" for sizes where it is faster, and "dense" after all where the spectrum is so flat that
+    Krylov does not converge.
+
+    Args:
+      weights, basis, gain: as in `interaction_matrices`.
+      k: from 1 to the rank that the weights allow, min(d, 2h) or less where an embedding is narrower.
+      method: "auto", "dense" or "krylov".
+      tol: for Krylov, largest ‖A v - λ v‖ of any pair, over |λ₁| of its output; ≥ 1e-6 is within reach of float32.
+      memory: bytes that matrices, or Krylov's bases, may take at a time; outputs are solved in chunks that fit.
+        No result depends on it beyond rounding.
+
+    Returns values (outputs, k), vectors (outputs, k, d) and residuals (outputs, k). A pair of eigenvalues that
+    are closer than the residual stands for a plane: its vectors are any two orthonormal ones of it.
+
+    Raises ValueError for arguments out of range, and NotConvergedError where "krylov" does not reach `tol`.
+
+    References: Golub and Underwood 1977 (block Lanczos); Wu and Simon 2000 (thick restart).
+    """
+    weights, gain = _checked(weights, gain)
+    rank, d = _rank(weights, basis), _dimension(weights, basis)
+    if not 1 <= k <= rank:
+        raise ValueError(f"`k` is {k}: a number from 1 to {rank}, the rank that the weights allow, is needed")
+    if method not in ("auto", "dense", "krylov"):
+        raise ValueError(f"`method` is {method!r}: 'auto', 'dense' or 'krylov' is needed")
+    if not 0 < tol < 1:
+        raise ValueError(f"`tol` is {tol}: a number between 0 and 1 is needed")
+    _check_memory(memory)
+    least = 2 * (k + 2 * BLOCK)
+    if method == "krylov" and d < least:
+        raise ValueError(f"`method` 'krylov' needs d ≥ {least} for k = {k}, and d is {d}: take 'dense'")
+    if method == "dense" or (method == "auto" and rank < max(_LEAST_FOR_KRYLOV, 12 * k, least)):
+        return spectrum(weights, basis=basis, count=k, gain=gain, memory=memory)
+    # Where "auto" gives up, it has spent about what the dense solution costs.
+    pairs = _krylov(weights, gain, k, tol, basis, memory, most_products=rank // 2 if method == "auto" else 4 * d)
+    worst = jnp.max(pairs.residuals / jnp.maximum(jnp.abs(pairs.values[:, :1]), jnp.finfo(weights.w.dtype).tiny))
+    if worst <= tol:
+        return pairs
+    if method == "auto":
+        return spectrum(weights, basis=basis, count=k, gain=gain, memory=memory)
+    raise NotConvergedError(
+        f"`tol` is {tol:g}, and after {4 * d} products an output's largest residual is {worst:.2g}: "
+        "a larger `tol`, or `method` 'dense', is needed"
+    )
+
+
+def _krylov(weights, gain, k, tol, basis, memory, most_products) -> Eigenpairs:
+    w, v, columns = _krylov_inputs(weights, gain, basis)
+    (d, h), outputs = w.shape, len(columns)
+    each = (2 * capacity_for(k, d) * d + 4 * BLOCK * h + 2 * k * d) * w.dtype.itemsize
+    chunks = -(-outputs // max(1, memory // each))
+    chunk = -(-outputs // chunks)
+    # All chunks have one size, so that one program serves them; what the last lacks are forms that are 0.
+    columns = jnp.pad(columns, ((0, chunks * chunk - outputs), (0, 0)))
+    numbers = jnp.arange(chunks * chunk, dtype=jnp.int32)
+    found = [
+        krylov_eigenpairs(w, v, columns[i : i + chunk].T, numbers[i : i + chunk], k, tol, most_products)
+        for i in range(0, chunks * chunk, chunk)
+    ]
+    joined = found[0] if chunks == 1 else tuple(jnp.concatenate(parts) for parts in zip(*found, strict=True))
+    values, vectors, residuals = (array[:outputs] for array in joined)
+    return Eigenpairs(values, _turned(vectors), residuals)
+
+
+@jax.jit(static_argnames="basis")
+def _krylov_inputs(weights, gain, basis):
+    with jax.default_matmul_precision("highest"):
+        return *branches(weights, basis), with_gain(weights, gain).out.T
+
+
+def _reduced(weights: GLUWeights, basis: Basis, complete: bool):
+    """Q, W', V' with W = Q W' and V = Q V', Q's columns orthonormal and W' of fewer rows; Q is None where W' is W.
+
+    `complete` adds the columns that make Q square.
+    """
+    w, v = branches(weights, basis)
+    d, h = w.shape
+    mode = "complete" if complete else "reduced"
+    width = d if basis == "hidden" or weights.embed is None else weights.embed.shape[1]
+    if 2 * h < min(d, width):
+        factor, rank = jnp.concatenate([w, v], axis=1), 2 * h
+    elif width < d and weights.embed is not None:
+        factor, rank = weights.embed, width
+    else:
+        return None, w, v
+    # A barrier, for what LAPACK does to Q and to the eigenproblem must not run at once: see `krylov._orthonormal`.
+    q, r = jax.lax.optimization_barrier(jnp.linalg.qr(factor, mode=mode))
+    r = r[:rank]
+    return (
+        (q, r[:, :h], r[:, h:]) if rank == 2 * h and factor is not weights.embed else (q, r @ weights.w, r @ weights.v)
+    )
+
+
+def _dimension(weights: GLUWeights, basis: Basis) -> int:
+    """Size of each matrix in a basis."""
+    if basis not in ("input", "hidden"):
+        raise ValueError(f"`basis` is {basis!r}: 'input' or 'hidden' is needed")
+    inputs = weights.w if basis == "hidden" or weights.embed is None else weights.embed
+    return len(inputs) + (weights.w_bias is not None or weights.v_bias is not None)
+
+
+def _rank(weights: GLUWeights, basis: Basis) -> int:
+    """The largest rank that the shapes allow."""
+    return min(_dimension(weights, basis), _dimension(weights, "hidden"), 2 * weights.w.shape[1])
+
+
+def _checked(weights: GLUWeights, gain):
+    """The weights in float32 or float64, after all checks."""
+    check_weights(weights, gain)
+    if weights.w.dtype.itemsize >= 4:
+        return weights, gain
+    return jax.tree.map(lambda array: array.astype(jnp.float32), (weights, gain))
+
+
+def _check_memory(memory: int):
+    if memory < 1:
+        raise ValueError(f"`memory` is {memory}: bytes, 1 or more, are needed")
 
 
 def _turned(vectors):
@@ -97,4 +260,42 @@ def extremes(pairs: Eigenpairs, count: int) -> Eigenpairs:
     vectors = jnp.where(right[:, :, None], vectors, 0).reshape(len(vectors), 2, kept, -1)
     values = jnp.pad(values, ((0, 0), *missing), constant_values=jnp.nan)
     vectors = jnp.pad(vectors, ((0, 0), *missing, (0, 0)))
-    return Eigenpairs(values.reshape(len(values), -1), vectors.reshape(len(vectors), 2 * count, -1))
+    residuals = jnp.take_along_axis(pairs.residuals, order, axis=1).reshape(len(order), 2, kept)
+    residuals = jnp.pad(residuals, ((0, 0), *missing), constant_values=jnp.nan).reshape(len(order), 2 * count)
+    return Eigenpairs(values.reshape(len(values), -1), vectors.reshape(len(vectors), 2 * count, -1), residuals)
+
+
+def effective_rank(values: jax.Array, kind: Literal["participation", "entropy"] = "participation") -> jax.Array:
+    """How many eigenvalues (..., k) count: (...,), from 1 to k; 0 where all are 0.
+
+        participation: (Σ|λ|)² / Σλ²        entropy: exp(-Σ p log p), p = |λ| / Σ|λ|
+
+    Of a spectrum that was cut off, it is that of the part at hand. Raises ValueError for another `kind`.
+
+    Source: Roy and Vetterli 2007 for the entropy.
+    """
+    sizes = jnp.abs(values)
+    total = jnp.sum(sizes, axis=-1)
+    share = sizes / jnp.where(total > 0, total, 1)[..., None]
+    if kind == "participation":
+        squares = jnp.sum(share**2, axis=-1)
+        return jnp.where(total > 0, 1 / jnp.where(total > 0, squares, 1), 0)
+    if kind == "entropy":
+        return jnp.where(total > 0, jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share), axis=-1)), 0)
+    raise ValueError(f"`kind` is {kind!r}: 'participation' or 'entropy' is needed")
+
+
+def eigengaps(values: jax.Array) -> jax.Array:
+    """Distance of each eigenvalue (..., k), as sorted by size, to its nearest neighbour, over |λ₁|: (..., k).
+
+    Where it is small, the eigenvector is arbitrary within the span of its neighbours' and its own: compare subspaces.
+    NaN for a single eigenvalue.
+    """
+    order = jnp.sort(values, axis=-1)
+    gaps = jnp.diff(order, axis=-1)
+    infinite = jnp.full((*gaps.shape[:-1], 1), jnp.inf, gaps.dtype)
+    nearest = jnp.minimum(jnp.concatenate([infinite, gaps], -1), jnp.concatenate([gaps, infinite], -1))
+    back = jnp.argsort(jnp.argsort(values, axis=-1), axis=-1)
+    nearest = jnp.take_along_axis(nearest, back, axis=-1)
+    largest = jnp.max(jnp.abs(values), axis=-1, keepdims=True)
+    return jnp.where(jnp.isfinite(nearest), nearest / jnp.where(largest > 0, largest, 1), jnp.nan)

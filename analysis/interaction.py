@@ -9,7 +9,9 @@ Basis = Literal["input", "hidden"]
 
 
 class GLUWeights(NamedTuple):
-    """The weights of one GLU layer and what surrounds it: logits = ((x E W) ⊙ σ(x E V)) P.
+    """The weights of one GLU layer and what surrounds it, all that analysis needs of a network:
+
+        z = x E,   logits = ((z W + b_w) ⊙ σ(z V + b_v)) P + z L + b
 
     A pytree of arrays of one floating-point dtype. Weights of other frameworks may need a transpose: here
     a matrix stands on the right of its input.
@@ -23,20 +25,31 @@ class GLUWeights(NamedTuple):
     """What reads the layer, P (h, outputs)."""
     embed: jax.Array | None = None
     """Embedding E (inputs, d), or None where the layer reads the input itself."""
+    w_bias: jax.Array | None = None
+    """b_w (h,)."""
+    v_bias: jax.Array | None = None
+    """b_v (h,)."""
+    out_bias: jax.Array | None = None
+    """b (outputs,): no part of any form."""
+    skip: jax.Array | None = None
+    """What reads the residual stream past the layer, L (d, outputs): linear, and no part of any form."""
 
 
 @jax.jit(static_argnames="basis")
-def interaction_matrices(weights: GLUWeights, *, basis: Basis = "input") -> jax.Array:
-    """The symmetric matrix of each output's quadratic form, reading the gate as the identity.
+def interaction_matrices(weights: GLUWeights, *, basis: Basis = "input", gain: jax.Array | None = None) -> jax.Array:
+    """The symmetric matrix of each output's quadratic form.
 
-        A_o = Σ_h P[h, o]·sym(w_h v_hᵀ),   sym(M) = (M + Mᵀ) / 2,   so that   Σ_h P[h, o]·(z·w_h)·(z·v_h) = zᵀ A_o z
+        A_o = Σ_h P[h, o]·γ_h·sym(w_h v_hᵀ),   sym(M) = (M + Mᵀ) / 2,
+        so that   Σ_h P[h, o]·γ_h·(z·w_h)·(z·v_h) = zᵀ A_o z
 
-    Only the symmetric part of w_h v_hᵀ contributes to the form.
+    Only the symmetric part of w_h v_hᵀ contributes to the form. Where the branches have biases, z and x carry
+    a last coordinate that is always 1, and each matrix has a row and a column more.
 
     Args:
       weights: of the layer.
       basis: "hidden" for the form in z = x E, the layer's own input; "input" for the form in x, Eᵀ A_o E
         in the paper's notation, whose eigenvectors are orthonormal among the inputs.
+      gain: γ (h,), as `calibrate` finds it; by default 1, which reads the gate as the identity.
 
     Returns:
       Array (outputs, d, d), or (outputs, inputs, inputs) for "input" with an embedding.
@@ -46,7 +59,8 @@ def interaction_matrices(weights: GLUWeights, *, basis: Basis = "input") -> jax.
 
     Source: arXiv 2509.01874, section 3; Pearce et al. 2024 (arXiv 2410.08417) for bilinear layers.
     """
-    check_weights(weights)
+    check_weights(weights, gain)
+    weights = with_gain(weights, gain)
     with jax.default_matmul_precision("highest"):  # GPUs and TPUs would round the factors
         w, v = branches(weights, basis)
         product = jnp.einsum("ih,ho,jh->oij", w, weights.out, v)
@@ -54,20 +68,65 @@ def interaction_matrices(weights: GLUWeights, *, basis: Basis = "input") -> jax.
 
 
 def branches(weights: GLUWeights, basis: Basis) -> tuple[jax.Array, jax.Array]:
-    """W and V as they act on the chosen basis: (d, h), or (inputs, h) through the embedding."""
+    """W and V as they act on the chosen basis: (d, h), or (inputs, h) through the embedding; biases are a last row."""
     if basis not in ("input", "hidden"):
         raise ValueError(f"`basis` is {basis!r}: 'input' or 'hidden' is needed")
+    weights = homogeneous(weights)
     if basis == "hidden" or weights.embed is None:
         return weights.w, weights.v
     return weights.embed @ weights.w, weights.embed @ weights.v
 
 
-def check_weights(weights: GLUWeights) -> None:
-    """Raises ValueError where the shapes of the weights do not fit each other."""
-    w, v, out, embed = weights
+def homogeneous(weights: GLUWeights) -> GLUWeights:
+    """The same layer without biases in its branches: they become the weights of a last coordinate that is always 1."""
+    w, v, _, embed, w_bias, v_bias, _, skip = weights
+    if w_bias is None and v_bias is None:
+        return weights
+    zeros = jnp.zeros(w.shape[1], w.dtype)
+    rows = [zeros if bias is None else bias for bias in (w_bias, v_bias)]
+    w, v = (jnp.concatenate([matrix, row[None]]) for matrix, row in zip((w, v), rows, strict=True))
+    if embed is not None:
+        embed = jnp.pad(embed, ((0, 1), (0, 1))).at[-1, -1].set(1)
+    if skip is not None:
+        skip = jnp.pad(skip, ((0, 1), (0, 0)))
+    return weights._replace(w=w, v=v, embed=embed, skip=skip, w_bias=None, v_bias=None)
+
+
+def with_gain(weights: GLUWeights, gain: jax.Array | None) -> GLUWeights:
+    """The layer with each hidden unit's part of every form multiplied by its gain γ (h,)."""
+    return weights if gain is None else weights._replace(out=weights.out * gain[:, None].astype(weights.out.dtype))
+
+
+def hidden_layer(weights: GLUWeights, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The layer's input z (n, d), the linear branch a = z W + b_w and the gate's u = z V + b_v, (n, h) each."""
+    z = x if weights.embed is None else x @ weights.embed
+    a, u = z @ weights.w, z @ weights.v
+    a = a if weights.w_bias is None else a + weights.w_bias[None]
+    u = u if weights.v_bias is None else u + weights.v_bias[None]
+    return z, a, u
+
+
+def linear_part(weights: GLUWeights, z: jax.Array) -> jax.Array | float:
+    """What of the logits no form holds: z L + b, (n, outputs), or 0."""
+    skip = 0.0 if weights.skip is None else z @ weights.skip
+    return skip if weights.out_bias is None else skip + weights.out_bias[None]
+
+
+def check_weights(weights: GLUWeights, gain: jax.Array | None = None) -> None:
+    """Raises ValueError where shapes do not fit each other, and for NaN or infinite numbers where they can be seen."""
+    w, v, out, embed, w_bias, v_bias, out_bias, skip = weights
     if w.ndim != 2 or v.shape != w.shape:
         raise ValueError(f"`w` and `v` have shapes {w.shape} and {v.shape}: both must be (d, h)")
-    if out.ndim != 2 or out.shape[0] != w.shape[1]:
-        raise ValueError(f"`out` has shape {out.shape}: ({w.shape[1]}, outputs) is needed")
-    if embed is not None and (embed.ndim != 2 or embed.shape[1] != w.shape[0]):
-        raise ValueError(f"`embed` has shape {embed.shape}: (inputs, {w.shape[0]}) is needed")
+    d, h = w.shape
+    if out.ndim != 2 or out.shape[0] != h:
+        raise ValueError(f"`out` has shape {out.shape}: ({h}, outputs) is needed")
+    if embed is not None and (embed.ndim != 2 or embed.shape[1] != d):
+        raise ValueError(f"`embed` has shape {embed.shape}: (inputs, {d}) is needed")
+    outputs = out.shape[1]
+    vectors = {"w_bias": (w_bias, (h,)), "v_bias": (v_bias, (h,)), "out_bias": (out_bias, (outputs,))}
+    for name, (array, shape) in (vectors | {"skip": (skip, (d, outputs)), "gain": (gain, (h,))}).items():
+        if array is not None and array.shape != shape:
+            raise ValueError(f"`{name}` has shape {array.shape}: {shape} is needed")
+    for name, array in (weights._asdict() | {"gain": gain}).items():
+        if array is not None and not isinstance(array, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(array))):
+            raise ValueError(f"`{name}` holds numbers that are NaN or infinite: finite ones are needed")

@@ -72,3 +72,34 @@ def curves(rows: list[dict], *, title: str) -> Figure:
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
     return figure
+
+
+_ARMS = {
+    "disjoint": ("different seeds", "#0b6e99", "-"),
+    "shared": ("one initialisation", "#b8640a", "-"),
+    "ceiling": ("ceiling: the others with each other", "#7a7a7a", "-"),
+    "classes": ("null: other outputs", "#b2182b", ":"),
+    "untrained": ("null: before training", "#b2182b", "--"),
+    "random": ("null: random vectors", "#b2182b", "-."),
+}
+
+
+def similarity(measures: dict[str, dict], *, title: str) -> Figure:
+    """Cosines by rank and overlaps by k, with ceiling and nulls, as `analysis.compare` gives them."""
+    figure = Figure(figsize=(10.5, 4.4), layout="constrained")
+    figure.suptitle(title, fontsize=12, color=_INK)
+    axes = figure.subplots(1, 2)
+    columns = (("rank_cosine", "rank by |λ|", "|cos|"), ("overlap", "first k eigenvectors", "overlap of spans"))
+    for axis, (measure, x_label, y_label) in zip(axes, columns, strict=True):
+        for arm, (label, color, style) in _ARMS.items():
+            if arm in measures[measure]:
+                found = measures[measure][arm]
+                ranks = np.arange(1, len(found["mean"]) + 1)
+                axis.plot(ranks, found["mean"], style, color=color, label=label, linewidth=1.6)
+                axis.fill_between(ranks, found["low"], found["high"], color=color, alpha=0.15, linewidth=0)
+        axis.set(xlabel=x_label, ylabel=y_label, ylim=(0, 1.03))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure

@@ -56,7 +56,7 @@ def test_planted_eigenvectors_are_found():
 def test_spectrum_matches_scipy_in_float64(shape):
     weights = random_weights(*shape)
     pairs = spectrum(weights)
-    w, v, out, embed = (None if array is None else np.asarray(array, np.float64) for array in weights)
+    w, v, out, embed = (None if array is None else np.asarray(array, np.float64) for array in weights[:4])
     w, v = (w, v) if embed is None else (embed @ w, embed @ v)
     matrices = np.einsum("ih,ho,jh->oij", w, out, v)
     for output, matrix in enumerate((matrices + matrices.transpose(0, 2, 1)) / 2):

@@ -1,18 +1,16 @@
 """The command line: `python -m train [data] [flags]`."""
 
-import contextlib
 import dataclasses
-import io
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import tyro
 
 from sqs_jax.train.config import PRESETS, InputError, TrainConfig, check, from_json, preset
 from sqs_jax.train.run_folder import RunFolder, read_config
+from sqs_jax.train.terminal import fail, one_line_errors, program, read
 
 _DESCRIPTION = f"""Train a gated linear unit (GLU) classifier on images, and read its eigenvectors from its weights.
 
@@ -24,7 +22,7 @@ _DESCRIPTION = f"""Train a gated linear unit (GLU) classifier on images, and rea
 
 Data sets: {", ".join(PRESETS)}, tfds:<name>. Each has defaults of its own, shown by
 python -m train <data> --help. A run's folder holds config.json, metrics.jsonl, checkpoints/, summary.json,
-spectrum.npz, eigenvectors.png and curves.png. An existing run is never overwritten."""
+report.html, spectrum.npz, eigenvectors.png and curves.png. An existing run is never overwritten."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +37,8 @@ class Places:
     """A config.json to take the defaults from, instead of the data set's own."""
     resume: bool = False
     """Go on with the run in --run-dir from its last checkpoint."""
+    report: bool = True
+    """Read the weights when training is done, and write report.html."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +51,8 @@ class Command:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs `python -m train` with these arguments; exits with 2 on bad input, 1 on a loss that is not finite."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # σ and λ on a terminal that has no such letters
-    try:
+    with one_line_errors(InputError):
         _run(*parse(sys.argv[1:] if args is None else args))
-    except KeyboardInterrupt:
-        _fail("interrupted; a run that has begun goes on with --resume", 130)
-    except InputError as error:
-        _fail(str(error), 2)
-    except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
 
 
 def parse(args: Sequence[str]) -> tuple[TrainConfig, Path, Places]:
@@ -94,60 +85,28 @@ def _run(config: TrainConfig, run_dir: Path, places: Places) -> None:
     try:
         summary = train(config, run_dir, data_dir=places.data_dir, resume=places.resume)
     except NonFiniteLossError as error:
-        _fail(str(error), 1)
+        fail(str(error), 1)
     except Stopped as stop:
         command = f"{_program()} --run-dir {shlex.quote(str(run_dir))} --resume"
-        _fail(f"{stop}; go on with: {command}", 128 + stop.number)
+        fail(f"{stop}; go on with: {command}", 128 + stop.number)
     test = summary["test"]
     print(f"test loss {test['loss']:.4f}  accuracy {test['accuracy']:.4f}  ({summary['seconds']:.1f} s of training)")
-    for file in ("eigenvectors.png", "curves.png", "summary.json"):
-        print(run_dir / file)
+    if places.report and not RunFolder(run_dir).report.exists():
+        from sqs_jax.analysis.report import report
+
+        report(run_dir, data_dir=places.data_dir)
+    for file in ("report.html", "eigenvectors.png", "curves.png", "summary.json"):
+        if (run_dir / file).exists():
+            print(run_dir / file)
 
 
 def _read(args: Sequence[str], default: Command) -> Command:
-    """The command line by tyro, whose framed messages become one line."""
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                Command,
-                prog=_program(),
-                description=_DESCRIPTION,
-                args=args,
-                default=default,
-            )
-    except SystemExit as end:
-        if end.code == 0:
-            raise
-        _fail(f"{_one_line(complaint.getvalue())} ({_program()} --help lists the flags)", 2)
-
-
-def _one_line(framed: str) -> str:
-    """What tyro says in a frame: title, message, then maybe the flags that could be meant, with rules between."""
-    paragraphs: list[list[str]] = [[]]
-    for line in framed.splitlines():
-        content = line.strip("│ ")
-        if line.startswith(("╭", "╰")) or set(content) <= {"─", "-"}:
-            paragraphs.append([])
-        else:
-            paragraphs[-1].append(content)
-    message, *rest = [lines for lines in paragraphs[1:] if lines]
-    likely = [lines[1].split()[0] for lines in rest if lines[0].startswith("Perhaps")]
-    return " ".join(message) + (f"; did you mean {likely[0]}?" if likely else "")
+    return read(Command, args, prog=_program(), description=_DESCRIPTION, default=default)
 
 
 def _program() -> str:
-    """How the command was called: from a clone's root, as an installed module, or by its installed name."""
-    main_module = getattr(sys.modules["__main__"], "__spec__", None)
-    if main_module and main_module.name == "sqs_jax.train.__main__":
-        return "python -m sqs_jax.train"
-    return "sqs" if Path(sys.argv[0]).stem == "sqs" else "python -m train"
+    return program("train", "sqs")
 
 
 def _run_name(config: TrainConfig) -> str:
     return f"{config.data.replace(':', '-')}-{config.gate}-seed{config.seed}"
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(f"error: {message}" if code in (1, 2) else message, file=sys.stderr, flush=True)
-    sys.exit(code)

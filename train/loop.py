@@ -58,7 +58,9 @@ def train(
     resume: bool = False,
     report: Report = print_row,
 ) -> dict[str, Any]:
-    """Trains a classifier, and writes all that belongs to the run into `run_dir`.
+    """Trains a classifier, and writes configuration, metrics, checkpoints and summary of the run into `run_dir`.
+
+    `sqs_jax.analysis.report` reads the weights of the finished run.
 
     Args:
       config: of the run.
@@ -164,9 +166,7 @@ def _one_epoch(program: _Program, state: TrainState, arrays, number: int, run) -
 
 
 def _finish(config, data: Dataset, program: _Program, run, state: TrainState, progress: Progress) -> dict[str, Any]:
-    """Tests the network, once, and writes its figures; the summary, last, says that the run is complete."""
-    from sqs_jax.train import figures  # matplotlib takes a while to import, and is needed only here
-
+    """Tests the network, once; the summary says that the run is complete."""
     arrays = (np.asarray(data.test_images), np.asarray(data.test_labels), np.arange(len(data.test_labels)))
     test = program.evaluate(state.params, *jax.device_put(arrays, program.everywhere))
     if not math.isfinite(test.loss):
@@ -175,7 +175,6 @@ def _finish(config, data: Dataset, program: _Program, run, state: TrainState, pr
     last, parts = progress.history[-1], ("loss", "accuracy")
     summary["validation"] = {part: last[f"validation_{part}"] for part in parts} if config.validation else None
     summary |= {"seconds": round(progress.seconds, 3), "epochs": progress.epoch, **run_folder.provenance()}
-    figures.write(config, data, run, program.model, state.params, progress.history)
     run_folder.write(run.summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
 

@@ -29,6 +29,7 @@ class RunFolder:
         self.spectrum = path / "spectrum.npz"
         self.eigenvectors = path / "eigenvectors.png"
         self.curves = path / "curves.png"
+        self.report = path / "report.html"
 
 
 def check_free(run: RunFolder) -> None:

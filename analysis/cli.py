@@ -1,0 +1,141 @@
+"""The command line: `python -m analysis report …` and `python -m analysis compare … -- …`."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sqs_jax.analysis.calibration import Method
+from sqs_jax.analysis.eigen import NotConvergedError
+from sqs_jax.train.config import InputError
+from sqs_jax.train.terminal import fail, one_line_errors, program, read
+
+_DESCRIPTION = """Read the weights of gated linear units.
+
+  python -m analysis report runs/mnist-sqs-seed0                       a run: report.html and its numbers
+  python -m analysis report runs/sqs --against runs/bilinear-*         beside other runs, with ceiling and nulls
+  python -m analysis report --weights layer.safetensors --w up.weight --v gate.weight --out head.weight --transpose
+  python -m analysis compare runs/sqs-* -- runs/bilinear-*             two groups of runs, a seed a run"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The report of a run, into its folder, or of weights from a file of any framework."""
+
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    """Folder of a finished run."""
+    method: Method = "joint"
+    """Gains that the spectrum is read with; all are measured."""
+    against: tuple[Path, ...] = ()
+    """Two or more runs to compare it with."""
+    data_dir: Path | None = None
+    """Folder with the original files of the run's data set; default SQS_DATA_DIR."""
+    weights: Path | None = None
+    """A .safetensors or .npz file, instead of a run."""
+    w: str | None = None
+    """Name in that file of the linear branch W (inputs, h)."""
+    v: str | None = None
+    """Of the gate branch V (inputs, h)."""
+    out: str | None = None
+    """Of what reads the layer, P (h, outputs); without it the outputs are the hidden units."""
+    embed: str | None = None
+    """Of the embedding E (inputs, d)."""
+    w_bias: str | None = None
+    """Of the bias of the linear branch (h,)."""
+    v_bias: str | None = None
+    """Of the bias of the gate branch (h,)."""
+    transpose: bool = False
+    """Matrices stand as (outputs, inputs), as PyTorch's Linear has them."""
+    shape: tuple[int, ...] = ()
+    """Shape of the inputs as an image: height width, or height width 3."""
+    out_dir: Path | None = None
+    """Folder for the report of weights; default runs/<name of the file>-report."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Compare two groups of runs, one before and one after `--`: the second gives the ceiling."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders of the first group."""
+    method: Method = "output"
+    """Gains that every network is read with."""
+    k: int = 10
+    """Eigenvectors for each output."""
+    data_dir: Path | None = None
+    """Folder with the original files of the data set; default SQS_DATA_DIR."""
+    out_dir: Path = Path("runs/comparison")
+    """Folder for comparison.json and comparison.png."""
+
+
+Command = Annotated[Report, tyro.conf.subcommand("report")] | Annotated[Compare, tyro.conf.subcommand("compare")]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs `python -m analysis` with these arguments; exits with 2 on bad input."""
+    args = list(sys.argv[1:] if args is None else args)
+    before, after = (args[: args.index("--")], args[args.index("--") + 1 :]) if "--" in args else (args, [])
+    with one_line_errors(ValueError, NotConvergedError):
+        command = read(Command, before, prog=program("analysis"), description=_DESCRIPTION)
+        if isinstance(command, Compare):
+            _compare(command, [Path(path) for path in after])
+        elif after:
+            raise InputError("report takes one run: `--` and a second group belong to compare")
+        elif command.weights:
+            _report_weights(command)
+        elif command.run:
+            _report(command)
+        else:
+            raise InputError("a run's folder, or --weights FILE, is needed")
+
+
+def _report(command: Report) -> None:
+    from sqs_jax.analysis.comparison import compare_runs
+    from sqs_jax.analysis.report import report
+
+    if named := [name for name in _NAMES if getattr(command, name)]:
+        raise InputError(f"--{named[0].replace('_', '-')} names an array of --weights FILE: a run needs none")
+    assert command.run
+    comparison = None
+    if command.against:
+        comparison = compare_runs(
+            [command.run], list(command.against), method=command.method, data_dir=command.data_dir
+        )
+    print(report(command.run, data_dir=command.data_dir, method=command.method, comparison=comparison))
+
+
+_NAMES = ("w", "v", "out", "embed", "w_bias", "v_bias")
+
+
+def _report_weights(command: Report) -> None:
+    from sqs_jax.analysis.load import read_weights
+    from sqs_jax.analysis.report import report_weights
+
+    assert command.weights
+    if command.run or command.against:
+        raise InputError("--weights is read instead of a run: give one of them")
+    names = {name: getattr(command, name) for name in _NAMES if getattr(command, name)}
+    for part in ("w", "v"):
+        if part not in names:
+            raise InputError(f"--weights needs --{part}, the name of an array in {command.weights}")
+    weights = read_weights(command.weights, names, transpose=command.transpose)
+    out = command.out_dir or Path("runs") / f"{command.weights.stem}-report"
+    print(report_weights(weights, out, name=command.weights.name, shape=command.shape or None))
+
+
+def _compare(command: Compare, others: list[Path]) -> None:
+    from sqs_jax.analysis.comparison import compare_runs, table, write_comparison
+
+    if not others:
+        raise InputError("a second group is needed after `--`: compare runs/a… -- runs/b…")
+    for name in ("comparison.json", "comparison.png"):
+        if (command.out_dir / name).exists():  # before minutes are spent
+            fail(f"{command.out_dir / name} exists already: choose another --out-dir", 2)
+    found = compare_runs(list(command.runs), others, method=command.method, k=command.k, data_dir=command.data_dir)
+    print(found["note"])
+    print(table(found))
+    for path in write_comparison(found, command.out_dir):
+        print(path)

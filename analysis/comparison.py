@@ -1,0 +1,106 @@
+"""Two groups of runs compared: their spectra read, measured by `compare`, and shown."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from sqs_jax.analysis import plots
+from sqs_jax.analysis.calibration import Method, calibrate, calibrated
+from sqs_jax.analysis.compare import LEAST_SEEDS, Reading, compare
+from sqs_jax.analysis.eigen import top_eigenpairs
+from sqs_jax.analysis.fidelity import points
+from sqs_jax.analysis.interaction import interaction_matrices
+from sqs_jax.analysis.load import Run, layer_weights, load_comparable, untrained
+from sqs_jax.analysis.report import layer_samples
+from sqs_jax.analysis.study import CALIBRATION_SAMPLES
+from sqs_jax.gates import Gate
+from sqs_jax.train.config import InputError
+from sqs_jax.train.run_folder import provenance, write
+
+
+def compare_runs(
+    a: list[Path], b: list[Path], *, method: Method = "output", k: int = 10, data_dir: Path | None = None
+) -> dict[str, Any]:
+    """Compares the spectra of runs `a` with those of runs `b`, one network a seed: last layer, input basis.
+
+    Args:
+      a, b: folders of finished runs of one data set; 1 or more of a, 2 or more of b.
+      method: gains that every network is read with, as in `calibrate`; initial weights are read as they are.
+      k: eigenvectors for each output.
+      data_dir: where the original files of the data set lie.
+
+    Returns what `compare` measures, as `measures`, with a note, the runs and the provenance.
+
+    Raises InputError as `load_run`, for runs of different data sets, and for a `k` beyond the rank; ValueError as
+    `compare`.
+    """
+    runs = load_comparable([*a, *b], data_dir=data_dir)
+    readings = [_reading(run, method, k) for run in runs]
+    initial = [_initial(run, k) for run in runs[: len(a)]]
+    samples = layer_samples(runs[0]).train[:CALIBRATION_SAMPLES]
+    x = np.asarray(points(layer_weights(runs[0].model), jnp.asarray(samples), "input"))
+    measures = compare(readings[: len(a)], readings[len(a) :], initial, x.T @ x / len(x))
+    names = [" and ".join(sorted({run.config.gate for run in group})) for group in (runs[: len(a)], runs[len(a) :])]
+    note = (
+        f"{len(a)} {names[0]} and {len(b)} {names[1]} networks on {runs[0].config.data}, read with “{method}” gains: "
+        f"the first {k} eigenvectors of each output, means over outputs and pairs, 95 % intervals over seeds."
+    )
+    if min(len(a), len(b)) < LEAST_SEEDS:
+        note += f" Fewer than {LEAST_SEEDS} seeds: the intervals say little."
+    places = {"a": [str(path) for path in a], "b": [str(path) for path in b]}
+    return {"note": note, "names": names, "method": method, "k": k, "runs": places, "measures": measures} | provenance()
+
+
+def write_comparison(found: dict[str, Any], out_dir: Path) -> list[Path]:
+    """Writes `comparison.json` and `comparison.png`. Raises InputError where one of them is there already."""
+    paths = [out_dir / "comparison.json", out_dir / "comparison.png"]
+    for path in paths:
+        if path.exists():
+            raise InputError(f"{path} exists already: choose another --out-dir")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    plots.similarity(found["measures"], title=f"{found['names'][0]} beside {found['names'][1]}").savefig(
+        buffer, dpi=110
+    )
+    write(paths[1], buffer.getvalue())
+    write(paths[0], json.dumps(found, indent=2) + "\n")
+    return paths
+
+
+def table(found: dict[str, Any]) -> str:
+    """The comparison as text, an arm a column: of vectors the first rank, of spans the largest."""
+    arms = ("shared", "disjoint", "ceiling", "fraction", "classes", "untrained", "random")
+    places = {"rank_cosine": 0, "matched_cosine": 0, "overlap": -1, "form_cosine": None, "data_form_cosine": None}
+    lines = [f"{'':<18}" + "".join(f"{arm:>20}" for arm in arms)]
+    for name, place in places.items():
+        cells = [_cell(found["measures"][name].get(arm), place) for arm in arms]
+        lines.append(f"{name:<18}" + "".join(f"{cell:>20}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _cell(arm, place) -> str:
+    if arm is None:
+        return "-"
+    mean, low, high = (arm[name] if place is None else arm[name][place] for name in ("mean", "low", "high"))
+    return f"{mean:.3f} [{low:.2f}, {high:.2f}]"
+
+
+def _reading(run: Run, method: Method, k: int) -> Reading:
+    weights, gate = layer_weights(run.model), run.model.layers[-1].sigma()
+    samples = layer_samples(run).train[:CALIBRATION_SAMPLES] if method != "identity" else None
+    return _read(run.config.seed, weights, gate, samples, method, k)
+
+
+def _initial(run: Run, k: int) -> Reading:
+    return _read(run.config.seed, untrained(run), run.model.layers[-1].sigma(), None, "identity", k)
+
+
+def _read(seed: int, weights, gate: Gate, samples, method: Method, k: int) -> Reading:
+    if samples is not None:
+        weights = calibrated(weights, calibrate(weights, samples, gate, method=method))
+    pairs = top_eigenpairs(weights, k, method="dense")
+    return Reading(seed, np.asarray(pairs.vectors), np.asarray(interaction_matrices(weights)))

@@ -1,0 +1,182 @@
+"""Fidelity: how well quadratic forms stand for the network that they were read from."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import log_softmax
+
+from sqs_jax.analysis.calibration import Calibration, Samples, as_batches, calibrated, forms, network_logits
+from sqs_jax.analysis.eigen import Eigenpairs
+from sqs_jax.analysis.interaction import Basis, GLUWeights, hidden_layer, linear_part
+from sqs_jax.gates import Gate, get_gate
+
+# Numbers that the responses of a batch may hold.
+_RESPONSES = 2**24
+
+
+class Fidelity(NamedTuple):
+    """The quadratic network beside the network itself; arrays of one shape, () or (ks,)."""
+
+    r2: np.ndarray
+    """1 - Σ(y - ŷ)² / Σ(y - ȳ)² over all samples and outputs; at most 1, and negative where the mean is closer."""
+    kl: np.ndarray
+    """Mean KL(network ‖ quadratic network) of the softmax outputs, in nats."""
+    agreement: np.ndarray
+    """Share of samples where both have the same largest logit."""
+    accuracy: np.ndarray
+    """Accuracy of the quadratic network."""
+    network_accuracy: np.ndarray
+    """Accuracy of the network."""
+
+
+def fidelity(weights: GLUWeights, calibration: Calibration, x, labels, gate: str | Gate) -> Fidelity:
+    """Measures the quadratic network ŷ = zᵀ A z + linear part + offset against the network, on data of its own.
+
+    Args:
+      weights, gate: of the layer.
+      calibration: from `calibrate`, on other samples than these for a figure that is held out.
+      x: (n, inputs); labels: (n,) int.
+
+    Raises ValueError where they do not fit.
+    """
+    y, labels = _network(weights, x, labels, gate)
+    read = calibrated(weights, calibration)
+    parts = [_quadratic(read, batch, calibration.offset) for batch in as_batches(weights, x)()]
+    return Fidelity(*(array[0] for array in _compare(y, np.concatenate(parts)[:, :, None], labels)))
+
+
+def truncation(
+    weights: GLUWeights,
+    calibration: Calibration,
+    pairs: Eigenpairs,
+    calibration_x,
+    x,
+    labels,
+    gate: str | Gate,
+    *,
+    ks: tuple[int, ...],
+    basis: Basis = "input",
+) -> Fidelity:
+    """The fidelity of the forms cut down to their k largest eigenpairs, for each k of `ks`; arrays (ks,).
+
+        ŷ_o = Σ_{i ≤ k} λ_i (x·v_i)² + linear part + c_k,   c_k making the means agree on `calibration_x`
+
+    Args:
+      pairs: of `calibrated(weights, calibration)` in `basis`, max(ks) or more for each output.
+      others: as in `fidelity`.
+    """
+    if not ks or min(ks) < 1 or max(ks) > pairs.values.shape[1]:
+        raise ValueError(f"`ks` is {ks}: numbers from 1 to {pairs.values.shape[1]} are needed")
+    y, labels = _network(weights, x, labels, gate)
+    reference, _ = _network(weights, calibration_x, None, gate)
+    offset = np.mean(reference[:, :, None] - _cut_off(weights, pairs, calibration_x, ks, basis), axis=0)
+    return _compare(y, _cut_off(weights, pairs, x, ks, basis) + offset, labels)
+
+
+def ablation(
+    weights: GLUWeights, pairs: Eigenpairs, x, labels, gate: str | Gate, *, basis: Basis = "input"
+) -> np.ndarray:
+    """The rise of the network's loss, in nats, when one eigenpair is taken out of one output: (outputs, k).
+
+    From the network's own logit o, λ_i (x·v_i)² is subtracted and its mean over x put back.
+    """
+    y, labels = _network(weights, x, labels, gate)
+    log_p = log_softmax(y, axis=1)
+    parts = [np.asarray(_responses(weights, pairs, batch, basis)) for batch in _small_batches(weights, pairs, x)]
+    change = -np.concatenate(parts)  # (n, outputs, k)
+    change -= change.mean(0)
+    with np.errstate(divide="ignore"):
+        others = np.log(-np.expm1(np.minimum(log_p, -1e-12)))
+    rise = np.logaddexp(others[:, :, None], log_p[:, :, None] + change)
+    own = labels[:, None] == np.arange(y.shape[1])
+    return np.mean(rise - change * own[:, :, None], axis=0)
+
+
+def linear_share(weights: GLUWeights, x, gate: str | Gate) -> float:
+    """R² of the logits that the linear part alone explains, up to a constant: of a residual stream past the layer."""
+    y, _ = _network(weights, x, None, gate)
+    linear = np.concatenate([np.asarray(_linear(weights, batch)) for batch in as_batches(weights, x)()])
+    left = y - linear
+    return float(1 - np.sum((left - left.mean(0)) ** 2) / np.sum((y - y.mean(0)) ** 2))
+
+
+def _network(weights, x, labels, gate) -> tuple[np.ndarray, np.ndarray]:
+    """The network's logits, float64, and the labels."""
+    y = np.concatenate([np.asarray(_logits(weights, batch, get_gate(gate))) for batch in as_batches(weights, x)()])
+    labels = np.zeros(len(y), int) if labels is None else np.asarray(labels)
+    if labels.shape != (len(y),) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"`labels` is {labels.dtype}{labels.shape}: whole numbers ({len(y)},) are needed")
+    if labels.min() < 0 or labels.max() >= y.shape[1]:
+        raise ValueError(f"`labels` has values from {labels.min()} to {labels.max()}: 0 to {y.shape[1] - 1} are needed")
+    return y.astype(np.float64), labels
+
+
+@jax.jit(static_argnames="gate")
+def _logits(weights, x, gate):
+    with jax.default_matmul_precision("highest"):
+        return network_logits(weights, x, gate)
+
+
+@jax.jit
+def _quadratic(read, x, offset):
+    with jax.default_matmul_precision("highest"):
+        return forms(read, x) + _linear(read, x) + offset[None]
+
+
+@jax.jit
+def _linear(weights, x):
+    z, _, _ = hidden_layer(weights, x)
+    return jnp.broadcast_to(linear_part(weights, z), (len(x), weights.out.shape[1]))
+
+
+@jax.jit(static_argnames="basis")
+def _responses(weights, pairs, x, basis):
+    """λ_i (x·v_i)², (n, outputs, k)."""
+    with jax.default_matmul_precision("highest"):
+        return pairs.values[None] * jnp.einsum("nd,okd->nok", points(weights, x, basis), pairs.vectors) ** 2
+
+
+def points(weights: GLUWeights, x: jax.Array, basis: Basis) -> jax.Array:
+    """The coordinates (n, d) in which forms of this basis are written: x or z, with a last 1 where there are biases."""
+    if basis == "hidden" and weights.embed is not None:
+        x = x @ weights.embed
+    if weights.w_bias is None and weights.v_bias is None:
+        return x
+    return jnp.pad(x, ((0, 0), (0, 1)), constant_values=1)
+
+
+def _small_batches(weights, pairs, x: Samples):
+    rows = max(1, _RESPONSES // pairs.values.size)
+    for batch in as_batches(weights, x)():
+        for start in range(0, len(batch), rows):
+            yield batch[start : start + rows]
+
+
+def _cut_off(weights, pairs, x, ks, basis) -> np.ndarray:
+    """Linear part and forms of the first k pairs, for each k: (n, outputs, ks)."""
+    pairs = Eigenpairs(*(array[:, : max(ks)] for array in pairs))
+    found = []
+    for batch in _small_batches(weights, pairs, x):
+        sums = jnp.cumsum(_responses(weights, pairs, batch, basis), axis=2)[:, :, np.array(ks) - 1]
+        found.append(np.asarray(sums + _linear(weights, batch)[:, :, None]))
+    return np.concatenate(found)
+
+
+def _compare(y, predicted, labels) -> Fidelity:
+    """All figures of predictions (n, outputs, ks): arrays (ks,)."""
+    spread = np.sum((y - y.mean(0)) ** 2)
+    r2 = 1 - np.sum((y[:, :, None] - predicted) ** 2, axis=(0, 1)) / (spread if spread > 0 else np.nan)
+    log_p, log_q = (log_softmax(array, axis=1) for array in (y, predicted))
+    kl = np.sum(np.exp(log_p)[:, :, None] * (log_p[:, :, None] - log_q), axis=1).mean(0)
+    best, guess = y.argmax(1), predicted.argmax(1)
+    agreement, accuracy = (np.mean(guess == target[:, None], axis=0) for target in (best, labels))
+    network = np.broadcast_to(np.mean(best == labels), agreement.shape)
+    return Fidelity(r2, kl, agreement, accuracy, network)
+
+
+def network_predictor(weights: GLUWeights, gate: str | Gate) -> Callable[[np.ndarray], np.ndarray]:
+    """The network as a function from inputs (n, inputs) to classes (n,), through this layer."""
+    return lambda x: _network(weights, x, None, gate)[0].argmax(1)

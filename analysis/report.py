@@ -1,0 +1,280 @@
+"""The report of a run, or of weights alone: its page, its pictures, and files with every number that they show."""
+
+import dataclasses
+import io
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from sqs_jax.analysis import interpret, page, plots
+from sqs_jax.analysis.calibration import Method
+from sqs_jax.analysis.eigen import Eigenpairs, eigengaps, extremes, spectrum
+from sqs_jax.analysis.interaction import GLUWeights
+from sqs_jax.analysis.load import Run, layer_weights, load_run
+from sqs_jax.analysis.study import Samples, kept_pairs, layer_fidelity, leading_vectors, number, spectrum_figures, study
+from sqs_jax.train.run_folder import RunFolder, provenance, write
+from sqs_jax.train.step import scale_pixels
+
+_GALLERY = 3
+_RESPONSE_SAMPLES = 4096
+
+
+def report(
+    run_dir: str | Path,
+    *,
+    data_dir: Path | None = None,
+    method: Method = "joint",
+    comparison: dict[str, Any] | None = None,
+) -> Path:
+    """Studies the last GLU layer of a finished run, and writes into its folder what was found.
+
+    `report.html`, the page; `spectrum.npz`, the eigenpairs of the calibrated form, its gains, and the images that
+    each eigenvector likes most; `eigenvectors.png` and `curves.png`; and in `summary.json` all figures, as `analysis`.
+    A report that is there already is replaced, file by file, each whole.
+
+    Args:
+      run_dir: the run's folder.
+      data_dir: where the original files of its data set lie, as for `train`.
+      method: which gains the spectrum is read with, as in `calibrate`.
+      comparison: what `compare_runs` returned, to be shown too.
+
+    Returns the page's path. Raises InputError as `load_run`, OSError where the folder cannot be written.
+    """
+    run = load_run(run_dir, data_dir=data_dir)
+    folder, model = RunFolder(run.path), run.model
+    weights, gate = layer_weights(model), model.layers[-1].sigma()
+    samples = layer_samples(run)
+    figures, pairs, calibrations = study(weights, gate, samples, method=method)
+    if len(model.layers) > 1:
+        inner = [_layer(run, layer) for layer in range(len(model.layers) - 1)]
+        figures["layers"] = [*inner, {name: row["r2"] for name, row in figures["fidelity"].items()}]
+
+    inputs = samples.test.shape[1]
+    vectors = np.asarray(pairs.vectors[:, :, :inputs])
+    shown = page.pictures(vectors, _flat_shape(run))["count"]
+    images = _as_images(run, vectors[:, :shown])
+    liked = interpret.most_activating(pairs.vectors[:, :shown, :inputs], samples.test, 8)
+    figures["smoothness"] = _smoothness(images)
+    gains = {name: np.asarray(found.gain) for name, found in calibrations.items()}
+    arrays = pairs._asdict() | {"gain": gains[method], "liked": liked, "masks": _masks(pairs, inputs)}
+    arrays |= {f"gain_{name}": gain for name, gain in gains.items()}
+    summary = run.summary | {"analysis": figures | {"provenance": provenance()}}
+    if comparison:
+        summary["comparison"] = comparison
+
+    _write_npz(folder.spectrum, arrays)
+    _write_pictures(run, pairs)
+    write(folder.summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    content, texts = _content(run, summary, arrays, images)
+    write(folder.report, page.render(content, texts))
+    return folder.report
+
+
+def report_weights(
+    weights: GLUWeights,
+    out_dir: Path,
+    *,
+    name: str,
+    shape: tuple[int, ...] | None = None,
+    names: tuple[str, ...] | None = None,
+) -> Path:
+    """The report of weights alone: spectra of the form with γ = 1, without data and so without fidelity.
+
+    Args:
+      weights: of the layer.
+      out_dir: a folder that does not exist yet, or is empty; it appears whole.
+      name: title of the page.
+      shape: of the inputs as an image, (height, width) or (height, width, 3); by default one row.
+      names: of the outputs.
+
+    Returns the page's path. Raises ValueError for weights, a shape or names that do not fit, or a folder in the way.
+    """
+    inputs, outputs = len(weights.w if weights.embed is None else weights.embed), weights.out.shape[1]
+    shape = shape or (1, inputs)
+    names = names or tuple(map(str, range(outputs)))
+    if int(np.prod(shape)) != inputs or len(shape) not in (2, 3):
+        raise ValueError(f"`shape` is {shape}: (height, width) or (height, width, 3) with {inputs} entries is needed")
+    if len(names) != outputs:
+        raise ValueError(f"`names` has {len(names)} entries: {outputs}, one for each output, are needed")
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise ValueError(f"`out_dir` is {out_dir}: something is there already")
+    pairs = spectrum(weights, count=kept_pairs(weights))
+    vectors = np.asarray(pairs.vectors[:, :, :inputs])
+    content: dict[str, Any] = {"outputs": list(names), "spectrum": _spectrum_content(pairs)}
+    content["pictures"] = page.pictures(vectors, shape)
+    figures = spectrum_figures(pairs)
+    ranks = [value for value in figures["participation_rank"] if value is not None]
+    content["cards"] = [
+        [str(outputs), "outputs"],
+        [str(inputs), "inputs"],
+        [f"{np.mean(ranks):.1f}", "mean effective rank"],
+    ]
+    content["provenance"] = provenance() | {"file": name}
+    verdict = "Read from the weights alone, the gate as the identity: without data nothing says how well that is."
+    texts = _texts(name, f"{inputs} inputs, {weights.w.shape[1]} hidden units, {outputs} outputs", verdict, "weights")
+    summary = {"spectrum": figures, "provenance": content["provenance"]}
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
+    try:
+        partial.chmod(0o755)
+        _write_npz(partial / "spectrum.npz", pairs._asdict())
+        write(partial / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        write(partial / "report.html", page.render(content, texts))
+        partial.rename(out_dir)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return out_dir / "report.html"
+
+
+def layer_samples(run: Run, layer: int = -1) -> Samples:
+    """The inputs of a GLU layer: pixels in [0, 1] for the first, which comes with the embedding; no noise."""
+    data = run.data
+    train, test = (_layer_inputs(run, images, layer) for images in (data.train_images, data.test_images))
+    return Samples(train, np.asarray(data.train_labels), test, np.asarray(data.test_labels))
+
+
+def _layer_inputs(run: Run, images, layer: int) -> np.ndarray:
+    layer %= len(run.model.layers)
+    parts = []
+    for start in range(0, len(images), 2048):
+        x = scale_pixels(jnp.asarray(images[start : start + 2048]))
+        parts.append(np.asarray(x if layer == 0 else run.model.hidden(x, layer).astype(jnp.float32)))
+    return np.concatenate(parts)
+
+
+def _layer(run: Run, layer: int) -> dict[str, float]:
+    few = dataclasses.replace(run.data, train_images=run.data.train_images[:_RESPONSE_SAMPLES])
+    samples = layer_samples(dataclasses.replace(run, data=few), layer)
+    return layer_fidelity(layer_weights(run.model, layer), run.model.layers[layer].sigma(), samples.train, samples.test)
+
+
+def _flat_shape(run: Run) -> tuple[int, ...]:
+    """The shape of the layer's inputs: an image's, or one row of hidden units."""
+    return run.data.shape if len(run.model.layers) == 1 else (1, run.model.layers[-1].w.shape[0])
+
+
+def _as_images(run: Run, vectors: np.ndarray) -> np.ndarray:
+    """Eigenvectors (outputs, k, d) as pictures (outputs, k, *image): themselves, or what they respond to.
+
+    The eigenvectors of a deep network's last layer have no pixels of their own: theirs is the covariance of
+    (z·v)² with the pixels, over training images.
+    """
+    if len(run.model.layers) == 1:
+        return vectors.reshape(*vectors.shape[:2], *run.data.shape)
+    x = scale_pixels(jnp.asarray(run.data.train_images[:_RESPONSE_SAMPLES]))
+    z = run.model.hidden(x, len(run.model.layers) - 1).astype(jnp.float32)
+    response = jnp.einsum("nd,okd->nok", z, jnp.asarray(vectors)) ** 2
+    response, x = response - response.mean(0, keepdims=True), x - x.mean(0, keepdims=True)
+    images = jnp.einsum("nok,ni->oki", response, x) / len(x)
+    return np.asarray(images).reshape(*vectors.shape[:2], *run.data.shape)
+
+
+def _smoothness(images: np.ndarray) -> list[list[float | None]]:
+    """Of pictures (outputs, k, height, width) or with channels, whose mean is taken."""
+    if images.ndim == 5:
+        values = interpret.smoothness(np.moveaxis(images, -1, 2)).mean(-1)
+    else:
+        values = interpret.smoothness(images)
+    return [[number(value) for value in row] for row in values]
+
+
+def _masks(pairs: Eigenpairs, inputs: int) -> np.ndarray:
+    return interpret.adversarial_masks(leading_vectors(pairs)[:, :inputs]).astype(np.float32)
+
+
+def _spectrum_content(pairs: Eigenpairs) -> dict[str, Any]:
+    return {"values": page.rounded(pairs.values), "gaps": page.rounded(eigengaps(jnp.asarray(pairs.values)))}
+
+
+def _content(run: Run, summary, arrays, images) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the page shows, from what was saved."""
+    data, figures, config = run.data, summary["analysis"], dataclasses.asdict(run.config)
+    pairs = Eigenpairs(arrays["values"], arrays["vectors"], arrays["residuals"])
+    count = images.shape[1]
+    content: dict[str, Any] = {"outputs": list(data.classes), "analysis": figures, "curves": run.history}
+    content["spectrum"] = _spectrum_content(pairs) | {"smoothness": figures["smoothness"]}
+    content["pictures"] = page.pictures(images.reshape(*images.shape[:2], -1), data.shape)
+    content["images"] = page.liked_images(arrays["liked"][:, :count], np.asarray(data.test_images), data.test_labels)
+    if len(run.model.layers) == 1:
+        content["masks"] = page.pictures(arrays["masks"][None], data.shape)
+    content["layers"], content["comparison"] = figures.get("layers"), summary.get("comparison")
+    content["provenance"] = {"config": config} | figures["provenance"]
+    row, test = figures["fidelity"][figures["method"]], summary["test"]
+    ranks = [value for value in figures["spectrum"]["participation_rank"] if value is not None]
+    content["cards"] = [
+        [f"{test['accuracy']:.4f}", "test accuracy of the network"],
+        [f"{row['accuracy']:.4f}", "of its quadratic forms"],
+        [f"{row['r2']:.4f}", "R² of the logits"],
+        [f"{row['agreement']:.4f}", "agreement"],
+        [f"{row['kl']:.4f}", "KL divergence, nats"],
+        [f"{np.mean(ranks):.1f}", "mean effective rank"],
+    ]
+    gate = f"{config['gate']} (c {config['c']:g}, λ {config['lam']:g}, p {config['p']:g})"
+    gate = gate if config["gate"] == "sqs" else config["gate"]
+    layers = f"{config['layers']} GLU layer" + ("s" if config["layers"] > 1 else "")
+    size = f"{np.prod(data.shape)} inputs, {layers} of {config['hidden']}, {len(data.classes)} classes"
+    subtitle = f"{size}; {config['epochs']} epochs with noise {config['noise_std']:g}, seed {config['seed']}."
+    vectors = (
+        "Each is a direction among the pixels."
+        if config["layers"] == 1
+        else "The last layer reads hidden units: the pictures show which pixels its eigenvectors respond to."
+    )
+    texts = _texts(f"{data.name}, {gate}", subtitle, _verdict(figures), str(run.path), vectors)
+    return content, texts
+
+
+def _verdict(figures) -> str:
+    method, samples = figures["method"], figures["test_samples"]
+    row, plain = figures["fidelity"][method], figures["fidelity"]["identity"]
+    explained = f"{100 * row['r2']:.1f} % of the logits' variance" if row["r2"] > 0 else f"nothing (R² {row['r2']:.2f})"
+    return (
+        f"Read with “{method}” gains, one matrix for each output explains {explained} on {samples} test images, and "
+        f"names the network's own class for {100 * row['agreement']:.1f} % of them. Read with the gate as the "
+        f"identity, R² is {plain['r2']:.2f} and agreement {100 * plain['agreement']:.1f} %."
+    )
+
+
+def _texts(title, subtitle, verdict, target, vectors="Each is a direction among the inputs.") -> dict[str, str]:
+    seen = provenance()
+    versions = ", ".join(f"{name} {seen['versions'][name]}" for name in ("sqs-jax", "jax") if name in seen["versions"])
+    device = f"{seen['device']['count']} × {seen['device']['kind']}"
+    source = f"{versions}, on {device}" + (f", code at {seen['git'][:12]}" if seen["git"] else "")
+    command = f"python -m analysis report {target}" if target != "weights" else "python -m analysis report --weights"
+    stored = "Every number here lies in summary.json, metrics.jsonl and spectrum.npz beside this page."
+    return {
+        "title": title,
+        "subtitle": subtitle,
+        "verdict": verdict,
+        "vectors": vectors,
+        "provenance": f"{stored} {source}.",
+        "command": command,
+    }
+
+
+def _write_npz(path: Path, arrays: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: np.asarray(array) for name, array in arrays.items()})
+    write(path, buffer.getvalue())
+
+
+def _write_pictures(run: Run, pairs: Eigenpairs) -> None:
+    data, config, folder = run.data, run.config, RunFolder(run.path)
+    name = f"{data.name}, {config.gate}, seed {config.seed}"
+    shown = extremes(Eigenpairs(*map(jnp.asarray, pairs)), _GALLERY)
+    inputs = run.model.layers[-1].w.shape[0] if len(run.model.layers) > 1 else int(np.prod(data.shape))
+    images = _as_images(run, np.asarray(shown.vectors[:, :, :inputs]))
+    what = "eigenvectors" if len(run.model.layers) == 1 else "what the last layer's eigenvectors respond to"
+    _save(folder.eigenvectors, plots.gallery(shown.values, images, data.classes, title=f"{name}: {what}"))
+    _save(folder.curves, plots.curves(run.history, title=name))
+
+
+def _save(path: Path, figure) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    write(path, buffer.getvalue())

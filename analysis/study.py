@@ -1,0 +1,188 @@
+"""A whole study of one layer: its spectrum, how well it reads the network, and what its eigenvectors show."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from sqs_jax.analysis import interpret
+from sqs_jax.analysis.calibration import Calibration, Method, calibrate, calibrated
+from sqs_jax.analysis.eigen import Eigenpairs, effective_rank, eigengaps, spectrum
+from sqs_jax.analysis.fidelity import Fidelity, ablation, fidelity, linear_share, network_predictor, truncation
+from sqs_jax.analysis.interaction import GLUWeights
+from sqs_jax.gates import Gate
+
+CALIBRATION_SAMPLES = 20_000
+METHODS: tuple[Method, ...] = ("identity", "bussgang", "output", "joint", "gaussian")
+_LARGEST_SPECTRUM = 2**28  # bytes of eigenvectors that are kept
+_REFERENCE = 2048  # samples for the constants of cut-off forms
+_CUT_OFF = 128  # the longest cut-off form; beyond it, little changes
+_ABLATED = 16
+_NORMS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+_FRECHET_RANKS = 10
+_FRECHET_SAMPLES = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """What a layer reads: its inputs (n, inputs), float32, and the classes (n,) of what they came from."""
+
+    train: np.ndarray
+    train_labels: np.ndarray
+    test: np.ndarray
+    test_labels: np.ndarray
+
+
+def kept_pairs(weights: GLUWeights) -> int:
+    """How many eigenpairs an output has, at most; of more than 256 MB, fewer."""
+    inputs = weights.w if weights.embed is None else weights.embed
+    d, outputs = len(inputs), weights.out.shape[1]
+    rank = min(d, len(weights.w), 2 * weights.w.shape[1])
+    return max(1, min(rank, _LARGEST_SPECTRUM // (4 * outputs * d)))
+
+
+def spectrum_figures(pairs: Eigenpairs) -> dict[str, Any]:
+    """What the eigenvalues alone say, lists (outputs,): effective ranks, relative gap of the first, residual."""
+    return {
+        "participation_rank": numbers(effective_rank(pairs.values, "participation")),
+        "entropy_rank": numbers(effective_rank(pairs.values, "entropy")),
+        "first_gap": numbers(eigengaps(pairs.values)[:, 0]),
+        "largest_residual": numbers(np.max(np.asarray(pairs.residuals), axis=1)),
+    }
+
+
+def study(
+    weights: GLUWeights, gate: Gate, samples: Samples, *, method: Method = "joint"
+) -> tuple[dict[str, Any], Eigenpairs, dict[Method, Calibration]]:
+    """Everything that is measured of one layer whose outputs are classes.
+
+    Gains are found on the first 20,000 training samples; every figure of fidelity, selectivity and causality is
+    of the test samples, which they have not seen.
+
+    Returns:
+      Figures as JSON has them, the eigenpairs of the form that `method` calibrates, in the input basis, and the
+      calibrations by name.
+
+    Raises ValueError for samples that do not fit the weights.
+    """
+    calibration_x = samples.train[:CALIBRATION_SAMPLES]
+    calibrations = {name: calibrate(weights, calibration_x, gate, method=name) for name in METHODS}
+    pairs = spectrum(calibrated(weights, calibrations[method]), count=kept_pairs(weights))
+    figures: dict[str, Any] = {"method": method, "calibration_samples": len(calibration_x)}
+    figures["test_samples"] = len(samples.test)
+    figures["fidelity"] = {
+        name: _fidelity_row(found, fidelity(weights, found, samples.test, samples.test_labels, gate))
+        for name, found in calibrations.items()
+    }
+    figures["linear_share"] = None if weights.skip is None else linear_share(weights, samples.test, gate)
+    figures["truncation"] = _truncation(weights, calibrations[method], pairs, samples, gate)
+    figures["spectrum"] = spectrum_figures(pairs)
+    figures["leading"] = first_positive(pairs.values[:, :_ABLATED]).tolist()
+    figures["ablation"] = _ablation(weights, pairs, samples, gate)
+    figures["eigenvectors"] = _eigenvectors(pairs, samples, _inputs(weights))
+    figures["masks"] = _masks(weights, pairs, samples, gate, _inputs(weights))
+    return figures, pairs, calibrations
+
+
+def first_positive(values) -> np.ndarray:
+    """Place (outputs,) of the largest positive eigenvalue among values (outputs, k): of what speaks for the output.
+
+    0 where none is positive.
+    """
+    return np.argmax(np.asarray(values) > 0, axis=1)
+
+
+def leading_vectors(pairs: Eigenpairs) -> np.ndarray:
+    """The eigenvector (outputs, d) of each output's largest positive eigenvalue."""
+    places = first_positive(pairs.values)
+    return np.asarray(pairs.vectors)[np.arange(len(places)), places]
+
+
+def layer_fidelity(weights: GLUWeights, gate: Gate, x: np.ndarray, test_x: np.ndarray) -> dict[str, float]:
+    """R² of a layer's own output on test samples, for each gain that needs no class: of a layer inside a network."""
+    alone = weights._replace(skip=None, out_bias=None)
+    labels = np.zeros(len(test_x), int)
+    found = {}
+    for name in ("identity", "bussgang", "output"):
+        calibration = calibrate(alone, x[:CALIBRATION_SAMPLES], gate, method=name)
+        found[name] = float(fidelity(alone, calibration, test_x, labels, gate).r2)
+    return found
+
+
+def _inputs(weights: GLUWeights) -> int:
+    return len(weights.w if weights.embed is None else weights.embed)
+
+
+def _fidelity_row(calibration: Calibration, found: Fidelity) -> dict[str, Any]:
+    gain = np.asarray(calibration.gain)
+    row = {name: float(value) for name, value in found._asdict().items()}
+    return row | {"calibration_r2": _mean(calibration.r2), "gain_range": [float(gain.min()), float(gain.max())]}
+
+
+def _truncation(weights, calibration, pairs, samples: Samples, gate) -> dict[str, Any]:
+    longest = min(pairs.values.shape[1], _CUT_OFF)
+    ks = (*(k for k in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96) if k < longest), longest)
+    reference = samples.train[:_REFERENCE]
+    found = truncation(weights, calibration, pairs, reference, samples.test, samples.test_labels, gate, ks=ks)
+    return {"k": list(ks)} | {name: numbers(values) for name, values in found._asdict().items()}
+
+
+def _ablation(weights, pairs, samples: Samples, gate) -> dict[str, Any]:
+    leading = Eigenpairs(*(array[:, :_ABLATED] for array in pairs))
+    rise = ablation(weights, leading, samples.test, samples.test_labels, gate)
+    sizes = np.abs(np.asarray(leading.values))
+    rank = spearmanr(sizes.ravel(), rise.ravel()).statistic if sizes.size > 2 and np.ptp(sizes) > 0 else np.nan
+    return {"rise": [numbers(row) for row in rise], "spearman": number(rank)}
+
+
+def _eigenvectors(pairs, samples: Samples, inputs: int) -> dict[str, Any]:
+    vectors = np.asarray(pairs.vectors[:, :_ABLATED, :inputs])
+    figures = {
+        "template_correlation": interpret.template_correlations(vectors, samples.train, samples.train_labels),
+        "selectivity": interpret.selectivity(vectors, samples.test, samples.test_labels),
+    }
+    k = min(_FRECHET_RANKS, vectors.shape[1])
+    train, labels = samples.train[:CALIBRATION_SAMPLES], samples.train_labels[:CALIBRATION_SAMPLES]
+    features = interpret.train_features(train, labels)
+    test, test_labels = samples.test[:_FRECHET_SAMPLES], samples.test_labels[:_FRECHET_SAMPLES]
+    rows = _orthonormal(vectors[:, :k])
+    distances = interpret.reconstruction_distances(rows, features, train, labels, test, test_labels)
+    found: dict[str, Any] = {name: [numbers(row) for row in values] for name, values in figures.items()}
+    return found | {"frechet": {name: numbers(values) for name, values in distances.items()} | {"k": k}}
+
+
+def _orthonormal(rows):
+    """The same spans: where a constant coordinate was cut off, rows are no longer orthonormal."""
+    return np.linalg.qr(rows.transpose(0, 2, 1))[0].transpose(0, 2, 1)
+
+
+def _masks(weights, pairs, samples: Samples, gate, inputs: int) -> dict[str, Any]:
+    leading = leading_vectors(pairs)[:, :inputs]
+    masks = interpret.adversarial_masks(leading)
+    random = np.random.default_rng(0).normal(size=masks.shape)
+    random /= np.linalg.norm(random, axis=1, keepdims=True)
+    length = float(np.mean(np.linalg.norm(samples.test, axis=1)))
+    test, labels = samples.test[:_FRECHET_SAMPLES], samples.test_labels[:_FRECHET_SAMPLES]
+    predict = network_predictor(weights, gate)
+    norms = [share * length for share in _NORMS]
+    success = {
+        name: interpret.mask_success(predict, rows, test, labels, norms)
+        for name, rows in (("eigenvectors", masks), ("random", random))
+    }
+    found: dict[str, Any] = {name: [numbers(row) for row in rows] for name, rows in success.items()}
+    return found | {"norm_share": list(_NORMS), "mean_input_norm": length}
+
+
+def number(value) -> float | None:
+    """A number as JSON has it: None for NaN and the infinite."""
+    return float(value) if np.isfinite(value) else None
+
+
+def numbers(values) -> list[float | None]:
+    """Numbers as JSON has them."""
+    return [number(value) for value in np.asarray(values)]
+
+
+def _mean(values) -> float | None:
+    return number(np.mean(np.asarray(values)))

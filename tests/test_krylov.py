@@ -1,0 +1,154 @@
+"""The largest eigenpairs, found without forming a matrix: against scipy in float64, and against a planted spectrum."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+
+from sqs_jax.analysis import GLUWeights, NotConvergedError, spectrum, top_eigenpairs
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
+
+def decaying(d=300, h=260, outputs=5, seed=0, dtype=np.float32):
+    """Weights whose forms have eigenvalues that fall off."""
+    rng = np.random.default_rng(seed)
+    scale = np.arange(1, d + 1)[:, None] ** -0.7
+    w, v = (rng.normal(size=(d, h)) * scale for _ in range(2))
+    out = rng.normal(size=(h, outputs)) / np.sqrt(h)
+    return GLUWeights(*(jnp.asarray(array, dtype) for array in (w, v, out)))
+
+
+def exact(weights, k):
+    """The first k eigenpairs by |λ| of each output, by scipy in float64, vectors as rows."""
+    w, v, out = (np.asarray(array, np.float64) for array in weights[:3])
+    found = []
+    for column in out.T:
+        values, vectors = scipy.linalg.eigh((w * column @ v.T + v * column @ w.T) / 2)
+        order = np.argsort(-np.abs(values))[:k]
+        found.append((values[order], vectors[:, order].T))
+    return (np.stack(part) for part in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("method", ["krylov", "dense", "auto"])
+def test_values_vectors_and_residuals_match_scipy(method):
+    weights = decaying()
+    pairs = top_eigenpairs(weights, 8, method=method, tol=1e-5)
+    values, vectors = exact(weights, 8)
+    scale = np.abs(values[:, :1])
+    assert pairs.values.shape == (5, 8)
+    assert pairs.vectors.shape == (5, 8, 300)
+    np.testing.assert_allclose(pairs.values / scale, values / scale, atol=3e-6)
+    assert np.all(pairs.residuals <= 1e-5 * scale)
+    cosines = np.abs(np.sum(pairs.vectors * vectors, axis=2))
+    np.testing.assert_allclose(cosines, 1, atol=1e-4)
+    assert np.all(np.max(pairs.vectors, axis=2) == np.max(np.abs(pairs.vectors), axis=2))
+
+
+def test_the_residuals_are_those_of_the_returned_vectors():
+    weights = decaying()
+    pairs = top_eigenpairs(weights, 6, method="krylov", tol=1e-3)
+    w, v, out = (np.asarray(array, np.float64) for array in weights[:3])
+    for o in range(5):
+        matrix = (w * out[:, o] @ v.T + v * out[:, o] @ w.T) / 2
+        vectors = np.asarray(pairs.vectors[o], np.float64)
+        residuals = np.linalg.norm(vectors @ matrix - np.asarray(pairs.values[o])[:, None] * vectors, axis=1)
+        np.testing.assert_allclose(pairs.residuals[o], residuals, atol=1e-5 * np.abs(pairs.values[o, 0]))
+
+
+def test_float64_reaches_a_tolerance_that_float32_does_not():
+    with jax.enable_x64(True):
+        weights = decaying(dtype=np.float64)
+        pairs = top_eigenpairs(weights, 4, method="krylov", tol=1e-11)
+        values, _ = exact(weights, 4)
+        np.testing.assert_allclose(pairs.values, values, rtol=1e-12)
+    with pytest.raises(NotConvergedError, match=r"`tol` is 1e-11, and after .* largest residual is"):
+        top_eigenpairs(decaying(), 4, method="krylov", tol=1e-11)
+
+
+@pytest.mark.parametrize("method", ["krylov", "dense"])
+def test_outputs_in_chunks_give_the_same(method):
+    weights = decaying()
+    whole = top_eigenpairs(weights, 6, method=method)
+    for memory in (1, 900_000):
+        chunked = top_eigenpairs(weights, 6, method=method, memory=memory)
+        np.testing.assert_allclose(chunked.values, whole.values, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(chunked.vectors, whole.vectors, atol=2e-3)
+
+
+def test_a_planted_spectrum_with_equal_eigenvalues():
+    rng = np.random.default_rng(1)
+    d, planted = 240, np.array([3.0, -2.0, 2.0, 1.0, 1.0, 1.0, 0.5])
+    vectors = scipy.linalg.qr(rng.normal(size=(d, d)))[0][:, : len(planted)]
+    columns = jnp.asarray(vectors, jnp.float32)
+    weights = GLUWeights(columns, columns, jnp.asarray(np.stack([planted, -2 * planted], 1), jnp.float32))
+    pairs = top_eigenpairs(weights, 7, method="krylov", tol=1e-5)
+    np.testing.assert_allclose(np.abs(pairs.values), [np.abs(planted), 2 * np.abs(planted)], atol=2e-5)
+    np.testing.assert_allclose(np.sort(pairs.values[0]), np.sort(planted), atol=1e-5)
+    for output in range(2):
+        span = np.asarray(pairs.vectors[output, 3:6])
+        np.testing.assert_allclose(np.linalg.norm(span @ vectors[:, 3:6], ord="fro") ** 2, 3, atol=1e-4)
+        np.testing.assert_allclose(pairs.vectors[output] @ pairs.vectors[output].T, np.eye(7), atol=1e-5)
+
+
+def test_a_form_of_low_rank_and_one_that_is_zero():
+    # The basis outgrows the rank: what is left must stay orthonormal and bring no eigenvalue of its own.
+    weights = decaying(d=240, h=2, outputs=2)
+    weights = weights._replace(out=weights.out.at[:, 1].set(0))
+    pairs = top_eigenpairs(weights, 4, method="krylov", tol=1e-5)
+    values, _ = exact(weights, 4)
+    np.testing.assert_allclose(pairs.values, values, atol=1e-5 * np.abs(values).max())
+    assert np.all(np.isfinite(pairs.vectors))
+    assert np.all(pairs.values[1] == 0)
+
+
+def test_a_flat_spectrum_converges_by_restarts_or_falls_back():
+    rng = np.random.default_rng(0)
+    w, v = (jnp.asarray(rng.normal(size=(400, 400)), jnp.float32) for _ in range(2))
+    weights = GLUWeights(w, v, jnp.asarray(rng.normal(size=(400, 2)), jnp.float32))
+    values, _ = exact(weights, 3)
+    for method in ("krylov", "auto"):
+        pairs = top_eigenpairs(weights, 3, method=method)
+        np.testing.assert_allclose(pairs.values, values, rtol=1e-4)
+
+
+def test_bases_biases_and_gain():
+    rng = np.random.default_rng(0)
+    weights = decaying(d=220, h=230)
+    embed = jnp.asarray(rng.normal(size=(250, 220)) / 15, jnp.float32)
+    gain = jnp.asarray(rng.uniform(0.5, 2, 230), jnp.float32)
+    full = weights._replace(embed=embed, w_bias=weights.w[0], v_bias=weights.v[1])
+    for basis, size in (("input", 251), ("hidden", 221)):
+        dense = spectrum(full, basis=basis, gain=gain, count=5)
+        krylov = top_eigenpairs(full, 5, basis=basis, gain=gain, method="krylov", tol=1e-5)
+        assert krylov.vectors.shape == (5, 5, size)
+        np.testing.assert_allclose(krylov.values, dense.values, rtol=1e-4, atol=1e-5)
+    scaled = top_eigenpairs(full._replace(out=full.out * gain[:, None]), 5, method="krylov", tol=1e-5)
+    np.testing.assert_allclose(scaled.values, spectrum(full, gain=gain, count=5).values, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 0}, "`k` is 0: a number from 1 to 300"),
+        ({"k": 301}, "`k` is 301: a number from 1 to 300, the rank"),
+        ({"method": "lanczos"}, "`method` is 'lanczos'"),
+        ({"tol": 0.0}, "`tol` is 0.0"),
+        ({"memory": 0}, "`memory` is 0"),
+        ({"basis": "pixels"}, "`basis` is 'pixels'"),
+        ({"k": 200, "method": "krylov"}, "`method` 'krylov' needs d ≥ 416 for k = 200, and d is 300"),
+        ({"gain": jnp.ones(3)}, r"`gain` has shape \(3,\): \(260,\)"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        top_eigenpairs(decaying(), **arguments)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_named(value):
+    weights = decaying()
+    for method in ("krylov", "dense"):
+        with pytest.raises(ValueError, match="`v` holds numbers that are NaN or infinite"):
+            top_eigenpairs(weights._replace(v=weights.v.at[3, 4].set(value)), method=method)
