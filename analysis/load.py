@@ -38,12 +38,18 @@ def load_run(run_dir: str | os.PathLike[str], *, data_dir: Path | None = None, e
     Raises InputError, a ValueError, where that is no run, is not finished, has no such checkpoint, or its data set
     cannot be had.
     """
+    from sqs_jax.train.config import InputError
     from sqs_jax.train.data import load
     from sqs_jax.train.run_folder import RunFolder, read_config
 
     folder = RunFolder(Path(run_dir))
     model = _model(folder, epoch)
+    inputs = (model.layers[0].w if model.embed is None else model.embed).shape[0]
     data = load(read_config(folder).data, data_dir)
+    if inputs != int(np.prod(data.shape)) or model.head.shape[1] != len(data.classes):
+        raise InputError(
+            f"{folder.path} has {inputs} inputs, not the {np.prod(data.shape)} of {data.name}: its data set is another"
+        )
     history = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     return Run(folder.path, read_config(folder), data, model, history, json.loads(folder.summary.read_text()))
 
@@ -166,13 +172,14 @@ def load_comparable(run_dirs: Sequence[Path], *, data_dir: Path | None = None) -
     Raises InputError as `load_run`, and where two differ.
     """
     from sqs_jax.train.config import InputError
+    from sqs_jax.train.run_folder import RunFolder, read_config
 
-    runs = [load_run(path, data_dir=data_dir) for path in run_dirs]
+    configs = [read_config(RunFolder(path)) for path in run_dirs]
     # The matrices of a single layer are over the pixels, whatever its width; a deep network's have its own basis.
-    same = ["data", "layers", "bias", *(["width", "hidden"] if runs and runs[0].config.layers > 1 else [])]
-    for run in runs[1:]:
+    same = ["data", "layers", "bias", *(["width", "hidden"] if configs[0].layers > 1 else [])]
+    for path, config in zip(run_dirs, configs, strict=True):
         for name in same:
-            first, other = getattr(runs[0].config, name), getattr(run.config, name)
+            first, other = getattr(configs[0], name), getattr(config, name)
             if first != other:
-                raise InputError(f"{runs[0].path} has `{name}` {first!r} and {run.path} {other!r}: no comparison")
-    return runs
+                raise InputError(f"{run_dirs[0]} has `{name}` {first!r} and {path} {other!r}: no comparison")
+    return [load_run(path, data_dir=data_dir) for path in run_dirs]

@@ -60,7 +60,7 @@ def train(
 ) -> dict[str, Any]:
     """Trains a classifier, and writes configuration, metrics, checkpoints and summary of the run into `run_dir`.
 
-    `sqs_jax.analysis.report` reads the weights of the finished run.
+    `sqs_jax.analysis.report.report` reads the weights of the finished run.
 
     Args:
       config: of the run.

@@ -1,0 +1,243 @@
+"""Gains and fidelity: closed forms against Monte Carlo and numpy's least squares, exactness where theory says so."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from sqs_jax import GATES, SQS
+from sqs_jax.analysis import GLUWeights, interaction_matrices, spectrum
+from sqs_jax.analysis.calibration import calibrate, calibrated, gaussian_gains
+from sqs_jax.analysis.fidelity import ablation, fidelity, linear_share, truncation
+
+METHODS = ("identity", "bussgang", "output", "joint", "gaussian")
+
+
+def network(d=12, h=10, outputs=4, seed=0, biases=False, embed=0):
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape) / np.sqrt(shape[0]), jnp.float32)
+
+    weights = GLUWeights(2 * draw(d, h), 2 * draw(d, h), draw(h, outputs), draw(embed, d) if embed else None)
+    if biases:
+        weights = weights._replace(w_bias=draw(h), v_bias=draw(h), out_bias=draw(outputs))
+    return weights
+
+
+def samples(weights, n=3000, seed=1):
+    rng = np.random.default_rng(seed)
+    inputs = len(weights.w if weights.embed is None else weights.embed)
+    return (rng.normal(size=(n, inputs)) @ rng.normal(size=(inputs, inputs)) / np.sqrt(inputs)).astype(np.float32)
+
+
+def logits64(weights, x, gate):
+    """The network in float64, by numpy: (a ⊙ σ(u)) P + z L + b."""
+    parts = [None if part is None else np.asarray(part, np.float64) for part in weights]
+    w, v, out, embed, w_bias, v_bias, out_bias, skip = parts
+    z = x if embed is None else x @ embed
+    a, u = z @ w + (0 if w_bias is None else w_bias), z @ v + (0 if v_bias is None else v_bias)
+    s = np.asarray(GATES[gate](jnp.asarray(u, jnp.float32)), np.float64)
+    linear = (0 if skip is None else z @ skip) + (0 if out_bias is None else out_bias)
+    return (a * s) @ out + linear, a, u, s
+
+
+@pytest.mark.parametrize("embed", [0, 9])
+@pytest.mark.parametrize("method", METHODS)
+def test_bilinear_networks_are_read_exactly(method, embed):
+    weights = network(embed=embed)
+    found = calibrate(weights, samples(weights), "bilinear", method=method)
+    np.testing.assert_allclose(found.gain, 1, atol=2e-3)
+    np.testing.assert_allclose(found.r2, 1, atol=1e-5)
+    labels = np.zeros(500, int)
+    exact = fidelity(weights, found, samples(weights, 500, seed=2), labels, "bilinear")
+    np.testing.assert_allclose(exact.r2, 1, atol=1e-5)
+    assert exact.kl < 1e-4
+    assert exact.agreement == 1
+
+
+@pytest.mark.parametrize("gate", ["sqs", "relu", "gelu", "silu"])
+def test_each_gain_is_its_least_squares(gate):
+    weights = network()
+    x = samples(weights)
+    y, a, u, s = logits64(weights, x.astype(np.float64), gate)
+    bussgang = [np.linalg.lstsq(u[:, [h]], s[:, h], rcond=None)[0][0] for h in range(10)]
+    output = [np.linalg.lstsq((a * u)[:, [h]], (a * s)[:, h], rcond=None)[0][0] for h in range(10)]
+    np.testing.assert_allclose(calibrate(weights, x, gate, method="bussgang").gain, bussgang, rtol=1e-4)
+    np.testing.assert_allclose(calibrate(weights, x, gate, method="output").gain, output, rtol=1e-4)
+    # All outputs one under the other: unknown are the gains and a constant for each output.
+    out = np.asarray(weights.out, np.float64)
+    design = np.concatenate([np.hstack([a * u * out[:, o], np.tile(np.eye(4)[o], (len(x), 1))]) for o in range(4)])
+    solution = np.linalg.lstsq(design, y.T.ravel(), rcond=None)[0]
+    joint = calibrate(weights, x, gate, method="joint", ridge=0)
+    np.testing.assert_allclose(joint.gain, solution[:10], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(joint.offset, solution[10:], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("gate", ["sqs", "relu", "gelu", "silu"])
+def test_joint_is_the_best_on_its_calibration_set_and_r2_is_what_it_says(gate):
+    weights = network()
+    x = samples(weights)
+    y = logits64(weights, x.astype(np.float64), gate)[0]
+    total = np.sum((y - y.mean(0)) ** 2, axis=0)
+    left = {}
+    for method in METHODS[:4]:
+        found = calibrate(weights, x, gate, method=method)
+        z = x.astype(np.float64)
+        form = np.einsum("ni,oij,nj->no", z, interaction_matrices(calibrated(weights, found)), z)
+        residual = y - form - np.asarray(found.offset)
+        np.testing.assert_allclose(found.r2, 1 - np.sum((residual - residual.mean(0)) ** 2, axis=0) / total, atol=1e-4)
+        left[method] = np.sum(residual**2)
+    assert left["joint"] <= min(left.values()) * (1 + 1e-5)
+    assert left["joint"] < 0.98 * left["identity"]
+
+
+@pytest.mark.parametrize("gate", ["sqs", "relu", "gelu", "silu"])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
+def test_the_gaussian_form_against_monte_carlo(gate, scale):
+    # The best quadratic form in (a, u), by least squares over many draws of a pair with correlation 0.6.
+    rng = np.random.default_rng(0)
+    u = rng.normal(size=400_000)
+    a = (0.6 * u + 0.8 * rng.normal(size=len(u))) * 2 * scale
+    u = u * scale
+    target = a * np.asarray(GATES[gate](jnp.asarray(u, jnp.float32)), np.float64)
+    design = np.stack([a * u, u * u, a * a, np.ones_like(u)], axis=1) / scale**2
+    solution = np.linalg.lstsq(design, target, rcond=None)[0] / scale**2
+    g, half = gaussian_gains(gate, np.array([scale**2]), np.array([1.2 * scale**2]))
+    np.testing.assert_allclose([g[0], half[0]], solution[:2], atol=0.03 * abs(solution[0]) + 1e-3)
+    np.testing.assert_allclose(solution[2], 0, atol=0.02 * abs(solution[0]) + 1e-3)
+
+
+def test_the_gain_of_sqs_near_0_counts_the_jump():
+    # E[u σ(u)] / s² at s = 0.1 by adaptive quadrature, far from the mean slope that autodiff would give.
+    from scipy.integrate import quad
+
+    gate, s = SQS(), 0.1
+    density = lambda u: np.exp(-((u / s) ** 2) / 2) / (s * np.sqrt(2 * np.pi))  # noqa: E731
+    value = lambda u: (u - 0.01) / (1 + 0.5 * u)  # noqa: E731
+    expected = 2 * quad(lambda u: u * value(u) * density(u), 0, 2)[0] / s**2
+    found = gaussian_gains(gate, np.array([s**2]), np.array([0.0]))[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    slope = 2 * quad(lambda u: density(u) * 1.005 / (1 + 0.5 * u) ** 2, 0, 2)[0]
+    assert abs(found[0] - slope) > 0.05
+
+
+@pytest.mark.parametrize("method", ["output", "joint", "gaussian"])
+def test_batches_give_what_the_whole_gives(method):
+    weights = network(biases=True)
+    x = samples(weights)
+    whole = calibrate(weights, x, "sqs", method=method)
+    for parts in ([x[:7], x[7:2000], x[2000:]], iter([x[:1500], x[1500:]])):
+        found = calibrate(weights, parts, "sqs", method=method)
+        assert found.samples == 3000
+        np.testing.assert_allclose(found.gain, whole.gain, rtol=2e-4, atol=2e-4)
+        np.testing.assert_allclose(found.r2, whole.r2, atol=1e-4)
+
+
+@pytest.mark.parametrize("embed", [0, 9])
+def test_biases_are_a_coordinate_that_is_always_1(embed):
+    weights = network(biases=True, embed=embed)
+    x = samples(weights, 200)
+    y = logits64(weights, x.astype(np.float64), "bilinear")[0] - np.asarray(weights.out_bias)
+    point = np.concatenate([x, np.ones((200, 1), np.float32)], axis=1)
+    matrices = interaction_matrices(weights)
+    np.testing.assert_allclose(np.einsum("ni,oij,nj->no", point, matrices, point), y, rtol=1e-3, atol=1e-3)
+    pairs = spectrum(weights)
+    form = np.einsum("ok,nok->no", pairs.values, np.einsum("okd,nd->nok", pairs.vectors, point) ** 2)
+    np.testing.assert_allclose(form, y, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("gate", ["sqs", "silu"])
+def test_fidelity_is_what_numpy_finds_in_float64(gate):
+    weights = network(biases=True)._replace(skip=jnp.tile(jnp.arange(4.0) / 10, (12, 1)))
+    found = calibrate(weights, samples(weights), gate)
+    x = samples(weights, 800, seed=5)
+    labels = np.random.default_rng(0).integers(4, size=800)
+    measured = fidelity(weights, found, x, labels, gate)
+    y, a, u, _ = logits64(weights, x.astype(np.float64), gate)
+    linear = x @ np.asarray(weights.skip) + np.asarray(weights.out_bias)
+    guess = (np.asarray(found.gain) * a * u) @ np.asarray(weights.out, np.float64) + linear + np.asarray(found.offset)
+    p, q = log_softmax(y, axis=1), log_softmax(guess, axis=1)
+    np.testing.assert_allclose(measured.r2, 1 - np.sum((y - guess) ** 2) / np.sum((y - y.mean(0)) ** 2), atol=1e-5)
+    np.testing.assert_allclose(measured.kl, np.mean(np.sum(np.exp(p) * (p - q), 1)), rtol=1e-3)
+    assert abs(measured.agreement - np.mean(y.argmax(1) == guess.argmax(1))) <= 2 / 800
+    assert abs(measured.accuracy - np.mean(labels == guess.argmax(1))) <= 2 / 800
+    assert abs(measured.network_accuracy - np.mean(labels == y.argmax(1))) <= 2 / 800
+    explained = 1 - np.sum(((y - linear) - (y - linear).mean(0)) ** 2) / np.sum((y - y.mean(0)) ** 2)
+    np.testing.assert_allclose(linear_share(weights, x, gate), explained, atol=1e-5)
+
+
+@pytest.mark.parametrize("biases", [False, True])
+def test_the_form_cut_down_to_all_its_pairs_is_the_form(biases):
+    weights = network(biases=biases)
+    x, other = samples(weights), samples(weights, 500, seed=3)
+    labels = np.zeros(500, int)
+    found = calibrate(weights, x, "sqs")
+    pairs = spectrum(calibrated(weights, found))
+    d = 12 + biases
+    curve = truncation(weights, found, pairs, x, other, labels, "sqs", ks=(1, 3, d))
+    whole = fidelity(weights, found, other, labels, "sqs")
+    assert curve.r2.shape == (3,)
+    np.testing.assert_allclose(curve.r2[-1], whole.r2, atol=1e-5)
+    np.testing.assert_allclose(curve.kl[-1], whole.kl, rtol=1e-3, atol=1e-6)
+    assert curve.r2[0] < curve.r2[1] < curve.r2[2]
+
+
+def test_ablation_is_the_rise_of_the_loss():
+    weights = network()
+    x = samples(weights, 400)
+    labels = np.random.default_rng(0).integers(4, size=400)
+    pairs = spectrum(weights, count=3)
+    rise = ablation(weights, pairs, x, labels, "sqs")
+    y = logits64(weights, x.astype(np.float64), "sqs")[0]
+
+    def loss(logits):
+        return -np.mean(log_softmax(logits, axis=1)[np.arange(400), labels])
+
+    for o in range(4):
+        for i in range(3):
+            part = np.asarray(pairs.values)[o, i] * (x @ np.asarray(pairs.vectors)[o, i]) ** 2
+            without = y.copy()
+            without[:, o] -= part - part.mean()
+            np.testing.assert_allclose(rise[o, i], loss(without) - loss(y), rtol=1e-3, atol=1e-4)
+
+
+def test_calibration_can_be_differentiated_through_its_forms():
+    weights = network()
+    gain = calibrate(weights, samples(weights), "sqs").gain
+    gradient = jax.grad(lambda gain: spectrum(weights, gain=gain, count=1).values.sum())(gain)
+    step = 1e-2
+    for h in (0, 5):
+        moved = [spectrum(weights, gain=gain.at[h].add(s), count=1).values.sum() for s in (step, -step)]
+        np.testing.assert_allclose(gradient[h], (moved[0] - moved[1]) / (2 * step), rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("x", "arguments", "message"),
+    [
+        (np.ones((1, 12)), {}, "`x` has 1 sample: 2 or more are needed"),
+        (np.ones((0, 12)), {}, "`x` has 0 sample"),
+        (np.ones((5, 11)), {}, r"`x` has shape \(5, 11\): \(n, 12\) is needed"),
+        (np.full((5, 12), np.nan), {}, "`x` holds numbers that are NaN or infinite"),
+        (3, {}, "`x` is int: an array"),
+        (np.ones((5, 12)), {"method": "best"}, "`method` is 'best': one of identity, bussgang"),
+        (np.ones((5, 12)), {"ridge": -1.0}, "`ridge` is -1.0"),
+    ],
+)
+def test_bad_calibration_sets_are_named(x, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        calibrate(network(), x, "sqs", **arguments)
+
+
+def test_bad_labels_and_ks_are_named():
+    weights = network()
+    x = samples(weights, 20)
+    found = calibrate(weights, x, "sqs")
+    with pytest.raises(ValueError, match=r"`labels` is float64\(20,\): whole numbers"):
+        fidelity(weights, found, x, np.zeros(20), "sqs")
+    with pytest.raises(ValueError, match="`labels` has values from 0 to 4: 0 to 3 are needed"):
+        fidelity(weights, found, x, np.arange(20) % 5, "sqs")
+    pairs = spectrum(weights, count=2)
+    with pytest.raises(ValueError, match=r"`ks` is \(1, 3\): numbers from 1 to 2"):
+        truncation(weights, found, pairs, x, x, np.zeros(20, int), "sqs", ks=(1, 3))

@@ -1,0 +1,342 @@
+"""The report: its files, its page in a real browser, weights of other frameworks, and bad input."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from sqs_jax import gated_linear
+from sqs_jax.analysis import GLUWeights, load_weights
+from sqs_jax.analysis.cli import main
+from sqs_jax.analysis.load import load_run
+from sqs_jax.analysis.report import report
+from sqs_jax.train import InputError, TrainConfig, train
+from sqs_jax.train.checkpoint import restore_params
+
+CONFIG = TrainConfig(epochs=30, width=32, hidden=32)
+
+
+def quiet(*_):
+    """A report of epochs that says nothing."""
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory):
+    """A trained run with its report."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    train(CONFIG, folder, report=quiet)
+    assert report(folder) == folder / "report.html"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def others(tmp_path_factory):
+    """Two bilinear runs of other seeds."""
+    folders = [tmp_path_factory.mktemp("runs") / f"bilinear-{seed}" for seed in (0, 1)]
+    for seed, folder in enumerate(folders):
+        train(dataclasses.replace(CONFIG, gate="bilinear", seed=seed, epochs=5), folder, report=quiet)
+    return folders
+
+
+@pytest.fixture
+def browser():
+    """Headless Chromium, with everything that pages log and ask for."""
+    binary, driver = (next(filter(None, map(shutil.which, names)), None) for names in _PROGRAMS)
+    if not (binary and driver):
+        pytest.skip("Chromium and its ChromeDriver are not installed")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    quiet_flags = ("background-networking", "component-update", "sync", "gpu", "quic")
+    for flag in ("--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet_flags)):
+        options.add_argument(flag)
+    options.add_argument("--window-size=1200,900")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield found
+    found.quit()
+
+
+_PROGRAMS = (("chromium", "google-chrome", "chromium-browser"), ("chromedriver",))
+
+
+def opened(browser, page):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get(page.as_uri())
+    ready = "return document.documentElement.dataset.ready === 'yes'"
+    WebDriverWait(browser, 30).until(lambda browser: browser.execute_script(ready))
+
+
+def requests(browser):
+    """Addresses that the browser asked for."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+
+
+def test_the_page_in_a_real_browser(run_dir, browser, tmp_path):
+    from selenium.webdriver import ActionChains, Keys
+    from selenium.webdriver.common.by import By
+
+    opened(browser, run_dir / "report.html")
+    outside = [url for url in requests(browser) if not url.startswith(("file:", "data:", "blob:"))]
+    assert outside == []
+    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+
+    def chosen():
+        title = browser.find_element(By.ID, "detail-title").text
+        return title, browser.execute_script("return document.getElementById('vector').toDataURL()")
+
+    before = chosen()
+    points = browser.find_elements(By.CSS_SELECTOR, "#plot-spectrum .scatterlayer .trace:first-child .point")
+    assert len(points) == 32
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", points[0])
+    target = 0 if "eigenvector 1," not in before[0] else 1
+    ActionChains(browser).move_to_element(points[target]).pause(0.4).perform()
+    hovered = chosen()
+    assert f"eigenvector {target + 1}," in hovered[0]
+    assert hovered != before
+    assert hovered[1] != before[1]
+
+    tab = browser.find_elements(By.CSS_SELECTOR, "#outputs button")[3]
+    ActionChains(browser).move_to_element(tab).click().perform()
+    clicked = chosen()[0]
+    assert clicked.startswith("3: eigenvector")
+    rank = int(clicked.split("eigenvector ")[1].split(",")[0])
+    tab.send_keys(Keys.ARROW_RIGHT)
+    assert f"3: eigenvector {rank + 1}," in chosen()[0]
+    tab.send_keys(Keys.ARROW_DOWN)
+    assert f"4: eigenvector {rank + 1}," in chosen()[0]
+    liked = browser.find_elements(By.CSS_SELECTOR, "#liked canvas")
+    assert len(liked) >= 2
+    for image in browser.find_elements(By.CSS_SELECTOR, "canvas[role=img], .plot"):
+        assert image.get_attribute("aria-label")
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert f"{summary['analysis']['fidelity']['joint']['r2']:.4f}" in browser.find_element(By.ID, "cards").text
+
+    for width in (390, 1200):  # on a phone nothing sticks out
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    colors = []
+    for scheme in ("light", "dark"):
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        colors.append(browser.execute_script("return getComputedStyle(document.body).backgroundColor"))
+    assert colors[0] != colors[1]
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_a_run_leaves_every_number_that_the_page_shows(run_dir):
+    names = {"report.html", "spectrum.npz", "eigenvectors.png", "curves.png", "summary.json"}
+    assert names <= {path.name for path in run_dir.iterdir()}
+    assert not list(run_dir.glob(".*"))
+    assert (run_dir / "report.html").stat().st_size < 8e6
+    for picture in ("eigenvectors.png", "curves.png"):
+        with Image.open(run_dir / picture) as image:
+            assert min(image.size) > 300
+            colors = image.convert("RGB").getcolors(10**6)
+            assert colors is not None
+            assert len(colors) > 50
+    page = (run_dir / "report.html").read_text()
+    shown = json.loads(page.split('<script id="data" type="application/json">')[1].split("</script>")[0])
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert shown["analysis"] == summary["analysis"]
+    assert shown["curves"] == [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    with np.load(run_dir / "spectrum.npz") as saved:
+        np.testing.assert_allclose(shown["spectrum"]["values"], saved["values"], rtol=1e-5)
+    assert {"versions", "device", "git"} <= set(summary["analysis"]["provenance"])
+
+
+def test_the_spectrum_is_that_of_the_calibrated_network_of_the_last_checkpoint(run_dir):
+    params = restore_params(run_dir / "checkpoints")
+    layer = params["layers"][0] if 0 in params["layers"] else params["layers"]["0"]
+    run = load_run(run_dir)
+    x = np.asarray(run.data.test_images).reshape(360, 64) / np.float32(255)
+    with np.load(run_dir / "spectrum.npz") as saved:
+        values, vectors, gain, liked = (saved[name] for name in ("values", "vectors", "gain", "liked"))
+    assert vectors.shape == (10, 32, 64)
+    form = np.einsum("ok,nok->no", values, np.einsum("okd,nd->nok", vectors, x) ** 2)
+    bilinear = gated_linear(x @ params["embed"], layer["w"], layer["v"], gate="bilinear") * jnp.asarray(gain)[None]
+    np.testing.assert_allclose(form, bilinear @ params["head"], rtol=1e-3, atol=1e-3)
+    y = gated_linear(x @ params["embed"], layer["w"], layer["v"]) @ params["head"]
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["test"]["accuracy"] == pytest.approx(np.mean(y.argmax(1) == run.data.test_labels))
+    assert summary["analysis"]["fidelity"]["joint"]["network_accuracy"] == pytest.approx(summary["test"]["accuracy"])
+    assert summary["analysis"]["fidelity"]["joint"]["r2"] > 0.9
+    response = (x @ vectors[4, 2]) ** 2
+    np.testing.assert_array_equal(liked[4, 2], np.argsort(-response, kind="stable")[:8])
+
+
+def test_load_weights_is_the_network(run_dir):
+    weights = load_weights(run_dir)
+    run = load_run(run_dir)
+    x = jnp.asarray(np.asarray(run.data.test_images[:50]).reshape(50, 64), jnp.float32) / 255
+    assert weights.embed is not None
+    logits = gated_linear(x @ weights.embed, weights.w, weights.v) @ weights.out
+    np.testing.assert_allclose(logits, run.model(x), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="`layer` is 1: a number from -1 to 0"):
+        load_weights(run_dir, layer=1)
+    with pytest.raises(InputError, match="holds no checkpoint of epoch 7"):
+        load_weights(run_dir, epoch=7)
+
+
+def test_deep_networks_with_everything(tmp_path):
+    config = TrainConfig(
+        epochs=2, layers=2, residual=True, width=16, hidden=16, bias=True, learnable=True, noise_prob=0.5
+    )
+    train(config, tmp_path / "deep", report=quiet)
+    report(tmp_path / "deep", method="output")
+    analysis = json.loads((tmp_path / "deep" / "summary.json").read_text())["analysis"]
+    assert len(analysis["layers"]) == 2
+    assert analysis["linear_share"] < 1
+    assert analysis["fidelity"]["joint"]["calibration_r2"] >= analysis["fidelity"]["output"]["calibration_r2"] - 1e-4
+    with np.load(tmp_path / "deep" / "spectrum.npz") as saved:
+        assert saved["vectors"].shape == (10, 16, 17)
+        assert saved["masks"].shape == (10, 16)
+
+
+def test_a_network_without_embedding(tmp_path):
+    direct = TrainConfig(epochs=2, width=0, hidden=8, gate="gelu", dtype="bfloat16", warmup=3, clip=1.0)
+    train(direct, tmp_path / "direct", report=quiet)
+    report(tmp_path / "direct")
+    with np.load(tmp_path / "direct" / "spectrum.npz") as saved:
+        assert saved["vectors"].shape == (10, 16, 64)
+
+
+def test_beside_other_runs(run_dir, others, tmp_path, browser, capsys):
+    from selenium.webdriver.common.by import By
+
+    copy = shutil.copytree(run_dir, tmp_path / "copy")
+    main(["report", str(copy), "--against", *map(str, others), "--method", "output"])
+    comparison = json.loads((copy / "summary.json").read_text())["comparison"]
+    assert comparison["names"] == ["sqs", "bilinear"]
+    assert 0 < comparison["measures"]["overlap"]["ceiling"]["mean"][0] <= 1
+    opened(browser, copy / "report.html")
+    assert browser.find_element(By.ID, "comparison").is_displayed()
+    assert "Fewer than 5 seeds" in browser.find_element(By.ID, "comparison-note").text
+    capsys.readouterr()
+
+    main(["compare", str(run_dir), "--out-dir", str(tmp_path / "c"), "--", *map(str, others)])
+    assert "ceiling" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {"comparison.json", "comparison.png"}
+    with pytest.raises(SystemExit) as end:
+        main(["compare", str(run_dir), "--out-dir", str(tmp_path / "c"), "--", *map(str, others)])
+    assert end.value.code == 2
+    assert "comparison.json exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_weights_of_any_framework(suffix, tmp_path, browser):
+    rng = np.random.default_rng(0)
+    # As PyTorch has them: (outputs, inputs).
+    arrays = {"up.weight": (20, 12), "gate.weight": (20, 12), "head.weight": (3, 20)}
+    arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in arrays.items()}
+    path = tmp_path / f"layer.{suffix}"
+    np.savez(path, **arrays) if suffix == "npz" else save_file(arrays, path)
+    names = ["--w", "up.weight", "--v", "gate.weight", "--out", "head.weight", "--transpose"]
+    main(["report", "--weights", str(path), *names, "--shape", "3", "4", "--out-dir", str(tmp_path / "read")])
+    with np.load(tmp_path / "read" / "spectrum.npz") as saved:
+        form = np.einsum("ok,okd,oke->ode", saved["values"], saved["vectors"], saved["vectors"])
+    expected = np.einsum("hi,oh,hj->oij", *(arrays[name] for name in ("up.weight", "head.weight", "gate.weight")))
+    np.testing.assert_allclose(form, (expected + expected.transpose(0, 2, 1)) / 2, rtol=1e-3, atol=1e-3)
+    opened(browser, tmp_path / "read" / "report.html")
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def wrong(args, capsys):
+    """The one line that these arguments are answered with."""
+    with pytest.raises(SystemExit) as end:
+        main([str(arg) for arg in args])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def test_bad_weight_files_are_told_and_nothing_is_written(tmp_path, capsys):
+    good = {"w": np.ones((4, 3)), "v": np.ones((4, 3)), "out": np.ones((3, 2))}
+    out = tmp_path / "out"
+
+    def told(arrays, *flags):
+        np.savez(tmp_path / "a.npz", **arrays)
+        names = flags or ("--w", "w", "--v", "v", "--out", "out")
+        return wrong(["report", "--weights", tmp_path / "a.npz", *names, "--out-dir", out], capsys)
+
+    assert "`out` holds numbers that are NaN" in told(good | {"out": np.full((3, 2), np.nan)})
+    assert "`w` and `v` have shapes (4, 3) and (4, 2)" in told(good | {"v": np.ones((4, 2))})
+    assert "has no array 'gate' for `v`: it has out, v, w" in told(good, "--w", "w", "--v", "gate")
+    assert "--weights needs --v" in told(good, "--w", "w")
+    assert "`shape` is (3, 3)" in told(good, "--w", "w", "--v", "v", "--shape", "3", "3")
+    (tmp_path / "b.safetensors").write_bytes(b"no weights")
+    assert "cannot be read" in wrong(
+        ["report", "--weights", tmp_path / "b.safetensors", "--w", "w", "--v", "v"], capsys
+    )
+    assert "no such file" in wrong(["report", "--weights", tmp_path / "c.npz", "--w", "w", "--v", "v"], capsys)
+    assert not out.exists()
+    assert not list(tmp_path.glob(".out*"))
+    out.mkdir()
+    (out / "mine").touch()
+    np.savez(tmp_path / "a.npz", **good)
+    taken = ["report", "--weights", tmp_path / "a.npz", "--w", "w", "--v", "v", "--out", "out", "--out-dir", out]
+    assert "something is there already" in wrong(taken, capsys)
+    assert [path.name for path in out.iterdir()] == ["mine"]
+
+
+def test_runs_that_cannot_be_read_are_told(run_dir, others, tmp_path, capsys):
+    assert "a run's folder, or --weights FILE, is needed" in wrong(["report"], capsys)
+    assert "is not the folder of a run" in wrong(["report", tmp_path], capsys)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(run_dir / "config.json", bare)
+    assert "has no checkpoint" in wrong(["report", bare], capsys)
+    assert [path.name for path in bare.iterdir()] == ["config.json"]
+    shutil.copytree(run_dir / "checkpoints", bare / "checkpoints")
+    assert "is not finished: go on with" in wrong(["report", bare], capsys)
+    assert "needs none" in wrong(["report", run_dir, "--w", "w"], capsys)
+    assert "a second group is needed" in wrong(["compare", run_dir], capsys)
+    assert "`b` has 1 networks" in wrong(["compare", run_dir, "--out-dir", bare, "--", others[0]], capsys)
+    assert "`k` is 33" in wrong(["compare", run_dir, "--k", "33", "--out-dir", bare, "--", *others], capsys)
+    foreign = shutil.copytree(others[0], tmp_path / "foreign")
+    config = json.loads((foreign / "config.json").read_text())
+    (foreign / "config.json").write_text(json.dumps(config | {"data": "mnist"}))
+    told = wrong(["compare", run_dir, "--out-dir", bare, "--", foreign, others[1]], capsys)
+    assert "`data` 'digits' and" in told
+    assert "'mnist': no comparison" in told
+
+
+def test_a_data_set_other_than_the_runs_is_told(run_dir, original_files, tmp_path, capsys):
+    foreign = shutil.copytree(run_dir, tmp_path / "foreign")
+    config = json.loads((foreign / "config.json").read_text())
+    (foreign / "config.json").write_text(json.dumps(config | {"data": "mnist"}))
+    before = (foreign / "summary.json").read_bytes()
+    told = wrong(["report", foreign, "--data-dir", original_files], capsys)
+    assert "has 64 inputs, not the 784 of mnist" in told
+    assert (foreign / "summary.json").read_bytes() == before
+
+
+def test_the_command_runs_as_a_module(run_dir):
+    done = subprocess.run([sys.executable, "-m", "analysis", "--help"], capture_output=True, text=True, check=True)
+    assert "compare runs/sqs-* -- runs/bilinear-*" in done.stdout
+    done = subprocess.run([sys.executable, "-m", "analysis", "reprot"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+def test_weights_alone_in_python(tmp_path):
+    from sqs_jax.analysis.report import report_weights
+
+    rng = np.random.default_rng(0)
+    w, v = (jnp.asarray(rng.normal(size=(6, 4)), jnp.float32) for _ in range(2))
+    page = report_weights(GLUWeights(w, v, jnp.eye(4)), tmp_path / "out", name="a layer", names=tuple("abcd"))
+    assert page.read_text().count("<title>a layer</title>") == 1
+    with pytest.raises(ValueError, match="`names` has 2 entries: 4"):
+        report_weights(GLUWeights(w, v, jnp.eye(4)), tmp_path / "b", name="", names=("a", "b"))
