@@ -8,6 +8,7 @@ from scipy.optimize import linear_sum_assignment
 
 LEAST_SEEDS = 5  # fewer tell little of the spread between seeds
 _BOOTSTRAP = 2000
+_SHIFTS = 10  # each output beside up to nine others, for what different outputs have in common
 
 
 class Reading(NamedTuple):
@@ -54,12 +55,21 @@ def form_cosine(a: np.ndarray, b: np.ndarray, second_moment: np.ndarray | None =
     By default ⟨A, B⟩ = tr(A B). With Σ = E[x xᵀ], the metric of the data, that of Gaussian inputs with mean 0:
     ⟨A, B⟩ = E[(xᵀAx)(xᵀBx)] = 2 tr(A Σ B Σ) + tr(A Σ) tr(B Σ). NaN where a form is 0.
     """
-
-    def inner(m, n):
-        return np.sum(m * n.T) if second_moment is None else 2 * np.sum(m * n.T) + np.trace(m) * np.trace(n)
-
     if second_moment is not None:
-        a, b = a @ second_moment, b @ second_moment
+        return _cosine(a @ second_moment, b @ second_moment, _data_inner)
+    return _cosine(a, b, _inner)
+
+
+def _inner(a, b):
+    return np.sum(a * b.T)
+
+
+def _data_inner(a, b):
+    """⟨A, B⟩ in the metric of the data, of A Σ and B Σ."""
+    return 2 * np.sum(a * b.T) + np.trace(a) * np.trace(b)
+
+
+def _cosine(a, b, inner) -> float:
     size = np.sqrt(inner(a, a) * inner(b, b))
     return float(inner(a, b) / size) if size > 0 else float("nan")
 
@@ -67,23 +77,40 @@ def form_cosine(a: np.ndarray, b: np.ndarray, second_moment: np.ndarray | None =
 MEASURES = ("rank_cosine", "matched_cosine", "overlap", "form_cosine", "data_form_cosine")
 
 
-def similarities(
-    a: Reading, b: Reading, second_moment: np.ndarray, partners: list[tuple[int, int]] | None = None
-) -> dict[str, np.ndarray]:
+class _Weighted(NamedTuple):
+    """A reading, and its matrices times Σ, which all its comparisons in the metric of the data share."""
+
+    reading: Reading
+    matrices: np.ndarray
+
+
+class _Weighted(NamedTuple):
+    """A reading, and its matrices times Σ, which all its comparisons in the metric of the data share."""
+
+    reading: Reading
+    matrices: np.ndarray
+
+
+def similarities(a: Reading, b: Reading, second_moment: np.ndarray) -> dict[str, np.ndarray]:
     """Every measure of two networks, (k,) each, or () for whole forms: the mean over outputs.
 
-    `overlap` at place i is that of the spans of the first i + 1 vectors. `partners` are the outputs that are
-    compared, by default each with itself.
+    `overlap` at place i is that of the spans of the first i + 1 vectors.
     """
-    partners = partners or [(o, o) for o in range(len(a.vectors))]
+    left, right = (_Weighted(reading, reading.matrices @ second_moment) for reading in (a, b))
+    return _similarities(left, right, [(o, o) for o in range(len(a.vectors))])
+
+
+def _similarities(left: _Weighted, right: _Weighted, partners: list[tuple[int, int]]) -> dict[str, np.ndarray]:
+    """The same for output i of the one and j of the other, (i, j) in `partners`."""
+    a, b = left.reading, right.reading
     found: dict[str, list[Any]] = {name: [] for name in MEASURES}
     for i, j in partners:
         u, v = a.vectors[i], b.vectors[j]
         found["rank_cosine"].append(rank_cosines(u, v))
         found["matched_cosine"].append(matched_cosines(u, v))
         found["overlap"].append([subspace_overlap(u[:k], v[:k]) for k in range(1, len(u) + 1)])
-        found["form_cosine"].append(form_cosine(a.matrices[i], b.matrices[j]))
-        found["data_form_cosine"].append(form_cosine(a.matrices[i], b.matrices[j], second_moment))
+        found["form_cosine"].append(_cosine(a.matrices[i], b.matrices[j], _inner))
+        found["data_form_cosine"].append(_cosine(left.matrices[i], right.matrices[j], _data_inner))
     return {name: np.mean(values, axis=0) for name, values in found.items()}
 
 
@@ -113,29 +140,36 @@ def compare(
     _check_groups(a, b)
     rng = np.random.default_rng(seed)
     outputs = len(a[0].vectors)
-    others = [(i, j) for i in range(outputs) for j in range(outputs) if i != j]
+    same = [(o, o) for o in range(outputs)]
+    others = [(o, (o + shift) % outputs) for o in range(outputs) for shift in range(1, min(outputs, _SHIFTS))]
+    left, right, initial = (
+        [_Weighted(reading, reading.matrices @ second_moment) for reading in group] for group in (a, b, untrained)
+    )
 
-    def table(left, right, partners=None):
-        return {(i, j): similarities(x, y, second_moment, partners) for i, x in left for j, y in right}
+    def table(rows, partners=same):
+        return {(i, j): _similarities(x, y, partners) for i, x in enumerate(rows) for j, y in enumerate(right)}
 
-    left, right = list(enumerate(a)), list(enumerate(b))
-    across = table(left, right)
-    same = {(i, j) for i, j in across if a[i].seed == b[j].seed}
+    across = table(left)
+    shared = {(i, j) for i, j in across if a[i].seed == b[j].seed}
     within = {}
-    for (i, x), (j, y) in itertools.combinations(right, 2):
-        within[i, j] = within[j, i] = similarities(x, y, second_moment)
-    chance = [Reading(-1, _random_like(reading.vectors, rng), reading.matrices) for reading in a]
+    for (i, x), (j, y) in itertools.combinations(enumerate(right), 2):
+        within[i, j] = within[j, i] = _similarities(x, y, same)
+    chance = [x._replace(reading=x.reading._replace(vectors=_random_like(x.reading.vectors, rng))) for x in left]
     arms = {
-        "shared": {pair: across[pair] for pair in same},
-        "disjoint": {pair: value for pair, value in across.items() if pair not in same},
+        "shared": {pair: across[pair] for pair in shared},
+        "disjoint": _without(across, shared),
         "ceiling": within,
-        "classes": {} if outputs == 1 else {p: v for p, v in table(left, right, others).items() if p not in same},
-        "untrained": {p: v for p, v in table(list(enumerate(untrained)), right).items() if p not in same},
-        "random": {(i, i): similarities(x, y, second_moment) for (i, x), y in zip(left, chance, strict=True)},
+        "classes": _without(table(left, others), shared) if others else {},
+        "untrained": _without(table(initial), shared),
+        "random": {(i, i): _similarities(x, y, same) for i, (x, y) in enumerate(zip(left, chance, strict=True))},
     }
     arms = {name: pairs for name, pairs in arms.items() if pairs}
     draws = [(rng.integers(len(a), size=len(a)), rng.integers(len(b), size=len(b))) for _ in range(_BOOTSTRAP)]
     return {measure: _intervals(arms, measure, draws, len(a), len(b)) for measure in MEASURES}
+
+
+def _without(pairs, shared):
+    return {pair: value for pair, value in pairs.items() if pair not in shared}
 
 
 def _check_groups(a, b):

@@ -1,5 +1,8 @@
 """Eigenpairs of interaction matrices: all of them by batched eigh, or the largest without forming a matrix."""
 
+import contextlib
+import importlib.util
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import jax
@@ -81,7 +84,25 @@ def spectrum(
     if not 1 <= count <= d:
         raise ValueError(f"`count` is {count}: a number from 1 to {d} is needed")
     _check_memory(memory)
-    return _spectrum(weights, gain, basis, count, memory)
+    if isinstance(weights.w, jax.core.Tracer) or weights.out.shape[1] == 1:
+        return _spectrum(weights, gain, basis, count, memory)
+    with _one_thread_a_matrix():
+        return jax.block_until_ready(_spectrum(weights, gain, basis, count, memory))
+
+
+@contextlib.contextmanager
+def _one_thread_a_matrix() -> Iterator[None]:
+    """On CPUs JAX solves the matrices of a batch in parallel; threads of the BLAS below would only be in the way.
+
+    Without threadpoolctl, which scikit-learn brings, nothing is done.
+    """
+    if jax.default_backend() != "cpu" or importlib.util.find_spec("threadpoolctl") is None:
+        yield
+        return
+    import threadpoolctl
+
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        yield
 
 
 @jax.jit(static_argnames=("basis", "count", "memory"))
@@ -165,7 +186,10 @@ def top_eigenpairs(
 
 
 def _krylov(weights, gain, k, tol, basis, memory, most_products) -> Eigenpairs:
-    w, v, columns = _krylov_inputs(weights, gain, basis)
+    # Not under jit, whose results are copies: w and v may be most of the memory.
+    with jax.default_matmul_precision("highest"):
+        w, v = branches(weights, basis)
+    columns = with_gain(weights, gain).out.T
     (d, h), outputs = w.shape, len(columns)
     each = (2 * capacity_for(k, d) * d + 4 * BLOCK * h + 2 * k * d) * w.dtype.itemsize
     chunks = -(-outputs // max(1, memory // each))
@@ -180,12 +204,6 @@ def _krylov(weights, gain, k, tol, basis, memory, most_products) -> Eigenpairs:
     joined = found[0] if chunks == 1 else tuple(jnp.concatenate(parts) for parts in zip(*found, strict=True))
     values, vectors, residuals = (array[:outputs] for array in joined)
     return Eigenpairs(values, _turned(vectors), residuals)
-
-
-@jax.jit(static_argnames="basis")
-def _krylov_inputs(weights, gain, basis):
-    with jax.default_matmul_precision("highest"):
-        return *branches(weights, basis), with_gain(weights, gain).out.T
 
 
 def _reduced(weights: GLUWeights, basis: Basis, complete: bool):

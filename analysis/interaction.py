@@ -128,5 +128,11 @@ def check_weights(weights: GLUWeights, gain: jax.Array | None = None) -> None:
         if array is not None and array.shape != shape:
             raise ValueError(f"`{name}` has shape {array.shape}: {shape} is needed")
     for name, array in (weights._asdict() | {"gain": gain}).items():
-        if array is not None and not isinstance(array, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(array))):
+        if array is not None and not isinstance(array, jax.core.Tracer) and not _all_finite(array):
             raise ValueError(f"`{name}` holds numbers that are NaN or infinite: finite ones are needed")
+
+
+@jax.jit
+def _all_finite(array):
+    # A maximum keeps NaN and infinity, and is one pass; a mask of the array would be stored.
+    return jnp.isfinite(jnp.max(jnp.abs(array), initial=0))

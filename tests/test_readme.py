@@ -12,7 +12,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_python_of_the_readme_runs():
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     names = {}
     for block in blocks:
         if "equinox" in block:
@@ -22,6 +22,7 @@ def test_the_python_of_the_readme_runs():
         names["Block"](names["w"], names["v"])(names["x"]), names["gated_linear"](names["x"], names["w"], names["v"])
     )
     assert names["spectrum"](names["weights"]).values.shape == (10, 16)
+    assert names["gains"].gain.shape == (32,)
 
 
 def test_the_files_that_it_names_exist():
@@ -30,5 +31,5 @@ def test_the_files_that_it_names_exist():
     for target in linked:
         assert (ROOT / target).exists(), target
     folders = re.findall(r"^    (\w+)/ ", README, re.MULTILINE)
-    assert {"sqs_jax", "kernels", "train", "analysis", "tests", "benchmarks", "docs"} <= set(folders)
+    assert {"sqs_jax", "kernels", "train", "analysis", "tests", "benchmarks", "docs", "examples"} <= set(folders)
     assert all((ROOT / folder).is_dir() for folder in folders)
