@@ -220,7 +220,7 @@ if (data.comparison) {
   show("comparison");
   $("comparison-note").textContent = data.comparison.note;
   const found = data.comparison.measures, names = { disjoint: "these networks", shared: "of one initialisation", ceiling: "ceiling: the others with each other", classes: "null: other outputs", untrained: "null: before training", random: "null: random" };
-  const colors = { disjoint: "accent", shared: "second", ceiling: "grey", classes: "negative", untrained: "negative", random: "negative" };
+  const colors = { disjoint: "accent", shared: "second", ceiling: "grey", classes: "negative", untrained: "positive", random: "ink" };
   const draw = (measure, x, y) => () => {
     const arms = Object.keys(names).filter((arm) => found[measure][arm]);
     const traces = arms.flatMap((arm) => {
@@ -228,12 +228,12 @@ if (data.comparison) {
       const dash = { classes: "dot", untrained: "dash", random: "dashdot" }[arm] || "solid";
       return [...band(arm, ranks, own.low, own.high, colors[arm]), line(names[arm], ranks, own.mean, colors[arm], { line: { dash }, trace: { legendgroup: arm } })];
     });
-    return [traces, layout(x, y, { y: { range: [0, 1.03] }, rest: { legend: { orientation: "h", y: -0.25, yanchor: "top", font: { size: 10 } } } })];
+    return [traces, layout(x, y, { y: { range: [0, 1.03] }, rest: { legend: { orientation: "h", y: -0.22, yanchor: "top", font: { size: 10 } } } })];
   };
   for (const id of ["plot-rank", "plot-overlap"]) $(id).style.height = "400px";
   plot("plot-rank", draw("rank_cosine", "rank by |λ|", "|cos|"));
   plot("plot-overlap", draw("overlap", "first k eigenvectors", "overlap of spans"));
-  const interval = (own, i) => { const part = (list) => (Array.isArray(list) ? list[i] : list); return own ? `${fixed(part(own.mean))} [${fixed(part(own.low))}, ${fixed(part(own.high))}]` : "–"; };
+  const interval = (own, i) => { const part = (list) => (Array.isArray(list) ? list[i] : list); return own ? `${fixed(part(own.mean), 2)} [${fixed(part(own.low), 2)}, ${fixed(part(own.high), 2)}]` : "–"; };
   const rows = [["rank_cosine", 0, "|cos|, rank 1"], ["matched_cosine", 0, "|cos|, rank 1, matched"], ["overlap", -1, "overlap of all spans"], ["form_cosine", 0, "cosine of forms"], ["data_form_cosine", 0, "cosine of forms, data metric"]];
   table("comparison-table", ["measure", "shared", "disjoint", "ceiling", "fraction", "other outputs", "untrained", "random"], rows.map(([measure, place, name]) => {
     const own = found[measure], i = place < 0 ? (own.ceiling.mean.length || 1) - 1 : place;

@@ -10,7 +10,7 @@ import numpy as np
 
 # Bytes for eigenvectors and for images: what a page may weigh beside plotly's five million.
 _PICTURES, _IMAGES = 800_000, 1_400_000
-_MOST_PICTURES, _MOST_LIKED = 24, 8
+_MOST_PICTURES, _MOST_LIKED = 24, 6
 
 
 def render(content: dict[str, Any], texts: dict[str, str]) -> str:

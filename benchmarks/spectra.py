@@ -206,29 +206,37 @@ def _ours_random(outputs: int, h: int, d: int = 1024) -> dict:
 
 
 def _write(options: Options, found: dict) -> None:
-    from matplotlib.figure import Figure
-
     from sqs_jax.train.run_folder import provenance
 
-    figure = Figure(figsize=(8.6, 3.4), layout="constrained")
-    for axis, (name, label) in zip(
-        figure.subplots(1, 2), (("outputs", "outputs, H = 4096"), ("hidden", "H, 8 outputs")), strict=True
-    ):
-        sizes, seconds = ([row[part] for row in found["growth"][name]] for part in (name, "seconds"))
-        axis.plot(sizes, seconds, "o-", color="#0b6e99", label="measured")
-        axis.plot(sizes, [seconds[-1] * size / sizes[-1] for size in sizes], ":", color="#7a7a7a", label="linear")
-        axis.set(xlabel=label, ylabel="seconds", xscale="log", yscale="log")
-        axis.grid(alpha=0.25, which="both")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False)
-    figure.suptitle("The 10 largest eigenpairs of each output, d = 1024, tol 1e-4", fontsize=11)
-    PLOT.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PLOT, dpi=110)
+    _plot(found["growth"])
     result = {"command": f"python -m benchmarks.spectra --rounds {options.rounds}", "found": found}
     result["machine"] = {"processor": processor(), "cores": os.cpu_count()}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result | provenance(), indent=2) + "\n")
     print(f"{RESULTS}\n{PLOT}")
+
+
+def _plot(growth: dict) -> None:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
+    figure = Figure(figsize=(8.6, 3.4), layout="constrained")
+    labels = {"outputs": "outputs, H = 4096", "hidden": "H, 8 outputs"}
+    for axis, (name, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
+        sizes, seconds = ([row[part] for row in growth[name]] for part in (name, "seconds"))
+        axis.plot(sizes, seconds, "o-", color="#0b6e99", label="measured")
+        axis.plot(sizes, [seconds[-1] * size / sizes[-1] for size in sizes], ":", color="#7a7a7a", label="linear")
+        axis.set(xlabel=label, ylabel="seconds", xscale="log", yscale="log")
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.set_yticks([0.1, 0.2, 0.5, 1], ["0.1", "0.2", "0.5", "1"])
+        for one in (axis.xaxis, axis.yaxis):
+            one.set_minor_locator(NullLocator())
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False)
+    figure.suptitle("The 10 largest eigenpairs of each output, d = 1024, tol 1e-4", fontsize=11)
+    PLOT.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PLOT, dpi=110)
 
 
 if __name__ == "__main__":

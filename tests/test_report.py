@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from benchmarks.screenshot import chromium, opened, resize
 from sqs_jax import gated_linear
 from sqs_jax.analysis import GLUWeights, load_weights
 from sqs_jax.analysis.cli import main
@@ -47,33 +48,12 @@ def others(tmp_path_factory):
 
 @pytest.fixture
 def browser():
-    """Headless Chromium, with everything that pages log and ask for."""
-    binary, driver = (next(filter(None, map(shutil.which, names)), None) for names in _PROGRAMS)
-    if not (binary and driver):
+    """Headless Chromium."""
+    found = chromium()
+    if found is None:
         pytest.skip("Chromium and its ChromeDriver are not installed")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    quiet_flags = ("background-networking", "component-update", "sync", "gpu", "quic")
-    for flag in ("--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet_flags)):
-        options.add_argument(flag)
-    options.add_argument("--window-size=1200,900")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield found
     found.quit()
-
-
-_PROGRAMS = (("chromium", "google-chrome", "chromium-browser"), ("chromedriver",))
-
-
-def opened(browser, page):
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    browser.get(page.as_uri())
-    ready = "return document.documentElement.dataset.ready === 'yes'"
-    WebDriverWait(browser, 30).until(lambda browser: browser.execute_script(ready))
 
 
 def requests(browser):
@@ -123,8 +103,7 @@ def test_the_page_in_a_real_browser(run_dir, browser, tmp_path):
     assert f"{summary['analysis']['fidelity']['joint']['r2']:.4f}" in browser.find_element(By.ID, "cards").text
 
     for width in (390, 1200):  # on a phone nothing sticks out
-        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        resize(browser, width, 800)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     colors = []
     for scheme in ("light", "dark"):

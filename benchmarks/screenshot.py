@@ -1,0 +1,75 @@
+"""A picture of a report's page for the docs, by headless Chromium.
+
+python -m benchmarks.screenshot runs/fidelity/sqs-0/report.html docs/images/report.png [--height 2200]
+"""
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+_BROWSERS = ("chromium", "google-chrome", "chromium-browser")
+
+
+def chromium() -> Any:
+    """Headless Chromium, driven by Selenium, which keeps what pages log and ask for; None where it is not installed."""
+    binary = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    driver = shutil.which("chromedriver")
+    if not (binary and driver):
+        return None
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    quiet = ("background-networking", "component-update", "sync", "gpu", "quic")
+    for flag in ("--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)):
+        options.add_argument(flag)
+    options.add_argument("--window-size=1200,900")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+
+
+def resize(browser: Any, width: int, height: int) -> None:
+    """Gives the page this many pixels."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def opened(browser: Any, page: Path) -> None:
+    """Opens a report and waits until it has drawn itself."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get(page.absolute().as_uri())
+    ready = "return document.documentElement.dataset.ready === 'yes'"
+    WebDriverWait(browser, 30).until(lambda browser: browser.execute_script(ready))
+
+
+def main(
+    page: Annotated[Path, tyro.conf.Positional],
+    picture: Annotated[Path, tyro.conf.Positional],
+    width: int = 1200,
+    height: int = 2200,
+) -> None:
+    """Takes the picture.
+
+    Args:
+        page: A report.html.
+        picture: The .png to write.
+        width: Of the window, in pixels.
+        height: Of the picture.
+    """
+    browser = chromium()
+    if browser is None:
+        raise SystemExit("error: Chromium and ChromeDriver are needed")
+    try:
+        resize(browser, width, height)
+        opened(browser, page)
+        browser.execute_script("return new Promise((done) => setTimeout(done, 1000))")
+        browser.save_screenshot(str(picture))
+    finally:
+        browser.quit()
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
