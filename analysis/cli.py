@@ -51,6 +51,8 @@ class Report:
     """Matrices stand as (outputs, inputs), as PyTorch's Linear has them."""
     shape: tuple[int, ...] = ()
     """Shape of the inputs as an image: height width, or height width 3."""
+    outputs: tuple[int, ...] = ()
+    """Numbers of the outputs to read; by default all, of more than 64 the first 64."""
     out_dir: Path | None = None
     """Folder for the report of weights; default runs/<name of the file>-report."""
 
@@ -123,7 +125,7 @@ def _report_weights(command: Report) -> None:
             raise InputError(f"--weights needs --{part}, the name of an array in {command.weights}")
     weights = read_weights(command.weights, names, transpose=command.transpose)
     out = command.out_dir or Path("runs") / f"{command.weights.stem}-report"
-    print(report_weights(weights, out, name=command.weights.name, shape=command.shape or None))
+    print(report_weights(weights, out, name=command.weights.name, shape=command.shape or None, outputs=command.outputs))
 
 
 def _compare(command: Compare, others: list[Path]) -> None:

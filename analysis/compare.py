@@ -74,7 +74,7 @@ def _cosine(a, b, inner) -> float:
     return float(inner(a, b) / size) if size > 0 else float("nan")
 
 
-MEASURES = ("rank_cosine", "matched_cosine", "overlap", "form_cosine", "data_form_cosine")
+MEASURES = ("rank_cosine", "matched_cosine", "overlap", "angle", "form_cosine", "data_form_cosine")
 
 
 class _Weighted(NamedTuple):
@@ -94,7 +94,7 @@ class _Weighted(NamedTuple):
 def similarities(a: Reading, b: Reading, second_moment: np.ndarray) -> dict[str, np.ndarray]:
     """Every measure of two networks, (k,) each, or () for whole forms: the mean over outputs.
 
-    `overlap` at place i is that of the spans of the first i + 1 vectors.
+    `overlap` at place i is that of the spans of the first i + 1 vectors; `angle` the i-th principal angle of all k.
     """
     left, right = (_Weighted(reading, reading.matrices @ second_moment) for reading in (a, b))
     return _similarities(left, right, [(o, o) for o in range(len(a.vectors))])
@@ -109,6 +109,7 @@ def _similarities(left: _Weighted, right: _Weighted, partners: list[tuple[int, i
         found["rank_cosine"].append(rank_cosines(u, v))
         found["matched_cosine"].append(matched_cosines(u, v))
         found["overlap"].append([subspace_overlap(u[:k], v[:k]) for k in range(1, len(u) + 1)])
+        found["angle"].append(principal_angles(u, v))
         found["form_cosine"].append(_cosine(a.matrices[i], b.matrices[j], _inner))
         found["data_form_cosine"].append(_cosine(left.matrices[i], right.matrices[j], _data_inner))
     return {name: np.mean(values, axis=0) for name, values in found.items()}
@@ -130,7 +131,7 @@ def compare(
         "shared"     networks of a and b of one seed, so of one initialisation; absent if no seed is in both
         "disjoint"   networks of a and b of different seeds
         "ceiling"    networks of b with each other
-        "fraction"   disjoint / ceiling
+        "fraction"   disjoint / ceiling; not for angles
         "classes"    null: different outputs, of a and b, of different seeds
         "untrained"  null: a's networks before training, with b's, of different seeds
         "random"     null: a's networks with random orthonormal vectors; not for whole forms
@@ -207,7 +208,7 @@ def _intervals(arms, measure, draws, size_a, size_b) -> dict[str, Any]:
             else:
                 rows = j if name == "ceiling" else i
                 samples[name].append(_mean(table[rows][:, j]))
-    if "disjoint" in tables:
+    if "disjoint" in tables and measure != "angle":  # whose ceiling is 0
         means["fraction"] = means["disjoint"] / means["ceiling"]
         samples["fraction"] = list(np.array(samples["disjoint"]) / np.array(samples["ceiling"]))
     return {name: _summary(means[name], np.array(samples[name])) for name in means}

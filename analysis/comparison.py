@@ -74,7 +74,14 @@ def write_comparison(found: dict[str, Any], out_dir: Path) -> list[Path]:
 def table(found: dict[str, Any]) -> str:
     """The comparison as text, an arm a column: of vectors the first rank, of spans the largest."""
     arms = ("shared", "disjoint", "ceiling", "fraction", "classes", "untrained", "random")
-    places = {"rank_cosine": 0, "matched_cosine": 0, "overlap": -1, "form_cosine": None, "data_form_cosine": None}
+    places = {
+        "rank_cosine": 0,
+        "matched_cosine": 0,
+        "overlap": -1,
+        "angle": -1,
+        "form_cosine": None,
+        "data_form_cosine": None,
+    }
     lines = [f"{'':<18}" + "".join(f"{arm:>20}" for arm in arms)]
     for name, place in places.items():
         cells = [_cell(found["measures"][name].get(arm), place) for arm in arms]

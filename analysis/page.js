@@ -234,7 +234,7 @@ if (data.comparison) {
   plot("plot-rank", draw("rank_cosine", "rank by |λ|", "|cos|"));
   plot("plot-overlap", draw("overlap", "first k eigenvectors", "overlap of spans"));
   const interval = (own, i) => { const part = (list) => (Array.isArray(list) ? list[i] : list); return own ? `${fixed(part(own.mean), 2)} [${fixed(part(own.low), 2)}, ${fixed(part(own.high), 2)}]` : "–"; };
-  const rows = [["rank_cosine", 0, "|cos|, rank 1"], ["matched_cosine", 0, "|cos|, rank 1, matched"], ["overlap", -1, "overlap of all spans"], ["form_cosine", 0, "cosine of forms"], ["data_form_cosine", 0, "cosine of forms, data metric"]];
+  const rows = [["rank_cosine", 0, "|cos|, rank 1"], ["matched_cosine", 0, "|cos|, rank 1, matched"], ["overlap", -1, "overlap of all spans"], ["angle", -1, "largest principal angle (radians)"], ["form_cosine", 0, "cosine of forms"], ["data_form_cosine", 0, "cosine of forms, data metric"]];
   table("comparison-table", ["measure", "shared", "disjoint", "ceiling", "fraction", "other outputs", "untrained", "random"], rows.map(([measure, place, name]) => {
     const own = found[measure], i = place < 0 ? (own.ceiling.mean.length || 1) - 1 : place;
     return [name, ...["shared", "disjoint", "ceiling", "fraction", "classes", "untrained", "random"].map((arm) => interval(own[arm], i))];

@@ -13,14 +13,15 @@ import numpy as np
 
 from sqs_jax.analysis import interpret, page, plots
 from sqs_jax.analysis.calibration import Method
-from sqs_jax.analysis.eigen import Eigenpairs, eigengaps, extremes, spectrum
-from sqs_jax.analysis.interaction import GLUWeights
+from sqs_jax.analysis.eigen import Eigenpairs, eigengaps, extremes, top_eigenpairs
+from sqs_jax.analysis.interaction import GLUWeights, check_weights
 from sqs_jax.analysis.load import Run, layer_weights, load_run
 from sqs_jax.analysis.study import Samples, kept_pairs, layer_fidelity, leading_vectors, number, spectrum_figures, study
 from sqs_jax.train.run_folder import RunFolder, provenance, write
 from sqs_jax.train.step import scale_pixels
 
 _GALLERY = 3
+_MOST_OUTPUTS, _MOST_PAIRS = 64, 64  # of weights alone, which may be a language model's
 _RESPONSE_SAMPLES = 4096
 
 
@@ -81,7 +82,7 @@ def report_weights(
     *,
     name: str,
     shape: tuple[int, ...] | None = None,
-    names: tuple[str, ...] | None = None,
+    outputs: tuple[int, ...] = (),
 ) -> Path:
     """The report of weights alone: spectra of the form with γ = 1, without data and so without fidelity.
 
@@ -90,33 +91,35 @@ def report_weights(
       out_dir: a folder that does not exist yet, or is empty; it appears whole.
       name: title of the page.
       shape: of the inputs as an image, (height, width) or (height, width, 3); by default one row.
-      names: of the outputs.
+      outputs: numbers of those to read, from 0; by default all, of more than 64 the first 64.
 
-    Returns the page's path. Raises ValueError for weights, a shape or names that do not fit, or a folder in the way.
+    Returns the page's path. Raises ValueError for weights, a shape or outputs that do not fit, or a folder in the way.
     """
-    inputs, outputs = len(weights.w if weights.embed is None else weights.embed), weights.out.shape[1]
+    check_weights(weights)
+    inputs, count = len(weights.w if weights.embed is None else weights.embed), weights.out.shape[1]
+    outputs = outputs or tuple(range(min(count, _MOST_OUTPUTS)))
     shape = shape or (1, inputs)
-    names = names or tuple(map(str, range(outputs)))
     if int(np.prod(shape)) != inputs or len(shape) not in (2, 3):
         raise ValueError(f"`shape` is {shape}: (height, width) or (height, width, 3) with {inputs} entries is needed")
-    if len(names) != outputs:
-        raise ValueError(f"`names` has {len(names)} entries: {outputs}, one for each output, are needed")
+    if wrong := [output for output in outputs if not 0 <= output < count]:
+        raise ValueError(f"`outputs` has {wrong[0]}: numbers from 0 to {count - 1} are needed")
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise ValueError(f"`out_dir` is {out_dir}: something is there already")
-    pairs = spectrum(weights, count=kept_pairs(weights))
+    weights = weights._replace(out=weights.out[:, np.array(outputs)], out_bias=None, skip=None)
+    pairs = top_eigenpairs(weights, min(kept_pairs(weights), _MOST_PAIRS))
     vectors = np.asarray(pairs.vectors[:, :, :inputs])
-    content: dict[str, Any] = {"outputs": list(names), "spectrum": _spectrum_content(pairs)}
+    content: dict[str, Any] = {"outputs": list(map(str, outputs)), "spectrum": _spectrum_content(pairs)}
     content["pictures"] = page.pictures(vectors, shape)
     figures = spectrum_figures(pairs)
     ranks = [value for value in figures["participation_rank"] if value is not None]
     content["cards"] = [
-        [str(outputs), "outputs"],
+        [str(len(outputs)), f"of {count} outputs"],
         [str(inputs), "inputs"],
         [f"{np.mean(ranks):.1f}", "mean effective rank"],
     ]
     content["provenance"] = provenance() | {"file": name}
     verdict = "Read from the weights alone, the gate as the identity: without data nothing says how well that is."
-    texts = _texts(name, f"{inputs} inputs, {weights.w.shape[1]} hidden units, {outputs} outputs", verdict, "weights")
+    texts = _texts(name, f"{inputs} inputs, {weights.w.shape[1]} hidden units, {count} outputs", verdict, "weights")
     summary = {"spectrum": figures, "provenance": content["provenance"]}
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))

@@ -117,7 +117,7 @@ def _interval(arm, place) -> str:
 
 def _spread(values, digits) -> str:
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{deviation}"
+    return f"{round(statistics.mean(values), digits) + 0.0:.{digits}f}{deviation}"  # no -0.0
 
 
 if __name__ == "__main__":

@@ -71,7 +71,12 @@ def test_a_planted_comparison():
     b = [planted(seed, 0.02) for seed in (3, 4, 5, 6, 7)]
     blank = [planted(seed, 1e6) for seed in range(5)]
     found = compare(a, b, blank, np.eye(30))
-    for name in measures.MEASURES:
+    angles = found["angle"]
+    assert np.all(np.diff(angles["disjoint"]["mean"]) >= 0)
+    assert angles["disjoint"]["mean"][0] < 0.3
+    assert angles["random"]["mean"][0] > 0.5
+    assert "fraction" not in angles
+    for name in set(measures.MEASURES) - {"angle"}:
         arms = found[name]
         if name != "form_cosine" and name != "data_form_cosine":
             assert np.shape(arms["disjoint"]["mean"]) == (4,)

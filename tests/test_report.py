@@ -315,7 +315,10 @@ def test_weights_alone_in_python(tmp_path):
 
     rng = np.random.default_rng(0)
     w, v = (jnp.asarray(rng.normal(size=(6, 4)), jnp.float32) for _ in range(2))
-    page = report_weights(GLUWeights(w, v, jnp.eye(4)), tmp_path / "out", name="a layer", names=tuple("abcd"))
-    assert page.read_text().count("<title>a layer</title>") == 1
-    with pytest.raises(ValueError, match="`names` has 2 entries: 4"):
-        report_weights(GLUWeights(w, v, jnp.eye(4)), tmp_path / "b", name="", names=("a", "b"))
+    page = report_weights(GLUWeights(w, v, jnp.eye(4)), tmp_path / "out", name="a <layer>", outputs=(3, 1))
+    assert page.read_text().count("<title>a &lt;layer&gt;</title>") == 1
+    with np.load(tmp_path / "out" / "spectrum.npz") as saved:
+        form = np.einsum("k,kd,ke->de", saved["values"][0], saved["vectors"][0], saved["vectors"][0])
+    np.testing.assert_allclose(form, (np.outer(w[:, 3], v[:, 3]) + np.outer(v[:, 3], w[:, 3])) / 2, atol=1e-5)
+    with pytest.raises(ValueError, match="`outputs` has 4: numbers from 0 to 3"):
+        report_weights(GLUWeights(w, v, jnp.eye(4)), tmp_path / "b", name="", outputs=(0, 4))
