@@ -51,7 +51,7 @@ def calibrate(
         "bussgang"   γ_h = E[u σ(u)] / E[u²]: least squares for σ itself
         "output"     γ_h = E[a² u σ(u)] / E[a² u²]: least squares for each hidden unit's output
         "joint"      least squares for the outputs, over all γ at once and a constant each: (PᵀP) ∘ Cov(a u) has to
-                     be solved; on the calibration set no other γ is better
+                     be solved; on the calibration set no other γ is better, but for the ridge
         "gaussian"   least squares among all quadratic forms if z were Gaussian with mean 0 and the second moments of
                      the calibration set: `gaussian_gains`
 

@@ -1,6 +1,7 @@
 """The command line: `python -m analysis report …` and `python -m analysis compare … -- …`."""
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,7 +88,7 @@ def main(args: Sequence[str] | None = None) -> None:
         elif after:
             raise InputError("report takes one run: `--` and a second group belong to compare")
         elif command.weights:
-            _report_weights(command)
+            _report_weights(command, shlex.join(["python", "-m", "analysis", *args]))
         elif command.run:
             _report(command)
         else:
@@ -98,34 +99,38 @@ def _report(command: Report) -> None:
     from sqs_jax.analysis.comparison import compare_runs
     from sqs_jax.analysis.report import report
 
-    if named := [name for name in _NAMES if getattr(command, name)]:
-        raise InputError(f"--{named[0].replace('_', '-')} names an array of --weights FILE: a run needs none")
+    if named := [name for name in (*_NAMES, *_OF_WEIGHTS) if getattr(command, name)]:
+        raise InputError(f"--{named[0].replace('_', '-')} belongs to --weights FILE: a run has its own")
     assert command.run
     comparison = None
     if command.against:
-        comparison = compare_runs(
-            [command.run], list(command.against), method=command.method, data_dir=command.data_dir
-        )
+        others = list(command.against)
+        comparison = compare_runs([command.run], others, method=command.method, k=None, data_dir=command.data_dir)
     print(report(command.run, data_dir=command.data_dir, method=command.method, comparison=comparison))
 
 
+_OF_WEIGHTS = ("transpose", "shape", "outputs", "out_dir")
 _NAMES = ("w", "v", "out", "embed", "w_bias", "v_bias")
 
 
-def _report_weights(command: Report) -> None:
+def _report_weights(command: Report, line: str) -> None:
     from sqs_jax.analysis.load import read_weights
     from sqs_jax.analysis.report import report_weights
 
     assert command.weights
-    if command.run or command.against:
-        raise InputError("--weights is read instead of a run: give one of them")
+    if command.run or command.against or command.data_dir:
+        raise InputError("--weights is read instead of a run: give one of them, and its own flags")
+    if command.method not in ("joint", "identity"):
+        raise InputError(f"--method {command.method} needs data, which --weights has not")
     names = {name: getattr(command, name) for name in _NAMES if getattr(command, name)}
     for part in ("w", "v"):
         if part not in names:
             raise InputError(f"--weights needs --{part}, the name of an array in {command.weights}")
     weights = read_weights(command.weights, names, transpose=command.transpose)
     out = command.out_dir or Path("runs") / f"{command.weights.stem}-report"
-    print(report_weights(weights, out, name=command.weights.name, shape=command.shape or None, outputs=command.outputs))
+    shape = command.shape or None
+    name = command.weights.name
+    print(report_weights(weights, out, name=name, shape=shape, outputs=command.outputs, command=line))
 
 
 def _compare(command: Compare, others: list[Path]) -> None:

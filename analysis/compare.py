@@ -14,11 +14,16 @@ _SHIFTS = 10  # each output beside up to nine others, for what different outputs
 class Reading(NamedTuple):
     """What of one trained network is compared: its forms and their leading eigenvectors, of every output."""
 
-    seed: int
+    seed: Any
+    """What its initial weights were drawn from: networks with equal ones began as one."""
     vectors: np.ndarray
     """Orthonormal rows (outputs, k, d), sorted by |λ|."""
-    matrices: np.ndarray
-    """Interaction matrices (outputs, d, d)."""
+    w: np.ndarray
+    """The forms by their factors, A_o = Σ_h P[h, o]·sym(w_h v_hᵀ): W (d, h), gains included,"""
+    v: np.ndarray
+    """V (d, h),"""
+    out: np.ndarray
+    """and P (h, outputs)."""
 
 
 def rank_cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -77,41 +82,66 @@ def _cosine(a, b, inner) -> float:
 MEASURES = ("rank_cosine", "matched_cosine", "overlap", "angle", "form_cosine", "data_form_cosine")
 
 
-class _Weighted(NamedTuple):
-    """A reading, and its matrices times Σ, which all its comparisons in the metric of the data share."""
-
-    reading: Reading
-    matrices: np.ndarray
-
-
-class _Weighted(NamedTuple):
-    """A reading, and its matrices times Σ, which all its comparisons in the metric of the data share."""
-
-    reading: Reading
-    matrices: np.ndarray
-
-
-def similarities(a: Reading, b: Reading, second_moment: np.ndarray) -> dict[str, np.ndarray]:
+def similarities(
+    a: Reading, b: Reading, second_moment: np.ndarray, partners: list[tuple[int, int]] | None = None
+) -> dict[str, np.ndarray]:
     """Every measure of two networks, (k,) each, or () for whole forms: the mean over outputs.
 
     `overlap` at place i is that of the spans of the first i + 1 vectors; `angle` the i-th principal angle of all k.
+    `partners` are the outputs of a and b that are compared, by default each with itself. Forms are compared by their
+    factors: a matrix is never formed.
     """
-    left, right = (_Weighted(reading, reading.matrices @ second_moment) for reading in (a, b))
-    return _similarities(left, right, [(o, o) for o in range(len(a.vectors))])
+    return _similarities(_factors(a, second_moment), _factors(b, second_moment), partners)
 
 
-def _similarities(left: _Weighted, right: _Weighted, partners: list[tuple[int, int]]) -> dict[str, np.ndarray]:
-    """The same for output i of the one and j of the other, (i, j) in `partners`."""
-    a, b = left.reading, right.reading
+class _Factors(NamedTuple):
+    """A reading, and what all its comparisons share."""
+
+    reading: Reading
+    weighted: tuple[np.ndarray, np.ndarray]
+    """Σ W and Σ V."""
+    traces: np.ndarray
+    """tr(A_o Σ), (outputs,)."""
+    sizes: tuple[np.ndarray, np.ndarray]
+    """⟨A_o, A_o⟩ (outputs,), plain and in the metric of the data."""
+
+
+def _factors(reading: Reading, second_moment: np.ndarray) -> _Factors:
+    weighted = second_moment @ reading.w, second_moment @ reading.v
+    traces = np.sum(reading.w * weighted[1], axis=0) @ reading.out
+    found = _Factors(reading, weighted, traces, (traces, traces))
+    plain, data = (np.diag(table) for table in _form_products(found, found))
+    return found._replace(sizes=(plain, data))
+
+
+def _form_products(x: _Factors, y: _Factors) -> tuple[np.ndarray, np.ndarray]:
+    """⟨A_i, B_j⟩ of all outputs of both, (outputs, outputs), plain and in the metric of the data.
+
+    tr(A B) = ½ pᵀ [(WᵀW') ∘ (VᵀV') + (WᵀV') ∘ (VᵀW')] p' for A = Σ_h p_h sym(w_h v_hᵀ), and B the same of W', V', p'.
+    """
+    a, b = x.reading, y.reading
+    plain, data = (
+        a.out.T @ ((a.w.T @ w) * (a.v.T @ v) + (a.w.T @ v) * (a.v.T @ w)) @ b.out for w, v in ((b.w, b.v), y.weighted)
+    )
+    return plain / 2, data + np.outer(x.traces, y.traces)
+
+
+def _similarities(x: _Factors, y: _Factors, partners=None) -> dict[str, np.ndarray]:
+    a, b = x.reading, y.reading
     found: dict[str, list[Any]] = {name: [] for name in MEASURES}
-    for i, j in partners:
+    with np.errstate(invalid="ignore", divide="ignore"):  # a form that is 0 has no direction
+        cosines = [
+            table / np.sqrt(np.outer(left, right))
+            for table, left, right in zip(_form_products(x, y), x.sizes, y.sizes, strict=True)
+        ]
+    for i, j in partners or [(o, o) for o in range(len(a.vectors))]:
         u, v = a.vectors[i], b.vectors[j]
         found["rank_cosine"].append(rank_cosines(u, v))
         found["matched_cosine"].append(matched_cosines(u, v))
         found["overlap"].append([subspace_overlap(u[:k], v[:k]) for k in range(1, len(u) + 1)])
         found["angle"].append(principal_angles(u, v))
-        found["form_cosine"].append(_cosine(a.matrices[i], b.matrices[j], _inner))
-        found["data_form_cosine"].append(_cosine(left.matrices[i], right.matrices[j], _data_inner))
+        for name, table in zip(("form_cosine", "data_form_cosine"), cosines, strict=True):
+            found[name].append(table[i, j])
     return {name: np.mean(values, axis=0) for name, values in found.items()}
 
 
@@ -127,7 +157,7 @@ def compare(
       seed: of the bootstrap and of the random subspaces.
 
     Returns:
-      {measure: {arm: {"mean", "low", "high"}}}, lists (k,) or numbers. Arms:
+      {measure: {arm: {"mean", "low", "high"}}}, lists (k,) or numbers, None where there is none. Arms:
         "shared"     networks of a and b of one seed, so of one initialisation; absent if no seed is in both
         "disjoint"   networks of a and b of different seeds
         "ceiling"    networks of b with each other
@@ -141,20 +171,18 @@ def compare(
     _check_groups(a, b)
     rng = np.random.default_rng(seed)
     outputs = len(a[0].vectors)
-    same = [(o, o) for o in range(outputs)]
     others = [(o, (o + shift) % outputs) for o in range(outputs) for shift in range(1, min(outputs, _SHIFTS))]
-    left, right, initial = (
-        [_Weighted(reading, reading.matrices @ second_moment) for reading in group] for group in (a, b, untrained)
-    )
+    left, right, initial = ([_factors(reading, second_moment) for reading in group] for group in (a, b, untrained))
 
-    def table(rows, partners=same):
-        return {(i, j): _similarities(x, y, partners) for i, x in enumerate(rows) for j, y in enumerate(right)}
+    def table(rows, partners=None):
+        pairs = itertools.product(range(len(rows)), range(len(b)))
+        return {(i, j): _similarities(rows[i], right[j], partners) for i, j in pairs}
 
     across = table(left)
     shared = {(i, j) for i, j in across if a[i].seed == b[j].seed}
     within = {}
-    for (i, x), (j, y) in itertools.combinations(enumerate(right), 2):
-        within[i, j] = within[j, i] = _similarities(x, y, same)
+    for i, j in itertools.combinations(range(len(b)), 2):
+        within[i, j] = within[j, i] = _similarities(right[i], right[j])
     chance = [x._replace(reading=x.reading._replace(vectors=_random_like(x.reading.vectors, rng))) for x in left]
     arms = {
         "shared": {pair: across[pair] for pair in shared},
@@ -162,10 +190,10 @@ def compare(
         "ceiling": within,
         "classes": _without(table(left, others), shared) if others else {},
         "untrained": _without(table(initial), shared),
-        "random": {(i, i): _similarities(x, y, same) for i, (x, y) in enumerate(zip(left, chance, strict=True))},
+        "random": {(i, i): _similarities(left[i], chance[i]) for i in range(len(a))},
     }
     arms = {name: pairs for name, pairs in arms.items() if pairs}
-    draws = [(rng.integers(len(a), size=len(a)), rng.integers(len(b), size=len(b))) for _ in range(_BOOTSTRAP)]
+    draws = [_draw(rng, len(a), len(b), sorted(shared)) for _ in range(_BOOTSTRAP)]
     return {measure: _intervals(arms, measure, draws, len(a), len(b)) for measure in MEASURES}
 
 
@@ -173,12 +201,20 @@ def _without(pairs, shared):
     return {pair: value for pair, value in pairs.items() if pair not in shared}
 
 
+def _draw(rng, size_a, size_b, shared) -> dict[str, list[tuple[int, int]]]:
+    """The pairs of one bootstrap draw of seeds, by arm. Those of one seed are drawn as pairs."""
+    i, j = rng.integers(size_a, size=size_a), rng.integers(size_b, size=size_b)
+    across = list(itertools.product(i, j))
+    drawn = [shared[place] for place in rng.integers(len(shared), size=len(shared))] if shared else []
+    own = {"shared": drawn, "ceiling": list(itertools.product(j, j)), "random": [(k, k) for k in i]}
+    return {"disjoint": across, "classes": across, "untrained": across} | own
+
+
 def _check_groups(a, b):
     for name, group, least in (("a", a, 1), ("b", b, 2)):
         if len(group) < least:
-            raise ValueError(
-                f"`{name}` has {len(group)} networks: {least} or more are needed, {LEAST_SEEDS} to tell much"
-            )
+            needed = f"{least} or more are needed, {LEAST_SEEDS} to tell much"
+            raise ValueError(f"`{name}` has {len(group)} networks: {needed}")
         seeds = [reading.seed for reading in group]
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"`{name}` has the seeds {seeds}: each network needs one of its own")
@@ -188,43 +224,48 @@ def _check_groups(a, b):
 
 
 def _intervals(arms, measure, draws, size_a, size_b) -> dict[str, Any]:
-    tables = {}
+    means, samples = {}, {}
     for name, pairs in arms.items():
-        rows, columns = (size_b, size_b) if name == "ceiling" else (size_a, size_b)
-        if name == "random":
-            if "form" in measure:
-                continue
-            columns = size_a
-        example = next(iter(pairs.values()))[measure]
-        tables[name] = np.full((rows, columns, *np.shape(example)), np.nan)
-        for (i, j), values in pairs.items():
-            tables[name][i, j] = values[measure]
-    means = {name: _mean(table) for name, table in tables.items()}
-    samples: dict[str, list[Any]] = {name: [] for name in tables}
-    for i, j in draws:
-        for name, table in tables.items():
-            if name == "random":
-                samples[name].append(table[i, i].mean(0))
-            else:
-                rows = j if name == "ceiling" else i
-                samples[name].append(_mean(table[rows][:, j]))
-    if "disjoint" in tables and measure != "angle":  # whose ceiling is 0
-        means["fraction"] = means["disjoint"] / means["ceiling"]
-        samples["fraction"] = list(np.array(samples["disjoint"]) / np.array(samples["ceiling"]))
-    return {name: _summary(means[name], np.array(samples[name])) for name in means}
+        if name == "random" and "form" in measure:
+            continue
+        shape = np.shape(next(iter(pairs.values()))[measure])
+        sides = {"ceiling": (size_b, size_b), "random": (size_a, size_a)}.get(name, (size_a, size_b))
+        values, exists = np.zeros((*sides, *shape)), np.zeros(sides, bool)
+        for pair, found in pairs.items():
+            values[pair], exists[pair] = found[measure], True
+        means[name] = values[exists].mean(0)
+        # With one pair alone nothing can be drawn anew: the arm has no interval.
+        if len({frozenset(pair) if name == "ceiling" else pair for pair in pairs}) > 1:
+            samples[name] = np.array([_drawn_mean(values, exists, draw[name]) for draw in draws])
+    if "disjoint" in means and measure != "angle":  # whose ceiling is 0
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means["fraction"] = means["disjoint"] / means["ceiling"]
+            if {"disjoint", "ceiling"} <= set(samples):
+                samples["fraction"] = samples["disjoint"] / samples["ceiling"]
+    return {name: _summary(mean, samples.get(name)) for name, mean in means.items()}
 
 
-def _mean(table):
-    """Mean over the pairs that exist, of (rows, columns, …); NaN where a draw holds none."""
-    exists = ~np.isnan(table)
-    count = exists.sum((0, 1))
-    return np.where(count > 0, np.where(exists, table, 0).sum((0, 1)) / np.maximum(count, 1), np.nan)
+def _drawn_mean(values, exists, pairs):
+    """Mean over those of a draw's pairs that exist; NaN where none does."""
+    rows, columns = np.array(pairs).T
+    kept = exists[rows, columns]
+    return values[rows[kept], columns[kept]].mean(0) if kept.any() else np.full(values.shape[2:], np.nan)
 
 
 def _summary(mean, samples) -> dict[str, Any]:
-    whole = samples[~np.isnan(samples).reshape(len(samples), -1).any(1)]
-    low, high = np.percentile(whole, [2.5, 97.5], axis=0) if len(whole) else (mean * np.nan, mean * np.nan)
-    return {"mean": mean.tolist(), "low": low.tolist(), "high": high.tolist()}
+    low = high = np.full(np.shape(mean), np.nan)
+    if samples is not None:
+        whole = samples[~np.isnan(samples).reshape(len(samples), -1).any(1)]
+        low, high = np.percentile(whole, [2.5, 97.5], axis=0) if len(whole) else (low, high)
+    return {name: _plain(array) for name, array in (("mean", mean), ("low", low), ("high", high))}
+
+
+def _plain(values) -> Any:
+    """A number or a list of numbers as JSON has them: None for NaN."""
+    array = np.asarray(values, np.float64)
+    if array.ndim:
+        return [_plain(value) for value in array]
+    return float(array) if np.isfinite(array) else None
 
 
 def _random_like(vectors, rng) -> np.ndarray:

@@ -11,37 +11,42 @@ import numpy as np
 from sqs_jax.analysis import plots
 from sqs_jax.analysis.calibration import Method, calibrate, calibrated
 from sqs_jax.analysis.compare import LEAST_SEEDS, Reading, compare
-from sqs_jax.analysis.eigen import top_eigenpairs
+from sqs_jax.analysis.eigen import rank_bound, top_eigenpairs
 from sqs_jax.analysis.fidelity import points
-from sqs_jax.analysis.interaction import interaction_matrices
+from sqs_jax.analysis.interaction import branches
 from sqs_jax.analysis.load import Run, layer_weights, load_comparable, untrained
-from sqs_jax.analysis.report import layer_samples
+from sqs_jax.analysis.report import layer_inputs
 from sqs_jax.analysis.study import CALIBRATION_SAMPLES
 from sqs_jax.gates import Gate
 from sqs_jax.train.config import InputError
 from sqs_jax.train.run_folder import provenance, write
 
+_RANKS = 10
+
 
 def compare_runs(
-    a: list[Path], b: list[Path], *, method: Method = "output", k: int = 10, data_dir: Path | None = None
+    a: list[Path], b: list[Path], *, method: Method = "output", k: int | None = 10, data_dir: Path | None = None
 ) -> dict[str, Any]:
     """Compares the spectra of runs `a` with those of runs `b`, one network a seed: last layer, input basis.
 
     Args:
       a, b: folders of finished runs of one data set; 1 or more of a, 2 or more of b.
       method: gains that every network is read with, as in `calibrate`; initial weights are read as they are.
-      k: eigenvectors for each output.
+      k: eigenvectors for each output; None for 10, or as many as every network has.
       data_dir: where the original files of the data set lie.
 
     Returns what `compare` measures, as `measures`, with a note, the runs and the provenance.
 
-    Raises InputError as `load_run`, for runs of different data sets, and for a `k` beyond the rank; ValueError as
-    `compare`.
+    Raises InputError as `load_run`, for runs of different data sets, and for one that is in both groups; ValueError
+    for a `k` beyond the rank, and as `compare`.
     """
+    if both := {path.resolve() for path in a} & {path.resolve() for path in b}:
+        raise InputError(f"{both.pop()} is in both groups: a network is not compared with itself")
     runs = load_comparable([*a, *b], data_dir=data_dir)
+    k = k if k is not None else min(_RANKS, *(rank_bound(layer_weights(run.model), "input") for run in runs))
     readings = [_reading(run, method, k) for run in runs]
     initial = [_initial(run, k) for run in runs[: len(a)]]
-    samples = layer_samples(runs[0]).train[:CALIBRATION_SAMPLES]
+    samples = layer_inputs(runs[0], runs[0].data.train_images[:CALIBRATION_SAMPLES])
     x = np.asarray(points(layer_weights(runs[0].model), jnp.asarray(samples), "input"))
     measures = compare(readings[: len(a)], readings[len(a) :], initial, x.T @ x / len(x))
     names = [" and ".join(sorted({run.config.gate for run in group})) for group in (runs[: len(a)], runs[len(a) :])]
@@ -67,7 +72,7 @@ def write_comparison(found: dict[str, Any], out_dir: Path) -> list[Path]:
         buffer, dpi=110
     )
     write(paths[1], buffer.getvalue())
-    write(paths[0], json.dumps(found, indent=2) + "\n")
+    write(paths[0], json.dumps(found, indent=2, allow_nan=False) + "\n")
     return paths
 
 
@@ -93,21 +98,25 @@ def _cell(arm, place) -> str:
     if arm is None:
         return "-"
     mean, low, high = (arm[name] if place is None else arm[name][place] for name in ("mean", "low", "high"))
-    return f"{mean:.3f} [{low:.2f}, {high:.2f}]"
+    if mean is None:
+        return "-"
+    return f"{mean:.3f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]")
 
 
 def _reading(run: Run, method: Method, k: int) -> Reading:
     weights, gate = layer_weights(run.model), run.model.layers[-1].sigma()
-    samples = layer_samples(run).train[:CALIBRATION_SAMPLES] if method != "identity" else None
-    return _read(run.config.seed, weights, gate, samples, method, k)
+    samples = None if method == "identity" else layer_inputs(run, run.data.train_images[:CALIBRATION_SAMPLES])
+    return _read(run, weights, gate, samples, method, k)
 
 
 def _initial(run: Run, k: int) -> Reading:
-    return _read(run.config.seed, untrained(run), run.model.layers[-1].sigma(), None, "identity", k)
+    return _read(run, untrained(run), run.model.layers[-1].sigma(), None, "identity", k)
 
 
-def _read(seed: int, weights, gate: Gate, samples, method: Method, k: int) -> Reading:
+def _read(run: Run, weights, gate: Gate, samples, method: Method, k: int) -> Reading:
     if samples is not None:
         weights = calibrated(weights, calibrate(weights, samples, gate, method=method))
-    pairs = top_eigenpairs(weights, k, method="dense")
-    return Reading(seed, np.asarray(pairs.vectors), np.asarray(interaction_matrices(weights)))
+    pairs, config = top_eigenpairs(weights, k, method="dense"), run.config
+    w, v = (np.asarray(branch) for branch in branches(weights, "input"))
+    start = (config.seed, config.width, config.hidden)
+    return Reading(start, np.asarray(pairs.vectors), w, v, np.asarray(weights.out))

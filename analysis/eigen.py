@@ -8,7 +8,15 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sqs_jax.analysis.interaction import Basis, GLUWeights, branches, check_weights, homogeneous, with_gain
+from sqs_jax.analysis.interaction import (
+    Basis,
+    GLUWeights,
+    at_least_float32,
+    branches,
+    check_weights,
+    homogeneous,
+    with_gain,
+)
 from sqs_jax.analysis.krylov import BLOCK, capacity_for, krylov_eigenpairs
 
 Method = Literal["auto", "dense", "krylov"]
@@ -79,7 +87,7 @@ def spectrum(
     Raises ValueError as `interaction_matrices` does, and for a `count` or `memory` out of range.
     """
     weights, gain = _checked(weights, gain)
-    d = _dimension(weights, basis)
+    d = dimension(weights, basis)
     count = d if count is None else count
     if not 1 <= count <= d:
         raise ValueError(f"`count` is {count}: a number from 1 to {d} is needed")
@@ -108,7 +116,7 @@ def _one_thread_a_matrix() -> Iterator[None]:
 @jax.jit(static_argnames=("basis", "count", "memory"))
 def _spectrum(weights, gain, basis: Basis, count: int, memory: int) -> Eigenpairs:
     with jax.default_matmul_precision("highest"):
-        q, w, v = _reduced(homogeneous(weights), basis, complete=count > _rank(weights, basis))
+        q, w, v = _reduced(homogeneous(weights), basis, complete=count > rank_bound(weights, basis))
         rank = len(w)
         kept = min(count, rank)
 
@@ -159,7 +167,7 @@ def top_eigenpairs(
     References: Golub and Underwood 1977 (block Lanczos); Wu and Simon 2000 (thick restart).
     """
     weights, gain = _checked(weights, gain)
-    rank, d = _rank(weights, basis), _dimension(weights, basis)
+    rank, d = rank_bound(weights, basis), dimension(weights, basis)
     if not 1 <= k <= rank:
         raise ValueError(f"`k` is {k}: a number from 1 to {rank}, the rank that the weights allow, is needed")
     if method not in ("auto", "dense", "krylov"):
@@ -167,7 +175,8 @@ def top_eigenpairs(
     if not 0 < tol < 1:
         raise ValueError(f"`tol` is {tol}: a number between 0 and 1 is needed")
     _check_memory(memory)
-    least = 2 * (k + 2 * BLOCK)
+    # A restart keeps k + BLOCK rows of the basis and needs room for a block beside them.
+    least = 2 * -(-(k + 2 * BLOCK) // BLOCK) * BLOCK
     if method == "krylov" and d < least:
         raise ValueError(f"`method` 'krylov' needs d ≥ {least} for k = {k}, and d is {d}: take 'dense'")
     if method == "dense" or (method == "auto" and rank < max(_LEAST_FOR_KRYLOV, 12 * k, least)):
@@ -229,7 +238,7 @@ def _reduced(weights: GLUWeights, basis: Basis, complete: bool):
     )
 
 
-def _dimension(weights: GLUWeights, basis: Basis) -> int:
+def dimension(weights: GLUWeights, basis: Basis) -> int:
     """Size of each matrix in a basis."""
     if basis not in ("input", "hidden"):
         raise ValueError(f"`basis` is {basis!r}: 'input' or 'hidden' is needed")
@@ -237,17 +246,15 @@ def _dimension(weights: GLUWeights, basis: Basis) -> int:
     return len(inputs) + (weights.w_bias is not None or weights.v_bias is not None)
 
 
-def _rank(weights: GLUWeights, basis: Basis) -> int:
-    """The largest rank that the shapes allow."""
-    return min(_dimension(weights, basis), _dimension(weights, "hidden"), 2 * weights.w.shape[1])
+def rank_bound(weights: GLUWeights, basis: Basis) -> int:
+    """The largest rank that a form in this basis can have."""
+    return min(dimension(weights, basis), dimension(weights, "hidden"), 2 * weights.w.shape[1])
 
 
 def _checked(weights: GLUWeights, gain):
     """The weights in float32 or float64, after all checks."""
     check_weights(weights, gain)
-    if weights.w.dtype.itemsize >= 4:
-        return weights, gain
-    return jax.tree.map(lambda array: array.astype(jnp.float32), (weights, gain))
+    return at_least_float32((weights, gain))
 
 
 def _check_memory(memory: int):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logsumexp
 
 from sqs_jax.analysis.calibration import Calibration, Samples, as_batches, calibrated, forms, network_logits
 from sqs_jax.analysis.eigen import Eigenpairs
@@ -40,7 +40,7 @@ def fidelity(weights: GLUWeights, calibration: Calibration, x, labels, gate: str
       calibration: from `calibrate`, on other samples than these for a figure that is held out.
       x: (n, inputs); labels: (n,) int.
 
-    Raises ValueError where they do not fit.
+    Raises ValueError where they do not fit or are empty. R² is NaN where the network's logits are constant.
     """
     y, labels = _network(weights, x, labels, gate)
     read = calibrated(weights, calibration)
@@ -50,7 +50,6 @@ def fidelity(weights: GLUWeights, calibration: Calibration, x, labels, gate: str
 
 def truncation(
     weights: GLUWeights,
-    calibration: Calibration,
     pairs: Eigenpairs,
     calibration_x,
     x,
@@ -65,7 +64,8 @@ def truncation(
         ŷ_o = Σ_{i ≤ k} λ_i (x·v_i)² + linear part + c_k,   c_k making the means agree on `calibration_x`
 
     Args:
-      pairs: of `calibrated(weights, calibration)` in `basis`, max(ks) or more for each output.
+      weights: the network's own; pairs: of its calibrated form in `basis`, max(ks) or more for each output.
+      calibration_x: samples that the constants are found on.
       others: as in `fidelity`.
     """
     if not ks or min(ks) < 1 or max(ks) > pairs.values.shape[1]:
@@ -88,8 +88,8 @@ def ablation(
     parts = [np.asarray(_responses(weights, pairs, batch, basis)) for batch in _small_batches(weights, pairs, x)]
     change = -np.concatenate(parts)  # (n, outputs, k)
     change -= change.mean(0)
-    with np.errstate(divide="ignore"):
-        others = np.log(-np.expm1(np.minimum(log_p, -1e-12)))
+    # What the other classes have of the probability: of their own logits, for 1 - p loses it near 1.
+    others = np.stack([logsumexp(np.delete(log_p, o, axis=1), axis=1) for o in range(y.shape[1])], axis=1)
     rise = np.logaddexp(others[:, :, None], log_p[:, :, None] + change)
     own = labels[:, None] == np.arange(y.shape[1])
     return np.mean(rise - change * own[:, :, None], axis=0)
@@ -105,7 +105,10 @@ def linear_share(weights: GLUWeights, x, gate: str | Gate) -> float:
 
 def _network(weights, x, labels, gate) -> tuple[np.ndarray, np.ndarray]:
     """The network's logits, float64, and the labels."""
-    y = np.concatenate([np.asarray(_logits(weights, batch, get_gate(gate))) for batch in as_batches(weights, x)()])
+    parts = [np.asarray(_logits(weights, batch, get_gate(gate))) for batch in as_batches(weights, x)()]
+    if not parts:
+        raise ValueError("`x` has 0 samples: 1 or more are needed")
+    y = np.concatenate(parts)
     labels = np.zeros(len(y), int) if labels is None else np.asarray(labels)
     if labels.shape != (len(y),) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"`labels` is {labels.dtype}{labels.shape}: whole numbers ({len(y)},) are needed")

@@ -60,7 +60,7 @@ def interaction_matrices(weights: GLUWeights, *, basis: Basis = "input", gain: j
     Source: arXiv 2509.01874, section 3; Pearce et al. 2024 (arXiv 2410.08417) for bilinear layers.
     """
     check_weights(weights, gain)
-    weights = with_gain(weights, gain)
+    weights = with_gain(at_least_float32(weights), gain)
     with jax.default_matmul_precision("highest"):  # GPUs and TPUs would round the factors
         w, v = branches(weights, basis)
         product = jnp.einsum("ih,ho,jh->oij", w, weights.out, v)
@@ -92,6 +92,11 @@ def homogeneous(weights: GLUWeights) -> GLUWeights:
     return weights._replace(w=w, v=v, embed=embed, skip=skip, w_bias=None, v_bias=None)
 
 
+def at_least_float32(tree):
+    """Arrays of 16 bits as float32, in which forms and their eigenpairs are computed."""
+    return jax.tree.map(lambda array: array.astype(jnp.float32) if array.dtype.itemsize < 4 else array, tree)
+
+
 def with_gain(weights: GLUWeights, gain: jax.Array | None) -> GLUWeights:
     """The layer with each hidden unit's part of every form multiplied by its gain γ (h,)."""
     return weights if gain is None else weights._replace(out=weights.out * gain[:, None].astype(weights.out.dtype))
@@ -118,9 +123,11 @@ def check_weights(weights: GLUWeights, gain: jax.Array | None = None) -> None:
     if w.ndim != 2 or v.shape != w.shape:
         raise ValueError(f"`w` and `v` have shapes {w.shape} and {v.shape}: both must be (d, h)")
     d, h = w.shape
-    if out.ndim != 2 or out.shape[0] != h:
+    if min(d, h) < 1:
+        raise ValueError(f"`w` has shape {w.shape}: (d, h) with both ≥ 1 is needed")
+    if out.ndim != 2 or out.shape[0] != h or out.shape[1] < 1:
         raise ValueError(f"`out` has shape {out.shape}: ({h}, outputs) is needed")
-    if embed is not None and (embed.ndim != 2 or embed.shape[1] != d):
+    if embed is not None and (embed.ndim != 2 or embed.shape[1] != d or len(embed) < 1):
         raise ValueError(f"`embed` has shape {embed.shape}: (inputs, {d}) is needed")
     outputs = out.shape[1]
     vectors = {"w_bias": (w_bias, (h,)), "v_bias": (v_bias, (h,)), "out_bias": (out_bias, (outputs,))}
@@ -134,5 +141,4 @@ def check_weights(weights: GLUWeights, gain: jax.Array | None = None) -> None:
 
 @jax.jit
 def _all_finite(array):
-    # A maximum keeps NaN and infinity, and is one pass; a mask of the array would be stored.
-    return jnp.isfinite(jnp.max(jnp.abs(array), initial=0))
+    return jnp.all(jnp.isfinite(array))  # a maximum would do with less memory, but does not keep NaN on every CPU

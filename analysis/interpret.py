@@ -66,7 +66,8 @@ def most_activating(vectors, x, count: int) -> np.ndarray:
 def adversarial_masks(vectors) -> np.ndarray:
     """Unit masks (outputs, d) from the leading eigenvector of each output (outputs, d), by weights alone.
 
-    The columns of the pseudoinverse: mask o moves the response of eigenvector o and of no other's.
+    The columns of the pseudoinverse: where the vectors are independent, mask o moves the response x·v of its own and of
+    no other's.
 
     Source: Pearce et al. 2024 (arXiv 2410.08417), section 4.
     """
@@ -139,8 +140,11 @@ def reconstruction_distances(
     """Fréchet distance between the images of a class and their projections on k directions: {name: (outputs,)}.
 
     "eigenvectors": the class's own (outputs, k, d); "pca": the leading k of its training images, uncentred, the best
-    for squared error; "random": orthonormal ones. `features` maps images to features. NaN for fewer than 2 images.
+    for squared error; "random": orthonormal ones. `features` maps images to features. NaN for a class that has fewer
+    than 2 images, or fewer than k for training.
     """
+    from sklearn.utils.extmath import randomized_svd
+
     rng = np.random.default_rng(seed)
     outputs, k, d = vectors.shape
     found = {name: np.full(outputs, np.nan) for name in ("eigenvectors", "pca", "random")}
@@ -149,7 +153,7 @@ def reconstruction_distances(
         if len(images) < 2 or len(train) < k:
             continue
         own = features(images)
-        pca = np.linalg.eigh(train.T @ train)[1][:, -k:].T
+        pca = randomized_svd(train, k, random_state=seed)[2]
         random = np.linalg.qr(rng.normal(size=(d, k)))[0].T
         for name, rows in (("eigenvectors", vectors[o]), ("pca", pca), ("random", random)):
             found[name][o] = frechet_distance(own, features(images @ rows.T @ rows))

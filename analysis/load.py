@@ -50,8 +50,23 @@ def load_run(run_dir: str | os.PathLike[str], *, data_dir: Path | None = None, e
         raise InputError(
             f"{folder.path} has {inputs} inputs, not the {np.prod(data.shape)} of {data.name}: its data set is another"
         )
-    history = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    return Run(folder.path, read_config(folder), data, model, history, json.loads(folder.summary.read_text()))
+    history = [_read_json(folder.metrics, line) for line in folder.metrics.read_text().splitlines()]
+    summary = _read_json(folder.summary, folder.summary.read_text())
+    if not {"test", "epochs"} <= set(summary):
+        raise InputError(f"{folder.summary} is not the summary of a run: it has no `test`")
+    return Run(folder.path, read_config(folder), data, model, history, summary)
+
+
+def _read_json(path: Path, text: str) -> dict[str, Any]:
+    from sqs_jax.train.config import InputError
+
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is damaged: {type(found).__name__} where an object is needed")
+    return found
 
 
 def load_weights(run_dir: str | os.PathLike[str], *, layer: int = -1, epoch: int | None = None) -> GLUWeights:
@@ -111,18 +126,21 @@ def read_weights(path: str | os.PathLike[str], names: dict[str, str], *, transpo
     Raises ValueError for a file that cannot be read, a name that is not in it, shapes that do not fit, or numbers
     that are NaN or infinite.
     """
-    arrays = _read_arrays(Path(path))
-    found: dict[str, Any] = {}
-    for part, name in names.items():
+    for part in names:
         if part not in ("w", "v", "out", *_OPTIONAL):
             raise ValueError(f"`names` has {part!r}: w, v, out, {', '.join(_OPTIONAL)} are known")
-        if name not in arrays:
-            raise ValueError(f"{path} has no array {name!r} for `{part}`: it has {', '.join(sorted(arrays)[:20])}")
-        array = np.asarray(arrays[name], np.float64 if arrays[name].dtype == np.float64 else np.float32)
+    arrays = _read_arrays(Path(path), names)
+    found: dict[str, Any] = {}
+    for part, array in arrays.items():
+        if not (jnp.issubdtype(array.dtype, jnp.floating) or np.issubdtype(array.dtype, np.integer)):
+            raise ValueError(f"{path}: {names[part]!r} for `{part}` is of dtype {array.dtype}: real numbers are needed")
+        array = np.asarray(array, np.float64 if array.dtype == np.float64 else np.float32)
         found[part] = jnp.asarray(array.T if transpose and array.ndim == 2 else array)
     for part in ("w", "v"):
         if part not in found:
             raise ValueError(f"`names` lacks {part!r}, the {'linear' if part == 'w' else 'gate'} branch")
+    if found["w"].ndim != 2:
+        raise ValueError(f"{path}: {names['w']!r} for `w` has shape {found['w'].shape}: (d, h) is needed")
     if "out" not in found:
         found["out"] = jnp.eye(found["w"].shape[-1], dtype=found["w"].dtype)
     weights = GLUWeights(**found)
@@ -130,27 +148,40 @@ def read_weights(path: str | os.PathLike[str], names: dict[str, str], *, transpo
     return weights
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+def _read_arrays(path: Path, names: dict[str, str]) -> dict[str, np.ndarray]:
+    """The named arrays of a file, and no others: it may be a language model's."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
+    if path.suffix not in (".npz", ".safetensors"):
+        raise ValueError(f"{path}: a .safetensors or .npz file is needed")
     try:
-        if path.suffix == ".npz":
-            with np.load(path) as file:
-                return dict(file)
-        if path.suffix == ".safetensors":
-            from safetensors.flax import load_file
-
-            return {name: np.asarray(array.astype(jnp.float32)) for name, array in load_file(path).items()}
+        with _open_arrays(path) as file:
+            known = list(file.keys())
+            for part, name in names.items():
+                if name not in known:
+                    has = ", ".join(sorted(known)[:20])
+                    raise KeyError(f"{path} has no array {name!r} for `{part}`: it has {has}")
+            read = file.get_tensor if path.suffix == ".safetensors" else file.__getitem__
+            return {part: np.asarray(read(name)) for part, name in names.items()}
+    except KeyError as error:
+        raise ValueError(error.args[0]) from None
     except Exception as error:  # each reader has errors of its own
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-    raise ValueError(f"{path}: a .safetensors or .npz file is needed")
+        raise ValueError(f"{path} cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+
+
+def _open_arrays(path: Path) -> Any:
+    if path.suffix == ".npz":
+        return np.load(path)
+    from safetensors import safe_open
+
+    return safe_open(path, framework="flax")
 
 
 def _model(folder: Any, epoch: int | None) -> "GLUClassifier":
-    from sqs_jax.train.checkpoint import restore_params
+    from sqs_jax.train.checkpoint import check_architecture, restore_params
     from sqs_jax.train.config import InputError
     from sqs_jax.train.run_folder import read_config
-    from sqs_jax.train.step import make_model, with_parameters
+    from sqs_jax.train.step import make_model, parameters, with_parameters
 
     config = read_config(folder)
     if not folder.checkpoints.is_dir():
@@ -159,7 +190,9 @@ def _model(folder: Any, epoch: int | None) -> "GLUClassifier":
         raise InputError(f"{folder.path} is not finished: go on with python -m train --run-dir {folder.path} --resume")
     params = restore_params(folder.checkpoints, epoch)
     inputs = len(params["embed"]) if "embed" in params else len(_first(params["layers"])["w"])
-    return with_parameters(make_model(config, inputs, params["head"].shape[1]), params)
+    model = make_model(config, inputs, params["head"].shape[1])
+    check_architecture(params, parameters(model), folder.checkpoints)
+    return with_parameters(model, params)
 
 
 def _first(layers: dict[Any, Any]) -> dict[str, Any]:

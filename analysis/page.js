@@ -9,6 +9,7 @@ function fixed(value, digits = 3) {
   if (value === null || value === undefined) return "–";
   return (Object.is(Math.round(value * 10 ** digits), -0) ? 0 : value).toFixed(digits).replace("-", "−");
 }
+const percent = (value) => (value === null ? "–" : fixed(100 * value, 1) + " %");
 const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toPrecision(3);
 const mean = (list) => {
   const known = list.filter((value) => value !== null);
@@ -115,7 +116,8 @@ function detail() {
   if (figures && rank < figures.selectivity[output].length) {
     words.push(`AUC for the class ${fixed(figures.selectivity[output][rank])}`);
     words.push(`likeness to the class's mean ${fixed(figures.template_correlation[output][rank])}`);
-    words.push(`loss without it ${signed(data.analysis.ablation.rise[output][rank])} nats`);
+    const rise = data.analysis.ablation.rise[output][rank];
+    if (rise !== null) words.push(`loss without it ${signed(rise)} nats`);
   }
   if (data.spectrum.smoothness && data.spectrum.smoothness[output][rank] !== null) words.push(`total variation ${fixed(data.spectrum.smoothness[output][rank], 2)} of shuffled`);
   $("detail-figures").textContent = words.join("; ");
@@ -172,7 +174,7 @@ if (analysis) {
   if (analysis.linear_share !== null) $("linear-share").textContent = `The residual stream past the layer explains R² = ${fixed(analysis.linear_share)} of the logits by itself; it is linear, and no part of the forms.`;
   const cut = analysis.truncation;
   plot("plot-truncation", () => [[line("R²", cut.k, cut.r2, "accent"), line("agreement", cut.k, cut.agreement, "second"), line("accuracy", cut.k, cut.accuracy, "grey", { line: { dash: "dot" } })],
-    layout("eigenpairs kept for each output", "", { x: { type: "log", tickvals: [1, 2, 4, 8, 16, 32, 64, 128] }, y: { range: [Math.max(-0.25, Math.min(0, ...cut.r2)), 1.03] } })]);
+    layout("eigenpairs kept for each output", "", { x: { type: "log", tickvals: [1, 2, 4, 8, 16, 32, 64, 128] }, y: { range: [Math.max(-0.25, Math.min(0, ...cut.r2.map(Number))), 1.03] } })]);
   const rise = analysis.ablation.rise;
   plot("plot-ablation", () => [[{ mode: "markers", marker: { color: at("accent"), line: { width: 0 }, size: 6, opacity: 0.75 }, x: rise.flatMap((row, o) => row.map((_, i) => Math.abs(values[o][i]))), y: rise.flat(), text: rise.flatMap((row, o) => row.map((_, i) => `${data.outputs[o]}, eigenvector ${i + 1}`)), hovertemplate: "%{text}<br>|λ| %{x:.3g}: %{y:.3g} nats<extra></extra>" }],
     layout("|λ|", "rise in loss without it (nats)", { rest: { showlegend: false, title: { text: `Spearman ${fixed(analysis.ablation.spearman, 2)}`, font: { size: 12 } } } })]);
@@ -181,10 +183,10 @@ if (analysis) {
   const found = analysis.eigenvectors, ranks = analysis.spectrum;
   $("frechet-k").textContent = found.frechet.k;
   const smooth = data.spectrum.smoothness;
-  const rows = data.outputs.map((name, o) => [name, fixed(found.template_correlation[o][leading(o)]), smooth ? fixed(smooth[o][leading(o)] ?? null, 2) : "–", fixed(found.selectivity[o][leading(o)]), fixed(ranks.participation_rank[o], 1), fixed(ranks.entropy_rank[o], 1), fixed(100 * ranks.first_gap[o], 1) + " %",
+  const rows = data.outputs.map((name, o) => [name, fixed(found.template_correlation[o][leading(o)]), smooth ? fixed(smooth[o][leading(o)] ?? null, 2) : "–", fixed(found.selectivity[o][leading(o)]), fixed(ranks.participation_rank[o], 1), fixed(ranks.entropy_rank[o], 1), percent(ranks.first_gap[o]),
     fixed(found.frechet.eigenvectors[o], 2), fixed(found.frechet.pca[o], 2), fixed(found.frechet.random[o], 2)]);
   const first = (list) => mean(list.map((row, o) => row[leading(o)] ?? null));
-  rows.push(["mean", fixed(first(found.template_correlation)), smooth ? fixed(first(smooth), 2) : "–", fixed(first(found.selectivity)), fixed(mean(ranks.participation_rank), 1), fixed(mean(ranks.entropy_rank), 1), fixed(100 * mean(ranks.first_gap), 1) + " %",
+  rows.push(["mean", fixed(first(found.template_correlation)), smooth ? fixed(first(smooth), 2) : "–", fixed(first(found.selectivity)), fixed(mean(ranks.participation_rank), 1), fixed(mean(ranks.entropy_rank), 1), percent(mean(ranks.first_gap)),
     ...["eigenvectors", "pca", "random"].map((name) => fixed(mean(found.frechet[name]), 2))]);
   table("eigenvector-table", ["output", "template", "variation", "AUC", "rank (participation)", "rank (entropy)", "gap of λ₁", "Fréchet", "… PCA", "… random"], rows, rows.length - 1, "total");
 
@@ -192,7 +194,7 @@ if (analysis) {
   const masks = analysis.masks, average = (list) => masks.norm_share.map((_, i) => mean(list.map((row) => row[i])));
   plot("plot-masks", () => [[...masks.eigenvectors.map((row, o) => ({ x: masks.norm_share, y: row, mode: "lines", line: { color: at("accent"), width: 1 }, opacity: 0.35, showlegend: false, hovertemplate: data.outputs[o] + ": %{y:.2f}<extra></extra>" })),
     line("masks, mean", masks.norm_share, average(masks.eigenvectors), "accent"), line("random, mean", masks.norm_share, average(masks.random), "grey", { line: { dash: "dot" } })],
-    layout("norm / mean norm of an image", "share taken for the class", { y: { range: [-0.03, 1.03] } })]);
+    layout("norm / mean norm of an input", "share taken for the class", { y: { range: [-0.03, 1.03] } })]);
   if (data.masks) {
     const pixels = bytes(data.masks.data, true), n = size(data.masks.shape);
     $("mask-images").append(...data.outputs.slice(0, data.masks.count).map((name, o) => {

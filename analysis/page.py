@@ -21,7 +21,7 @@ def render(content: dict[str, Any], texts: dict[str, str]) -> str:
     folder = files("sqs_jax.analysis")
     parts |= {name: (folder / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
     data = json.dumps(content, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
-    parts |= {"data": data.replace("</", "<\\/"), "plotly": get_plotlyjs().replace("</script", "<\\/script")}
+    parts |= {"data": data.replace("<", "\\u003c"), "plotly": get_plotlyjs().replace("</script", "<\\/script")}
     pieces = (folder / "page.html").read_text(encoding="utf-8").split("{{")
     rest = [piece.split("}}", 1) for piece in pieces[1:]]
     return pieces[0] + "".join(parts[name] + after for name, after in rest)

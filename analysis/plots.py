@@ -95,8 +95,9 @@ def similarity(measures: dict[str, dict], *, title: str) -> Figure:
             if arm in measures[measure]:
                 found = measures[measure][arm]
                 ranks = np.arange(1, len(found["mean"]) + 1)
-                axis.plot(ranks, found["mean"], style, color=color, label=label, linewidth=1.6)
-                axis.fill_between(ranks, found["low"], found["high"], color=color, alpha=0.15, linewidth=0)
+                mean, low, high = (np.array(found[name], float) for name in ("mean", "low", "high"))  # None is NaN
+                axis.plot(ranks, mean, style, color=color, label=label, linewidth=1.6)
+                axis.fill_between(ranks, low, high, color=color, alpha=0.15, linewidth=0)
         axis.set(xlabel=x_label, ylabel=y_label, ylim=(0, 1.03))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.25)

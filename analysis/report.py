@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -52,8 +53,7 @@ def report(
     samples = layer_samples(run)
     figures, pairs, calibrations = study(weights, gate, samples, method=method)
     if len(model.layers) > 1:
-        inner = [_layer(run, layer) for layer in range(len(model.layers) - 1)]
-        figures["layers"] = [*inner, {name: row["r2"] for name, row in figures["fidelity"].items()}]
+        figures["layers"] = [_layer(run, layer) for layer in range(len(model.layers))]
 
     inputs = samples.test.shape[1]
     vectors = np.asarray(pairs.vectors[:, :, :inputs])
@@ -67,12 +67,16 @@ def report(
     summary = run.summary | {"analysis": figures | {"provenance": provenance()}}
     if comparison:
         summary["comparison"] = comparison
+    command = ["python", "-m", "analysis", "report", str(run_dir), *([] if method == "joint" else ["--method", method])]
+    command += ["--against", *comparison["runs"]["b"]] if comparison else []
 
-    _write_npz(folder.spectrum, arrays)
-    _write_pictures(run, pairs)
-    write(folder.summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    # All is made before the first file is written.
+    files = {folder.spectrum: _npz(arrays)} | _pictures(run, pairs)
+    files[folder.summary] = (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode()
     content, texts = _content(run, summary, arrays, images)
-    write(folder.report, page.render(content, texts))
+    files[folder.report] = page.render(content, texts | {"command": shlex.join(command)}).encode()
+    for path, data in files.items():
+        write(path, data)
     return folder.report
 
 
@@ -83,6 +87,7 @@ def report_weights(
     name: str,
     shape: tuple[int, ...] | None = None,
     outputs: tuple[int, ...] = (),
+    command: str = "sqs_jax.analysis.report.report_weights",
 ) -> Path:
     """The report of weights alone: spectra of the form with γ = 1, without data and so without fidelity.
 
@@ -92,6 +97,7 @@ def report_weights(
       name: title of the page.
       shape: of the inputs as an image, (height, width) or (height, width, 3); by default one row.
       outputs: numbers of those to read, from 0; by default all, of more than 64 the first 64.
+      command: what made the report, for its footer.
 
     Returns the page's path. Raises ValueError for weights, a shape or outputs that do not fit, or a folder in the way.
     """
@@ -99,7 +105,8 @@ def report_weights(
     inputs, count = len(weights.w if weights.embed is None else weights.embed), weights.out.shape[1]
     outputs = outputs or tuple(range(min(count, _MOST_OUTPUTS)))
     shape = shape or (1, inputs)
-    if int(np.prod(shape)) != inputs or len(shape) not in (2, 3):
+    fits = len(shape) in (2, 3) and min(shape) >= 1 and shape[2:] in ((), (3,)) and int(np.prod(shape)) == inputs
+    if not fits:
         raise ValueError(f"`shape` is {shape}: (height, width) or (height, width, 3) with {inputs} entries is needed")
     if wrong := [output for output in outputs if not 0 <= output < count]:
         raise ValueError(f"`outputs` has {wrong[0]}: numbers from 0 to {count - 1} are needed")
@@ -110,22 +117,23 @@ def report_weights(
     vectors = np.asarray(pairs.vectors[:, :, :inputs])
     content: dict[str, Any] = {"outputs": list(map(str, outputs)), "spectrum": _spectrum_content(pairs)}
     content["pictures"] = page.pictures(vectors, shape)
-    figures = spectrum_figures(pairs)
+    figures = spectrum_figures(weights, pairs)
     ranks = [value for value in figures["participation_rank"] if value is not None]
     content["cards"] = [
         [str(len(outputs)), f"of {count} outputs"],
         [str(inputs), "inputs"],
-        [f"{np.mean(ranks):.1f}", "mean effective rank"],
+        [f"{np.mean(ranks):.1f}" if ranks else "–", f"mean effective rank of {_counted(figures)}"],
     ]
     content["provenance"] = provenance() | {"file": name}
     verdict = "Read from the weights alone, the gate as the identity: without data nothing says how well that is."
-    texts = _texts(name, f"{inputs} inputs, {weights.w.shape[1]} hidden units, {count} outputs", verdict, "weights")
+    texts = _texts(name, f"{inputs} inputs, {weights.w.shape[1]} hidden units, {count} outputs", verdict)
+    texts["command"] = command
     summary = {"spectrum": figures, "provenance": content["provenance"]}
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
     try:
         partial.chmod(0o755)
-        _write_npz(partial / "spectrum.npz", pairs._asdict())
+        write(partial / "spectrum.npz", _npz(pairs._asdict()))
         write(partial / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
         write(partial / "report.html", page.render(content, texts))
         partial.rename(out_dir)
@@ -138,11 +146,12 @@ def report_weights(
 def layer_samples(run: Run, layer: int = -1) -> Samples:
     """The inputs of a GLU layer: pixels in [0, 1] for the first, which comes with the embedding; no noise."""
     data = run.data
-    train, test = (_layer_inputs(run, images, layer) for images in (data.train_images, data.test_images))
+    train, test = (layer_inputs(run, images, layer) for images in (data.train_images, data.test_images))
     return Samples(train, np.asarray(data.train_labels), test, np.asarray(data.test_labels))
 
 
-def _layer_inputs(run: Run, images, layer: int) -> np.ndarray:
+def layer_inputs(run: Run, images, layer: int = -1) -> np.ndarray:
+    """What a GLU layer reads of images uint8 (n, …): (n, inputs), float32."""
     layer %= len(run.model.layers)
     parts = []
     for start in range(0, len(images), 2048):
@@ -151,7 +160,7 @@ def _layer_inputs(run: Run, images, layer: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _layer(run: Run, layer: int) -> dict[str, float]:
+def _layer(run: Run, layer: int) -> dict[str, float | None]:
     few = dataclasses.replace(run.data, train_images=run.data.train_images[:_RESPONSE_SAMPLES])
     samples = layer_samples(dataclasses.replace(run, data=few), layer)
     return layer_fidelity(layer_weights(run.model, layer), run.model.layers[layer].sigma(), samples.train, samples.test)
@@ -212,11 +221,11 @@ def _content(run: Run, summary, arrays, images) -> tuple[dict[str, Any], dict[st
     ranks = [value for value in figures["spectrum"]["participation_rank"] if value is not None]
     content["cards"] = [
         [f"{test['accuracy']:.4f}", "test accuracy of the network"],
-        [f"{row['accuracy']:.4f}", "of its quadratic forms"],
-        [f"{row['r2']:.4f}", "R² of the logits"],
-        [f"{row['agreement']:.4f}", "agreement"],
-        [f"{row['kl']:.4f}", "KL divergence, nats"],
-        [f"{np.mean(ranks):.1f}", "mean effective rank"],
+        [_shown(row["accuracy"]), "of its quadratic forms"],
+        [_shown(row["r2"]), "R² of the logits"],
+        [_shown(row["agreement"]), "agreement"],
+        [_shown(row["kl"]), "KL divergence, nats"],
+        [f"{np.mean(ranks):.1f}" if ranks else "–", f"mean effective rank of {_counted(figures['spectrum'])}"],
     ]
     gate = f"{config['gate']} (c {config['c']:g}, λ {config['lam']:g}, p {config['p']:g})"
     gate = gate if config["gate"] == "sqs" else config["gate"]
@@ -228,13 +237,24 @@ def _content(run: Run, summary, arrays, images) -> tuple[dict[str, Any], dict[st
         if config["layers"] == 1
         else "The last layer reads hidden units: the pictures show which pixels its eigenvectors respond to."
     )
-    texts = _texts(f"{data.name}, {gate}", subtitle, _verdict(figures), str(run.path), vectors)
+    texts = _texts(f"{data.name}, {gate}", subtitle, _verdict(figures), vectors)
     return content, texts
+
+
+def _counted(figures: dict[str, Any]) -> str:
+    """Which eigenpairs a figure is of."""
+    return "all pairs" if figures["pairs"] == figures["rank"] else f"the first {figures['pairs']} pairs"
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def _verdict(figures) -> str:
     method, samples = figures["method"], figures["test_samples"]
     row, plain = figures["fidelity"][method], figures["fidelity"]["identity"]
+    if row["r2"] is None or plain["r2"] is None:
+        return f"The network's logits are the same for all {samples} test images: there is nothing to explain."
     explained = f"{100 * row['r2']:.1f} % of the logits' variance" if row["r2"] > 0 else f"nothing (R² {row['r2']:.2f})"
     return (
         f"Read with “{method}” gains, one matrix for each output explains {explained} on {samples} test images, and "
@@ -243,41 +263,42 @@ def _verdict(figures) -> str:
     )
 
 
-def _texts(title, subtitle, verdict, target, vectors="Each is a direction among the inputs.") -> dict[str, str]:
+def _texts(title, subtitle, verdict, vectors="Each is a direction among the inputs.") -> dict[str, str]:
     seen = provenance()
     versions = ", ".join(f"{name} {seen['versions'][name]}" for name in ("sqs-jax", "jax") if name in seen["versions"])
     device = f"{seen['device']['count']} × {seen['device']['kind']}"
     source = f"{versions}, on {device}" + (f", code at {seen['git'][:12]}" if seen["git"] else "")
-    command = f"python -m analysis report {target}" if target != "weights" else "python -m analysis report --weights"
-    stored = "Every number here lies in summary.json, metrics.jsonl and spectrum.npz beside this page."
+    stored = (
+        "Every number here lies in the files beside this page: summary.json, spectrum.npz and, of a run, metrics.jsonl."
+    )
     return {
         "title": title,
         "subtitle": subtitle,
         "verdict": verdict,
         "vectors": vectors,
         "provenance": f"{stored} {source}.",
-        "command": command,
     }
 
 
-def _write_npz(path: Path, arrays: dict[str, Any]) -> None:
+def _npz(arrays: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, **{name: np.asarray(array) for name, array in arrays.items()})
-    write(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
-def _write_pictures(run: Run, pairs: Eigenpairs) -> None:
+def _pictures(run: Run, pairs: Eigenpairs) -> dict[Path, bytes]:
+    """The pictures of a run's folder, as PNG."""
     data, config, folder = run.data, run.config, RunFolder(run.path)
     name = f"{data.name}, {config.gate}, seed {config.seed}"
     shown = extremes(Eigenpairs(*map(jnp.asarray, pairs)), _GALLERY)
-    inputs = run.model.layers[-1].w.shape[0] if len(run.model.layers) > 1 else int(np.prod(data.shape))
+    inputs = int(np.prod(_flat_shape(run)))
     images = _as_images(run, np.asarray(shown.vectors[:, :, :inputs]))
     what = "eigenvectors" if len(run.model.layers) == 1 else "what the last layer's eigenvectors respond to"
-    _save(folder.eigenvectors, plots.gallery(shown.values, images, data.classes, title=f"{name}: {what}"))
-    _save(folder.curves, plots.curves(run.history, title=name))
+    gallery = plots.gallery(shown.values, images, data.classes, title=f"{name}: {what}")
+    return {folder.eigenvectors: _png(gallery), folder.curves: _png(plots.curves(run.history, title=name))}
 
 
-def _save(path: Path, figure) -> None:
+def _png(figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    write(path, buffer.getvalue())
+    return buffer.getvalue()

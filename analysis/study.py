@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 
 from sqs_jax.analysis import interpret
 from sqs_jax.analysis.calibration import Calibration, Method, calibrate, calibrated
-from sqs_jax.analysis.eigen import Eigenpairs, effective_rank, eigengaps, spectrum
+from sqs_jax.analysis.eigen import Eigenpairs, dimension, effective_rank, eigengaps, rank_bound, spectrum
 from sqs_jax.analysis.fidelity import Fidelity, ablation, fidelity, linear_share, network_predictor, truncation
 from sqs_jax.analysis.interaction import GLUWeights
 from sqs_jax.gates import Gate
@@ -36,15 +36,18 @@ class Samples:
 
 def kept_pairs(weights: GLUWeights) -> int:
     """How many eigenpairs an output has, at most; of more than 256 MB, fewer."""
-    inputs = weights.w if weights.embed is None else weights.embed
-    d, outputs = len(inputs), weights.out.shape[1]
-    rank = min(d, len(weights.w), 2 * weights.w.shape[1])
-    return max(1, min(rank, _LARGEST_SPECTRUM // (4 * outputs * d)))
+    d, outputs = dimension(weights, "input"), weights.out.shape[1]
+    return max(1, min(rank_bound(weights, "input"), _LARGEST_SPECTRUM // (4 * outputs * d)))
 
 
-def spectrum_figures(pairs: Eigenpairs) -> dict[str, Any]:
-    """What the eigenvalues alone say, lists (outputs,): effective ranks, relative gap of the first, residual."""
+def spectrum_figures(weights: GLUWeights, pairs: Eigenpairs) -> dict[str, Any]:
+    """What the eigenvalues alone say, lists (outputs,): effective ranks, relative gap of the first, residual.
+
+    Of the pairs at hand, which may be fewer than the largest rank, `rank`.
+    """
     return {
+        "pairs": pairs.values.shape[1],
+        "rank": rank_bound(weights, "input"),
         "participation_rank": numbers(effective_rank(pairs.values, "participation")),
         "entropy_rank": numbers(effective_rank(pairs.values, "entropy")),
         "first_gap": numbers(eigengaps(pairs.values)[:, 0]),
@@ -75,10 +78,12 @@ def study(
         name: _fidelity_row(found, fidelity(weights, found, samples.test, samples.test_labels, gate))
         for name, found in calibrations.items()
     }
-    figures["linear_share"] = None if weights.skip is None else linear_share(weights, samples.test, gate)
-    figures["truncation"] = _truncation(weights, calibrations[method], pairs, samples, gate)
-    figures["spectrum"] = spectrum_figures(pairs)
-    figures["leading"] = first_positive(pairs.values[:, :_ABLATED]).tolist()
+    figures["linear_share"] = None if weights.skip is None else number(linear_share(weights, samples.test, gate))
+    figures["truncation"] = _truncation(weights, pairs, samples, gate)
+    figures["spectrum"] = spectrum_figures(weights, pairs)
+    positive = np.any(np.asarray(pairs.values) > 0, axis=1)
+    leading = zip(first_positive(pairs.values), positive, strict=True)
+    figures["leading"] = [int(place) if there else None for place, there in leading]
     figures["ablation"] = _ablation(weights, pairs, samples, gate)
     figures["eigenvectors"] = _eigenvectors(pairs, samples, _inputs(weights))
     figures["masks"] = _masks(weights, pairs, samples, gate, _inputs(weights))
@@ -94,19 +99,19 @@ def first_positive(values) -> np.ndarray:
 
 
 def leading_vectors(pairs: Eigenpairs) -> np.ndarray:
-    """The eigenvector (outputs, d) of each output's largest positive eigenvalue."""
+    """The eigenvector (outputs, d) of each output's largest positive eigenvalue; of |λ₁| where none is positive."""
     places = first_positive(pairs.values)
     return np.asarray(pairs.vectors)[np.arange(len(places)), places]
 
 
-def layer_fidelity(weights: GLUWeights, gate: Gate, x: np.ndarray, test_x: np.ndarray) -> dict[str, float]:
+def layer_fidelity(weights: GLUWeights, gate: Gate, x: np.ndarray, test_x: np.ndarray) -> dict[str, float | None]:
     """R² of a layer's own output on test samples, for each gain that needs no class: of a layer inside a network."""
     alone = weights._replace(skip=None, out_bias=None)
     labels = np.zeros(len(test_x), int)
     found = {}
     for name in ("identity", "bussgang", "output"):
         calibration = calibrate(alone, x[:CALIBRATION_SAMPLES], gate, method=name)
-        found[name] = float(fidelity(alone, calibration, test_x, labels, gate).r2)
+        found[name] = number(fidelity(alone, calibration, test_x, labels, gate).r2)
     return found
 
 
@@ -116,15 +121,15 @@ def _inputs(weights: GLUWeights) -> int:
 
 def _fidelity_row(calibration: Calibration, found: Fidelity) -> dict[str, Any]:
     gain = np.asarray(calibration.gain)
-    row = {name: float(value) for name, value in found._asdict().items()}
+    row: dict[str, Any] = {name: number(value) for name, value in found._asdict().items()}
     return row | {"calibration_r2": _mean(calibration.r2), "gain_range": [float(gain.min()), float(gain.max())]}
 
 
-def _truncation(weights, calibration, pairs, samples: Samples, gate) -> dict[str, Any]:
+def _truncation(weights, pairs, samples: Samples, gate) -> dict[str, Any]:
     longest = min(pairs.values.shape[1], _CUT_OFF)
     ks = (*(k for k in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96) if k < longest), longest)
     reference = samples.train[:_REFERENCE]
-    found = truncation(weights, calibration, pairs, reference, samples.test, samples.test_labels, gate, ks=ks)
+    found = truncation(weights, pairs, reference, samples.test, samples.test_labels, gate, ks=ks)
     return {"k": list(ks)} | {name: numbers(values) for name, values in found._asdict().items()}
 
 

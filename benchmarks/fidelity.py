@@ -112,7 +112,9 @@ def _interval(arm, place) -> str:
     if arm is None:
         return ""
     mean, low, high = (arm[name] if place is None else arm[name][place] for name in ("mean", "low", "high"))
-    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+    if mean is None:
+        return ""
+    return f"{mean:.2f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]")
 
 
 def _spread(values, digits) -> str:

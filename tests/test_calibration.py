@@ -176,7 +176,7 @@ def test_the_form_cut_down_to_all_its_pairs_is_the_form(biases):
     found = calibrate(weights, x, "sqs")
     pairs = spectrum(calibrated(weights, found))
     d = 12 + biases
-    curve = truncation(weights, found, pairs, x, other, labels, "sqs", ks=(1, 3, d))
+    curve = truncation(weights, pairs, x, other, labels, "sqs", ks=(1, 3, d))
     whole = fidelity(weights, found, other, labels, "sqs")
     assert curve.r2.shape == (3,)
     np.testing.assert_allclose(curve.r2[-1], whole.r2, atol=1e-5)
@@ -234,10 +234,12 @@ def test_bad_labels_and_ks_are_named():
     weights = network()
     x = samples(weights, 20)
     found = calibrate(weights, x, "sqs")
+    with pytest.raises(ValueError, match="`x` has 0 samples"):
+        fidelity(weights, found, x[:0], np.zeros(0, int), "sqs")
     with pytest.raises(ValueError, match=r"`labels` is float64\(20,\): whole numbers"):
         fidelity(weights, found, x, np.zeros(20), "sqs")
     with pytest.raises(ValueError, match="`labels` has values from 0 to 4: 0 to 3 are needed"):
         fidelity(weights, found, x, np.arange(20) % 5, "sqs")
     pairs = spectrum(weights, count=2)
     with pytest.raises(ValueError, match=r"`ks` is \(1, 3\): numbers from 1 to 2"):
-        truncation(weights, found, pairs, x, x, np.zeros(20, int), "sqs", ks=(1, 3))
+        truncation(weights, pairs, x, x, np.zeros(20, int), "sqs", ks=(1, 3))

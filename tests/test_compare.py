@@ -63,7 +63,9 @@ def planted(seed, noise, outputs=3, k=4, d=30):
     values, columns = np.linalg.eigh(matrices)
     order = np.argsort(-np.abs(values), axis=1)[:, :k]
     vectors = np.take_along_axis(columns.transpose(0, 2, 1), order[:, :, None], axis=1)
-    return Reading(seed, vectors, matrices)
+    # The form of an output by its eigenvectors: w_h = v_h, read with the eigenvalue by that output alone.
+    factors = columns.transpose(1, 0, 2).reshape(d, -1)
+    return Reading(seed, vectors, factors, factors, scipy.linalg.block_diag(*values[:, :, None]))
 
 
 def test_a_planted_comparison():
@@ -107,6 +109,46 @@ def test_the_interval_covers_and_narrows_with_seeds():
     assert few["form_cosine"]["disjoint"]["low"] - 0.02 <= truth <= few["form_cosine"]["disjoint"]["high"] + 0.02
     assert "shared" not in few["overlap"]
     assert "untrained" not in few["overlap"]
+
+
+def test_forms_by_their_factors_are_the_matrices():
+    rng = np.random.default_rng(0)
+    d, outputs = 9, 3
+    readings = []
+    for h in (5, 7):
+        w, v = rng.normal(size=(2, d, h))
+        readings.append(Reading(h, np.stack([orthonormal(2, d)] * outputs), w, v, rng.normal(size=(h, outputs))))
+    root = rng.normal(size=(d, d))
+    found = measures.similarities(*readings, root @ root.T, [(0, 1), (2, 2)])
+    matrices = [[(r.w * r.out[:, o] @ r.v.T + r.v * r.out[:, o] @ r.w.T) / 2 for o in range(outputs)] for r in readings]
+    for name, metric in (("form_cosine", None), ("data_form_cosine", root @ root.T)):
+        expected = [measures.form_cosine(matrices[0][i], matrices[1][j], metric) for i, j in ((0, 1), (2, 2))]
+        np.testing.assert_allclose(found[name], np.mean(expected))
+
+
+def test_an_arm_of_one_pair_has_no_interval_and_pairs_of_one_seed_are_drawn_as_pairs():
+    b = [planted(seed, 0.3) for seed in (1, 2)]
+    found = compare([planted(seed, 0.3) for seed in (0, 1)], b, [], np.eye(30))["form_cosine"]
+    for arm in ("ceiling", "fraction", "shared"):
+        assert found[arm]["mean"] is not None
+        assert found[arm]["low"] is None
+        assert found[arm]["high"] is None
+    assert found["disjoint"]["low"] < found["disjoint"]["high"]
+    seeds = range(5)
+    a = [planted(seed, 0.8) for seed in seeds]
+    b = [planted(seed + 50, 0.8)._replace(seed=seed) for seed in seeds]
+    pairs = [measures.similarities(*pair, np.eye(30))["form_cosine"] for pair in zip(a, b, strict=True)]
+    draws = np.random.default_rng(1).choice(pairs, size=(4000, 5)).mean(1)
+    shared = compare(a, b, [], np.eye(30))["form_cosine"]["shared"]
+    np.testing.assert_allclose([shared["low"], shared["high"]], np.percentile(draws, [2.5, 97.5]), atol=0.01)
+
+
+def test_a_form_that_is_0_gives_no_number():
+    a, b = [planted(0, 0.1)], [planted(1, 0.1), planted(2, 0.1)]
+    a = [a[0]._replace(out=0 * a[0].out)]
+    found = compare(a, b, [], np.eye(30))
+    assert found["form_cosine"]["disjoint"]["mean"] is None
+    assert found["overlap"]["disjoint"]["mean"] is not None
 
 
 def test_one_network_beside_two_is_enough_and_less_is_named():

@@ -100,19 +100,24 @@ class Checkpoints:
 
     def _check_architecture(self, epoch: int, params: Parameters):
         metadata: Any = self._manager.item_metadata(epoch)
-        found = _shapes(metadata["params"].tree)
-        for name, shape in _shapes(params).items():
-            if found.pop(name, None) != shape:
-                raise InputError(
-                    f"the checkpoint {self._manager.directory / str(epoch)} is of another architecture: "
-                    f"the configuration needs `{name}` of shape {shape}"
-                )
-        if found:
-            name, shape = next(iter(found.items()))
+        check_architecture(metadata["params"].tree, params, self._manager.directory / str(epoch))
+
+
+def check_architecture(found: Any, wanted: Parameters, checkpoint: Any) -> None:
+    """Raises InputError where the parameters found in a checkpoint are not those that the configuration needs."""
+    shapes = _shapes(found)
+    for name, shape in _shapes(wanted).items():
+        if shapes.pop(name, None) != shape:
             raise InputError(
-                f"the checkpoint {self._manager.directory / str(epoch)} is of another architecture: "
-                f"it has `{name}` of shape {shape}, which the configuration does not"
+                f"the checkpoint {checkpoint} is of another architecture: "
+                f"the configuration needs `{name}` of shape {shape}"
             )
+    if shapes:
+        name, shape = next(iter(shapes.items()))
+        raise InputError(
+            f"the checkpoint {checkpoint} is of another architecture: "
+            f"it has `{name}` of shape {shape}, which the configuration does not"
+        )
 
 
 def restore_params(folder: Path, epoch: int | None = None) -> Parameters:

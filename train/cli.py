@@ -51,7 +51,7 @@ class Command:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs `python -m train` with these arguments; exits with 2 on bad input, 1 on a loss that is not finite."""
-    with one_line_errors(InputError):
+    with one_line_errors(InputError, interrupted="interrupted; a run that has begun goes on with --resume"):
         _run(*parse(sys.argv[1:] if args is None else args))
 
 
@@ -94,7 +94,8 @@ def _run(config: TrainConfig, run_dir: Path, places: Places) -> None:
     if places.report and not RunFolder(run_dir).report.exists():
         from sqs_jax.analysis.report import report
 
-        report(run_dir, data_dir=places.data_dir)
+        with one_line_errors(ValueError):
+            report(run_dir, data_dir=places.data_dir)
     for file in ("report.html", "eigenvectors.png", "curves.png", "summary.json"):
         if (run_dir / file).exists():
             print(run_dir / file)

@@ -11,15 +11,15 @@ import tyro
 
 
 @contextlib.contextmanager
-def one_line_errors(*mistakes: type[Exception]) -> Iterator[None]:
-    """Turns these errors and OSError into one line and exit code 2, Ctrl-C into 130."""
+def one_line_errors(*mistakes: type[Exception], interrupted: str = "interrupted") -> Iterator[None]:
+    """Turns these errors and OSError into one line and exit code 2, Ctrl-C into a line of its own and 130."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # σ and λ on a terminal that has no such letters
     try:
         yield
     except KeyboardInterrupt:
-        fail("interrupted; a run that has begun goes on with --resume", 130)
+        fail(interrupted, 130)
     except mistakes as error:
         fail(str(error), 2)
     except OSError as error:
