@@ -16,7 +16,7 @@ from sqs_jax.analysis.fidelity import points
 from sqs_jax.analysis.interaction import branches
 from sqs_jax.analysis.load import Run, layer_weights, load_comparable, untrained
 from sqs_jax.analysis.report import layer_inputs
-from sqs_jax.analysis.study import CALIBRATION_SAMPLES
+from sqs_jax.analysis.study import CALIBRATION_SAMPLES, drawn
 from sqs_jax.gates import Gate
 from sqs_jax.train.config import InputError
 from sqs_jax.train.run_folder import provenance, write
@@ -46,7 +46,7 @@ def compare_runs(
     k = k if k is not None else min(_RANKS, *(rank_bound(layer_weights(run.model), "input") for run in runs))
     readings = [_reading(run, method, k) for run in runs]
     initial = [_initial(run, k) for run in runs[: len(a)]]
-    samples = layer_inputs(runs[0], runs[0].data.train_images[:CALIBRATION_SAMPLES])
+    samples = _calibration_inputs(runs[0])
     x = np.asarray(points(layer_weights(runs[0].model), jnp.asarray(samples), "input"))
     measures = compare(readings[: len(a)], readings[len(a) :], initial, x.T @ x / len(x))
     names = [" and ".join(sorted({run.config.gate for run in group})) for group in (runs[: len(a)], runs[len(a) :])]
@@ -105,8 +105,13 @@ def _cell(arm, place) -> str:
 
 def _reading(run: Run, method: Method, k: int) -> Reading:
     weights, gate = layer_weights(run.model), run.model.layers[-1].sigma()
-    samples = None if method == "identity" else layer_inputs(run, run.data.train_images[:CALIBRATION_SAMPLES])
+    samples = None if method == "identity" else _calibration_inputs(run)
     return _read(run, weights, gate, samples, method, k)
+
+
+def _calibration_inputs(run: Run) -> np.ndarray:
+    images = run.data.train_images
+    return layer_inputs(run, images[drawn(len(images), CALIBRATION_SAMPLES)])
 
 
 def _initial(run: Run, k: int) -> Reading:

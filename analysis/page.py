@@ -44,7 +44,8 @@ def liked_images(liked: np.ndarray, images: np.ndarray, labels: np.ndarray) -> d
     """Images uint8 (n, …) that eigenvectors respond to most, indices (outputs, k, count), each stored once."""
     outputs, k, count = liked.shape
     each = int(np.prod(images.shape[1:]))
-    count = max(1, min(count, _MOST_LIKED, _IMAGES // (outputs * k * each)))
+    room = _IMAGES * (3 if images.ndim == 4 else 1)  # colours may weigh more
+    count = max(1, min(count, _MOST_LIKED, room // (outputs * k * each)))
     used, places = np.unique(liked[:, :, :count], return_inverse=True)
     return {
         "shape": _three(images.shape[1:]),

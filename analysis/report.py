@@ -17,7 +17,17 @@ from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import Eigenpairs, eigengaps, extremes, top_eigenpairs
 from sqs_jax.analysis.interaction import GLUWeights, check_weights
 from sqs_jax.analysis.load import Run, layer_weights, load_run
-from sqs_jax.analysis.study import Samples, kept_pairs, layer_fidelity, leading_vectors, number, spectrum_figures, study
+from sqs_jax.analysis.study import (
+    CALIBRATION_SAMPLES,
+    Samples,
+    drawn,
+    kept_pairs,
+    layer_fidelity,
+    leading_vectors,
+    number,
+    spectrum_figures,
+    study,
+)
 from sqs_jax.train.run_folder import RunFolder, provenance, write
 from sqs_jax.train.step import scale_pixels
 
@@ -161,9 +171,9 @@ def layer_inputs(run: Run, images, layer: int = -1) -> np.ndarray:
 
 
 def _layer(run: Run, layer: int) -> dict[str, float | None]:
-    few = dataclasses.replace(run.data, train_images=run.data.train_images[:_RESPONSE_SAMPLES])
-    samples = layer_samples(dataclasses.replace(run, data=few), layer)
-    return layer_fidelity(layer_weights(run.model, layer), run.model.layers[layer].sigma(), samples.train, samples.test)
+    places = drawn(len(run.data.train_images), CALIBRATION_SAMPLES)
+    x, test = (layer_inputs(run, images, layer) for images in (run.data.train_images[places], run.data.test_images))
+    return layer_fidelity(layer_weights(run.model, layer), run.model.layers[layer].sigma(), x, test)
 
 
 def _flat_shape(run: Run) -> tuple[int, ...]:
@@ -179,7 +189,7 @@ def _as_images(run: Run, vectors: np.ndarray) -> np.ndarray:
     """
     if len(run.model.layers) == 1:
         return vectors.reshape(*vectors.shape[:2], *run.data.shape)
-    x = scale_pixels(jnp.asarray(run.data.train_images[:_RESPONSE_SAMPLES]))
+    x = scale_pixels(jnp.asarray(run.data.train_images[drawn(len(run.data.train_images), _RESPONSE_SAMPLES)]))
     z = run.model.hidden(x, len(run.model.layers) - 1).astype(jnp.float32)
     response = jnp.einsum("nd,okd->nok", z, jnp.asarray(vectors)) ** 2
     response, x = response - response.mean(0, keepdims=True), x - x.mean(0, keepdims=True)

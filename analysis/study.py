@@ -34,6 +34,11 @@ class Samples:
     test_labels: np.ndarray
 
 
+def drawn(size: int, count: int) -> np.ndarray:
+    """Places of `count` of `size` samples, drawn once and for all: the first ones may all be of one class."""
+    return np.sort(np.random.default_rng(0).permutation(size)[:count])
+
+
 def kept_pairs(weights: GLUWeights) -> int:
     """How many eigenpairs an output has, at most; of more than 256 MB, fewer."""
     d, outputs = dimension(weights, "input"), weights.out.shape[1]
@@ -60,7 +65,7 @@ def study(
 ) -> tuple[dict[str, Any], Eigenpairs, dict[Method, Calibration]]:
     """Everything that is measured of one layer whose outputs are classes.
 
-    Gains are found on the first 20,000 training samples; every figure of fidelity, selectivity and causality is
+    Gains are found on 20,000 training samples; every figure of fidelity, selectivity and causality is
     of the test samples, which they have not seen.
 
     Returns:
@@ -69,7 +74,7 @@ def study(
 
     Raises ValueError for samples that do not fit the weights.
     """
-    calibration_x = samples.train[:CALIBRATION_SAMPLES]
+    calibration_x = samples.train[drawn(len(samples.train), CALIBRATION_SAMPLES)]
     calibrations = {name: calibrate(weights, calibration_x, gate, method=name) for name in METHODS}
     pairs = spectrum(calibrated(weights, calibrations[method]), count=kept_pairs(weights))
     figures: dict[str, Any] = {"method": method, "calibration_samples": len(calibration_x)}
@@ -110,7 +115,7 @@ def layer_fidelity(weights: GLUWeights, gate: Gate, x: np.ndarray, test_x: np.nd
     labels = np.zeros(len(test_x), int)
     found = {}
     for name in ("identity", "bussgang", "output"):
-        calibration = calibrate(alone, x[:CALIBRATION_SAMPLES], gate, method=name)
+        calibration = calibrate(alone, x, gate, method=name)
         found[name] = number(fidelity(alone, calibration, test_x, labels, gate).r2)
     return found
 
@@ -128,7 +133,7 @@ def _fidelity_row(calibration: Calibration, found: Fidelity) -> dict[str, Any]:
 def _truncation(weights, pairs, samples: Samples, gate) -> dict[str, Any]:
     longest = min(pairs.values.shape[1], _CUT_OFF)
     ks = (*(k for k in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96) if k < longest), longest)
-    reference = samples.train[:_REFERENCE]
+    reference = samples.train[drawn(len(samples.train), _REFERENCE)]
     found = truncation(weights, pairs, reference, samples.test, samples.test_labels, gate, ks=ks)
     return {"k": list(ks)} | {name: numbers(values) for name, values in found._asdict().items()}
 
@@ -148,9 +153,11 @@ def _eigenvectors(pairs, samples: Samples, inputs: int) -> dict[str, Any]:
         "selectivity": interpret.selectivity(vectors, samples.test, samples.test_labels),
     }
     k = min(_FRECHET_RANKS, vectors.shape[1])
-    train, labels = samples.train[:CALIBRATION_SAMPLES], samples.train_labels[:CALIBRATION_SAMPLES]
+    places = drawn(len(samples.train), CALIBRATION_SAMPLES)
+    train, labels = samples.train[places], samples.train_labels[places]
     features = interpret.train_features(train, labels)
-    test, test_labels = samples.test[:_FRECHET_SAMPLES], samples.test_labels[:_FRECHET_SAMPLES]
+    places = drawn(len(samples.test), _FRECHET_SAMPLES)
+    test, test_labels = samples.test[places], samples.test_labels[places]
     rows = _orthonormal(vectors[:, :k])
     distances = interpret.reconstruction_distances(rows, features, train, labels, test, test_labels)
     found: dict[str, Any] = {name: [numbers(row) for row in values] for name, values in figures.items()}
@@ -168,7 +175,8 @@ def _masks(weights, pairs, samples: Samples, gate, inputs: int) -> dict[str, Any
     random = np.random.default_rng(0).normal(size=masks.shape)
     random /= np.linalg.norm(random, axis=1, keepdims=True)
     length = float(np.mean(np.linalg.norm(samples.test, axis=1)))
-    test, labels = samples.test[:_FRECHET_SAMPLES], samples.test_labels[:_FRECHET_SAMPLES]
+    places = np.random.default_rng(1).permutation(drawn(len(samples.test), _FRECHET_SAMPLES))  # halves of all classes
+    test, labels = samples.test[places], samples.test_labels[places]
     predict = network_predictor(weights, gate)
     norms = [share * length for share in _NORMS]
     success = {

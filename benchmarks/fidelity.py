@@ -19,7 +19,7 @@ from sqs_jax.analysis.comparison import compare_runs
 from sqs_jax.analysis.fidelity import fidelity
 from sqs_jax.analysis.load import layer_weights, load_run
 from sqs_jax.analysis.report import layer_samples
-from sqs_jax.analysis.study import CALIBRATION_SAMPLES, METHODS
+from sqs_jax.analysis.study import CALIBRATION_SAMPLES, METHODS, drawn
 from sqs_jax.train import PRESETS, train
 from sqs_jax.train.run_folder import provenance
 
@@ -68,8 +68,9 @@ def _fidelity_table(folders) -> str:
         for path in paths:
             run = load_run(path)
             weights, sigma, samples = layer_weights(run.model), run.model.layers[-1].sigma(), layer_samples(run)
+            x = samples.train[drawn(len(samples.train), CALIBRATION_SAMPLES)]
             for method in METHODS:
-                calibration = calibrate(weights, samples.train[:CALIBRATION_SAMPLES], sigma, method=method)
+                calibration = calibrate(weights, x, sigma, method=method)
                 measured = fidelity(weights, calibration, samples.test, samples.test_labels, sigma)
                 found[method].append((measured, calibration.gain))
         for method, results in found.items():

@@ -20,7 +20,7 @@ from sqs_jax.analysis.cli import main
 from sqs_jax.analysis.comparison import compare_runs
 from sqs_jax.analysis.load import load_run
 from sqs_jax.analysis.report import report, report_weights
-from sqs_jax.analysis.study import Samples, study
+from sqs_jax.analysis.study import Samples, drawn, study
 from sqs_jax.gates import get_gate
 from sqs_jax.train import InputError, TrainConfig, train
 from sqs_jax.train.checkpoint import restore_params
@@ -269,6 +269,15 @@ def test_studies_of_small_layers_are_json(h):
     json.dumps(figures, allow_nan=False)
     assert figures["spectrum"]["pairs"] == min(12, 2 * h)
     assert figures["fidelity"]["joint"]["r2"] > figures["fidelity"]["identity"]["r2"]
+
+
+def test_samples_that_are_sorted_by_class_change_little():
+    # As the files of some data sets are: the first ones may all be of one class.
+    labels = np.sort(np.arange(30_000) % 3)
+    places = drawn(len(labels), 20_000)
+    assert len(set(places)) == 20_000
+    assert np.bincount(labels[places], minlength=3).min() > 6000
+    np.testing.assert_array_equal(drawn(10, 20), np.arange(10))
 
 
 def test_a_class_without_samples_and_a_network_without_an_answer_are_json():

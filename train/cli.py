@@ -94,6 +94,7 @@ def _run(config: TrainConfig, run_dir: Path, places: Places) -> None:
     if places.report and not RunFolder(run_dir).report.exists():
         from sqs_jax.analysis.report import report
 
+        print("reading the weights", flush=True)
         with one_line_errors(ValueError):
             report(run_dir, data_dir=places.data_dir)
     for file in ("report.html", "eigenvectors.png", "curves.png", "summary.json"):
