@@ -28,10 +28,10 @@ class Report:
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
     """Folder of a finished run."""
-    method: Method = "joint"
-    """Gains that the spectrum is read with; all are measured."""
+    method: Method | None = None
+    """Of a run: gains that the spectrum is read with, by default joint; all are measured."""
     against: tuple[Path, ...] = ()
-    """Two or more runs to compare it with."""
+    """Of a run: two or more others to compare it with."""
     data_dir: Path | None = None
     """Folder with the original files of the run's data set; default SQS_DATA_DIR."""
     weights: Path | None = None
@@ -51,9 +51,9 @@ class Report:
     transpose: bool = False
     """Matrices stand as (outputs, inputs), as PyTorch's Linear has them."""
     shape: tuple[int, ...] = ()
-    """Shape of the inputs as an image: height width, or height width 3."""
+    """Of weights: shape of the inputs as an image: height width, or height width 3."""
     outputs: tuple[int, ...] = ()
-    """Numbers of the outputs to read; by default all, of more than 64 the first 64."""
+    """Of weights: numbers of the outputs to read; by default all, of more than 64 the first 64."""
     out_dir: Path | None = None
     """Folder for the report of weights; default runs/<name of the file>-report."""
 
@@ -64,7 +64,7 @@ class Compare:
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders of the first group."""
-    method: Method = "output"
+    method: Method = "joint"
     """Gains that every network is read with."""
     k: int = 10
     """Eigenvectors for each output."""
@@ -80,7 +80,7 @@ Command = Annotated[Report, tyro.conf.subcommand("report")] | Annotated[Compare,
 def main(args: Sequence[str] | None = None) -> None:
     """Runs `python -m analysis` with these arguments; exits with 2 on bad input."""
     args = list(sys.argv[1:] if args is None else args)
-    before, after = (args[: args.index("--")], args[args.index("--") + 1 :]) if "--" in args else (args, [])
+    before, after = _groups(args)
     with one_line_errors(ValueError, NotConvergedError):
         command = read(Command, before, prog=program("analysis"), description=_DESCRIPTION)
         if isinstance(command, Compare):
@@ -95,6 +95,15 @@ def main(args: Sequence[str] | None = None) -> None:
             raise InputError("a run's folder, or --weights FILE, is needed")
 
 
+def _groups(args: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments without the second group, and that group: what follows `--` up to the next flag."""
+    if "--" not in args:
+        return args, []
+    place = args.index("--")
+    end = next((i for i in range(place + 1, len(args)) if args[i].startswith("-")), len(args))
+    return args[:place] + args[end:], args[place + 1 : end]
+
+
 def _report(command: Report) -> None:
     from sqs_jax.analysis.comparison import compare_runs
     from sqs_jax.analysis.report import report
@@ -102,11 +111,11 @@ def _report(command: Report) -> None:
     if named := [name for name in (*_NAMES, *_OF_WEIGHTS) if getattr(command, name)]:
         raise InputError(f"--{named[0].replace('_', '-')} belongs to --weights FILE: a run has its own")
     assert command.run
-    comparison = None
+    comparison, method = None, command.method or "joint"
     if command.against:
         others = list(command.against)
-        comparison = compare_runs([command.run], others, method=command.method, k=None, data_dir=command.data_dir)
-    print(report(command.run, data_dir=command.data_dir, method=command.method, comparison=comparison))
+        comparison = compare_runs([command.run], others, method=method, k=None, data_dir=command.data_dir)
+    print(report(command.run, data_dir=command.data_dir, method=method, comparison=comparison))
 
 
 _OF_WEIGHTS = ("transpose", "shape", "outputs", "out_dir")
@@ -118,10 +127,8 @@ def _report_weights(command: Report, line: str) -> None:
     from sqs_jax.analysis.report import report_weights
 
     assert command.weights
-    if command.run or command.against or command.data_dir:
-        raise InputError("--weights is read instead of a run: give one of them, and its own flags")
-    if command.method not in ("joint", "identity"):
-        raise InputError(f"--method {command.method} needs data, which --weights has not")
+    if command.run or command.against or command.data_dir or command.method:
+        raise InputError("--weights is read instead of a run, without data: no run, --against, --data-dir or --method")
     names = {name: getattr(command, name) for name in _NAMES if getattr(command, name)}
     for part in ("w", "v"):
         if part not in names:

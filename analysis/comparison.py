@@ -25,7 +25,7 @@ _RANKS = 10
 
 
 def compare_runs(
-    a: list[Path], b: list[Path], *, method: Method = "output", k: int | None = 10, data_dir: Path | None = None
+    a: list[Path], b: list[Path], *, method: Method = "joint", k: int | None = 10, data_dir: Path | None = None
 ) -> dict[str, Any]:
     """Compares the spectra of runs `a` with those of runs `b`, one network a seed: last layer, input basis.
 
@@ -40,6 +40,8 @@ def compare_runs(
     Raises InputError as `load_run`, for runs of different data sets, and for one that is in both groups; ValueError
     for a `k` beyond the rank, and as `compare`.
     """
+    if len(b) < 2:
+        raise InputError(f"{len(b)} network to compare with: 2 or more are needed, {LEAST_SEEDS} to tell much")
     if both := {path.resolve() for path in a} & {path.resolve() for path in b}:
         raise InputError(f"{both.pop()} is in both groups: a network is not compared with itself")
     runs = load_comparable([*a, *b], data_dir=data_dir)
@@ -57,7 +59,8 @@ def compare_runs(
     if min(len(a), len(b)) < LEAST_SEEDS:
         note += f" Fewer than {LEAST_SEEDS} seeds: the intervals say little."
     places = {"a": [str(path) for path in a], "b": [str(path) for path in b]}
-    return {"note": note, "names": names, "method": method, "k": k, "runs": places, "measures": measures} | provenance()
+    found = {"note": note, "data": runs[0].config.data, "names": names, "method": method, "k": k}
+    return found | {"runs": places, "measures": measures} | provenance()
 
 
 def write_comparison(found: dict[str, Any], out_dir: Path) -> list[Path]:
@@ -68,9 +71,10 @@ def write_comparison(found: dict[str, Any], out_dir: Path) -> list[Path]:
             raise InputError(f"{path} exists already: choose another --out-dir")
     out_dir.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    plots.similarity(found["measures"], title=f"{found['names'][0]} beside {found['names'][1]}").savefig(
-        buffer, dpi=110
-    )
+    plots.similarity(
+        found["measures"],
+        title=f"{found['data']}: {found['names'][0]} beside {found['names'][1]}, {found['method']} gains",
+    ).savefig(buffer, dpi=110)
     write(paths[1], buffer.getvalue())
     write(paths[0], json.dumps(found, indent=2, allow_nan=False) + "\n")
     return paths
@@ -87,10 +91,10 @@ def table(found: dict[str, Any]) -> str:
         "form_cosine": None,
         "data_form_cosine": None,
     }
-    lines = [f"{'':<18}" + "".join(f"{arm:>20}" for arm in arms)]
+    lines = [f"{'':<16}" + "".join(f"{arm:>22}" for arm in arms)]
     for name, place in places.items():
         cells = [_cell(found["measures"][name].get(arm), place) for arm in arms]
-        lines.append(f"{name:<18}" + "".join(f"{cell:>20}" for cell in cells))
+        lines.append(f"{name:<16}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -100,7 +104,8 @@ def _cell(arm, place) -> str:
     mean, low, high = (arm[name] if place is None else arm[name][place] for name in ("mean", "low", "high"))
     if mean is None:
         return "-"
-    return f"{mean:.3f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]")
+    mean, *interval = (f"{round(x, 2) + 0.0:.2f}" for x in (mean, low, high) if x is not None)  # no -0.00
+    return mean + (f" [{', '.join(interval)}]" if interval else "")
 
 
 def _reading(run: Run, method: Method, k: int) -> Reading:

@@ -144,7 +144,10 @@ def read_weights(path: str | os.PathLike[str], names: dict[str, str], *, transpo
     if "out" not in found:
         found["out"] = jnp.eye(found["w"].shape[-1], dtype=found["w"].dtype)
     weights = GLUWeights(**found)
-    check_weights(weights)
+    try:
+        check_weights(weights)
+    except ValueError as error:
+        raise ValueError(f"{path}{', transposed' if transpose else ''}: {error}") from None
     return weights
 
 

@@ -80,6 +80,13 @@ function plot(id, make) {
   plots.push(draw);
   return draw();
 }
+function logTicks(values) {
+  const known = values.filter((value) => value > 0), low = Math.min(...known), high = Math.max(...known), ticks = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++) {
+    for (const digit of [1, 2, 5]) ticks.push(Number((digit * 10 ** power).toPrecision(1)));
+  }
+  return { type: "log", tickvals: ticks, ticktext: ticks.map(String) };
+}
 const line = (name, x, y, color, more = {}) => ({ name, x, y, mode: "lines+markers", line: { color: at(color), width: 2, ...more.line }, marker: { size: 5 }, ...more.trace });
 function band(name, x, low, high, color) {
   const fill = { mode: "lines", line: { width: 0 }, hoverinfo: "skip", legendgroup: name, showlegend: false };
@@ -166,7 +173,7 @@ const analysis = data.analysis;
 if (analysis) {
   show("fidelity");
   const methods = Object.keys(analysis.fidelity);
-  table("fidelity-table", ["gains γ", "R² of the logits", "KL (nats)", "agreement", "accuracy", "network's", "R², calibration", "range of γ"],
+  table("fidelity-table", ["gains γ", "R² of the logits", "KL (nats)", "agreement", "accuracy", "network's accuracy", "R², calibration", "range of γ"],
     methods.map((name) => {
       const row = analysis.fidelity[name];
       return [name, fixed(row.r2), fixed(row.kl, 4), fixed(row.agreement, 4), fixed(row.accuracy, 4), fixed(row.network_accuracy, 4), fixed(row.calibration_r2), `${fixed(row.gain_range[0], 2)} to ${fixed(row.gain_range[1], 2)}`];
@@ -177,7 +184,7 @@ if (analysis) {
     layout("eigenpairs kept for each output", "", { x: { type: "log", tickvals: [1, 2, 4, 8, 16, 32, 64, 128] }, y: { range: [Math.max(-0.25, Math.min(0, ...cut.r2.map(Number))), 1.03] } })]);
   const rise = analysis.ablation.rise;
   plot("plot-ablation", () => [[{ mode: "markers", marker: { color: at("accent"), line: { width: 0 }, size: 6, opacity: 0.75 }, x: rise.flatMap((row, o) => row.map((_, i) => Math.abs(values[o][i]))), y: rise.flat(), text: rise.flatMap((row, o) => row.map((_, i) => `${data.outputs[o]}, eigenvector ${i + 1}`)), hovertemplate: "%{text}<br>|λ| %{x:.3g}: %{y:.3g} nats<extra></extra>" }],
-    layout("|λ|", "rise in loss without it (nats)", { rest: { showlegend: false, title: { text: `Spearman ${fixed(analysis.ablation.spearman, 2)}`, font: { size: 12 } } } })]);
+    layout("|λ|", "rise in loss without it (nats)", { rest: { showlegend: false, title: { text: `Spearman correlation ${fixed(analysis.ablation.spearman, 2)}`, font: { size: 12 } } } })]);
 
   show("eigenvectors");
   const found = analysis.eigenvectors, ranks = analysis.spectrum;
@@ -188,7 +195,7 @@ if (analysis) {
   const first = (list) => mean(list.map((row, o) => row[leading(o)] ?? null));
   rows.push(["mean", fixed(first(found.template_correlation)), smooth ? fixed(first(smooth), 2) : "–", fixed(first(found.selectivity)), fixed(mean(ranks.participation_rank), 1), fixed(mean(ranks.entropy_rank), 1), percent(mean(ranks.first_gap)),
     ...["eigenvectors", "pca", "random"].map((name) => fixed(mean(found.frechet[name]), 2))]);
-  table("eigenvector-table", ["output", "template", "variation", "AUC", "rank (participation)", "rank (entropy)", "gap of λ₁", "Fréchet", "… PCA", "… random"], rows, rows.length - 1, "total");
+  table("eigenvector-table", ["output", "template", "variation", "AUC", "rank (participation)", "rank (entropy)", "gap of λ₁", "Fréchet", "Fréchet, PCA", "Fréchet, random"], rows, rows.length - 1, "total");
 
   show("masks");
   const masks = analysis.masks, average = (list) => masks.norm_share.map((_, i) => mean(list.map((row) => row[i])));
@@ -214,14 +221,15 @@ if (data.curves) {
   show("curves");
   const epochs = data.curves.map((row) => row.epoch), column = (name) => data.curves.map((row) => row[name]);
   const validated = "validation_loss" in data.curves[0];
-  plot("plot-loss", () => [[line("train (with noise)", epochs, column("train_loss"), "grey"), ...(validated ? [line("validation", epochs, column("validation_loss"), "accent")] : [])], layout("epoch", "loss (nats)", { y: { type: "log" } })]);
+  if (validated) show("plot-accuracy"); // before either is drawn, for they share the width
+  plot("plot-loss", () => [[line("train (with noise)", epochs, column("train_loss"), "grey"), ...(validated ? [line("validation", epochs, column("validation_loss"), "accent")] : [])], layout("epoch", "loss (nats)", { y: logTicks([...column("train_loss"), ...column("validation_loss")]) })]);
   if (validated) plot("plot-accuracy", () => [[line("validation", epochs, column("validation_accuracy"), "accent")], layout("epoch", "accuracy", { rest: { showlegend: false } })]);
 }
 
 if (data.comparison) {
   show("comparison");
   $("comparison-note").textContent = data.comparison.note;
-  const found = data.comparison.measures, names = { disjoint: "these networks", shared: "of one initialisation", ceiling: "ceiling: the others with each other", classes: "null: other outputs", untrained: "null: before training", random: "null: random" };
+  const found = data.comparison.measures, names = { disjoint: "different seeds", shared: "one initialisation", ceiling: "ceiling: the others with each other", classes: "null: other outputs", untrained: "null: before training", random: "null: random vectors" };
   const colors = { disjoint: "accent", shared: "second", ceiling: "grey", classes: "negative", untrained: "positive", random: "ink" };
   const draw = (measure, x, y) => () => {
     const arms = Object.keys(names).filter((arm) => found[measure][arm]);
@@ -235,9 +243,9 @@ if (data.comparison) {
   for (const id of ["plot-rank", "plot-overlap"]) $(id).style.height = "400px";
   plot("plot-rank", draw("rank_cosine", "rank by |λ|", "|cos|"));
   plot("plot-overlap", draw("overlap", "first k eigenvectors", "overlap of spans"));
-  const interval = (own, i) => { const part = (list) => (Array.isArray(list) ? list[i] : list); return own ? `${fixed(part(own.mean), 2)} [${fixed(part(own.low), 2)}, ${fixed(part(own.high), 2)}]` : "–"; };
+  const interval = (own, i) => { const part = (list) => (Array.isArray(list) ? list[i] : list); if (!own || part(own.mean) === null) return "–"; return fixed(part(own.mean), 2) + (part(own.low) === null ? "" : ` [${fixed(part(own.low), 2)}, ${fixed(part(own.high), 2)}]`); };
   const rows = [["rank_cosine", 0, "|cos|, rank 1"], ["matched_cosine", 0, "|cos|, rank 1, matched"], ["overlap", -1, "overlap of all spans"], ["angle", -1, "largest principal angle (radians)"], ["form_cosine", 0, "cosine of forms"], ["data_form_cosine", 0, "cosine of forms, data metric"]];
-  table("comparison-table", ["measure", "shared", "disjoint", "ceiling", "fraction", "other outputs", "untrained", "random"], rows.map(([measure, place, name]) => {
+  table("comparison-table", ["measure", "one initialisation", "different seeds", "ceiling", "of the ceiling", "other outputs", "before training", "random vectors"], rows.map(([measure, place, name]) => {
     const own = found[measure], i = place < 0 ? (own.ceiling.mean.length || 1) - 1 : place;
     return [name, ...["shared", "disjoint", "ceiling", "fraction", "classes", "untrained", "random"].map((arm) => interval(own[arm], i))];
   }));

@@ -78,9 +78,9 @@ _ARMS = {
     "disjoint": ("different seeds", "#0b6e99", "-"),
     "shared": ("one initialisation", "#b8640a", "-"),
     "ceiling": ("ceiling: the others with each other", "#7a7a7a", "-"),
-    "classes": ("null: other outputs", "#b2182b", ":"),
+    "classes": ("null: other outputs", "#2166ac", ":"),
     "untrained": ("null: before training", "#b2182b", "--"),
-    "random": ("null: random vectors", "#b2182b", "-."),
+    "random": ("null: random vectors", "#222222", "-."),
 }
 
 

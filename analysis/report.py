@@ -81,7 +81,7 @@ def report(
     command += ["--against", *comparison["runs"]["b"]] if comparison else []
 
     # All is made before the first file is written.
-    files = {folder.spectrum: _npz(arrays)} | _pictures(run, pairs)
+    files = {folder.spectrum: _npz(arrays)} | _pictures(run, pairs, method)
     files[folder.summary] = (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode()
     content, texts = _content(run, summary, arrays, images)
     files[folder.report] = page.render(content, texts | {"command": shlex.join(command)}).encode()
@@ -231,7 +231,7 @@ def _content(run: Run, summary, arrays, images) -> tuple[dict[str, Any], dict[st
     ranks = [value for value in figures["spectrum"]["participation_rank"] if value is not None]
     content["cards"] = [
         [f"{test['accuracy']:.4f}", "test accuracy of the network"],
-        [_shown(row["accuracy"]), "of its quadratic forms"],
+        [_shown(row["accuracy"]), "accuracy of its quadratic forms"],
         [_shown(row["r2"]), "R² of the logits"],
         [_shown(row["agreement"]), "agreement"],
         [_shown(row["kl"]), "KL divergence, nats"],
@@ -270,7 +270,7 @@ def _verdict(figures) -> str:
         f"Read with “{method}” gains, one matrix for each output explains {explained} on {samples} test images, and "
         f"names the network's own class for {100 * row['agreement']:.1f} % of them. Read with the gate as the "
         f"identity, R² is {plain['r2']:.2f} and agreement {100 * plain['agreement']:.1f} %."
-    )
+    ).replace("-", "−")
 
 
 def _texts(title, subtitle, verdict, vectors="Each is a direction among the inputs.") -> dict[str, str]:
@@ -296,7 +296,7 @@ def _npz(arrays: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _pictures(run: Run, pairs: Eigenpairs) -> dict[Path, bytes]:
+def _pictures(run: Run, pairs: Eigenpairs, method: Method) -> dict[Path, bytes]:
     """The pictures of a run's folder, as PNG."""
     data, config, folder = run.data, run.config, RunFolder(run.path)
     name = f"{data.name}, {config.gate}, seed {config.seed}"
@@ -304,7 +304,7 @@ def _pictures(run: Run, pairs: Eigenpairs) -> dict[Path, bytes]:
     inputs = int(np.prod(_flat_shape(run)))
     images = _as_images(run, np.asarray(shown.vectors[:, :, :inputs]))
     what = "eigenvectors" if len(run.model.layers) == 1 else "what the last layer's eigenvectors respond to"
-    gallery = plots.gallery(shown.values, images, data.classes, title=f"{name}: {what}")
+    gallery = plots.gallery(shown.values, images, data.classes, title=f"{name}: {what}, {method} gains")
     return {folder.eigenvectors: _png(gallery), folder.curves: _png(plots.curves(run.history, title=name))}
 
 

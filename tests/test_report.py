@@ -209,7 +209,7 @@ def test_beside_other_runs(run_dir, others, tmp_path, capsys):
     assert f"--against {others[0]}" in (copy / "report.html").read_text().split("<footer>")[1]
     capsys.readouterr()
 
-    main(["compare", str(run_dir), "--out-dir", str(tmp_path / "c"), "--", *map(str, others)])
+    main(["compare", str(run_dir), "--", *map(str, others), "--out-dir", str(tmp_path / "c")])
     assert "ceiling" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "c").iterdir()} == {"comparison.json", "comparison.png"}
     with pytest.raises(SystemExit) as end:
@@ -367,6 +367,7 @@ def test_bad_weight_files_are_told_and_nothing_is_written(tmp_path, capsys):
     np.savez(tmp_path / "a.npz", **good)
     taken = ["report", "--weights", tmp_path / "a.npz", "--w", "w", "--v", "v", "--out", "out", "--out-dir", out]
     assert "something is there already" in wrong(taken, capsys)
+    assert "without data" in wrong([*taken, "--method", "joint"], capsys)
     assert [path.name for path in out.iterdir()] == ["mine"]
 
 
@@ -385,7 +386,9 @@ def test_runs_that_cannot_be_read_are_told(run_dir, others, tmp_path, capsys):
     twice = wrong(["report", run_dir, "--against", run_dir, *others], capsys)
     assert "is in both groups" in twice
     assert "a second group is needed" in wrong(["compare", run_dir], capsys)
-    assert "`b` has 1 networks" in wrong(["compare", run_dir, "--out-dir", bare, "--", others[0]], capsys)
+    assert "1 network to compare with: 2 or more" in wrong(
+        ["compare", run_dir, "--out-dir", bare, "--", others[0]], capsys
+    )
     assert "`k` is 33" in wrong(["compare", run_dir, "--k", "33", "--out-dir", bare, "--", *others], capsys)
     damaged = shutil.copytree(run_dir, tmp_path / "damaged")
     for text, why in (("{", "is damaged"), ("{}", "has no `test`")):
