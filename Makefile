@@ -20,7 +20,7 @@ AOT := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 TPU_W
 	XLA_FLAGS=--xla_gpu_fail_ptx_compilation_on_register_spilling=true
 
 test-aot: $(VENV)-aot/.done ## compile the kernels for TPUs and NVIDIA GPUs, by their real compilers, on any Linux machine
-	$(AOT) $(VENV)-aot/bin/python -m pytest tests/aot $(PYTEST_ARGS)
+	$(AOT) $(VENV)-aot/bin/python -m pytest --numprocesses auto tests/aot $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## ruff and pyright
 	$(RUN) -m ruff check .
@@ -47,7 +47,7 @@ $(VENV)/.train $(VENV)/.dev: $(VENV)/.%: pyproject.toml
 $(VENV)-aot/.done: pyproject.toml
 	@test -x $(VENV)-aot/bin/python || $(PYTHON) -m venv $(VENV)-aot
 	$(VENV)-aot/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)-aot/bin/python -m pip install --quiet --editable . absl-py pytest "jax[tpu]>=0.10"
+	$(VENV)-aot/bin/python -m pip install --quiet --editable . absl-py pytest pytest-xdist "jax[tpu]>=0.10"
 	jax=$$($(VENV)-aot/bin/python -c 'import importlib.metadata as m; print(m.version("jax"))'); \
 	$(VENV)-aot/bin/python -m pip install --quiet --no-deps jax-cuda13-plugin==$$jax jax-cuda13-pjrt==$$jax nvidia-cuda-nvcc nvidia-nvvm
 	@touch $@
