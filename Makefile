@@ -12,7 +12,7 @@ demo: $(VENV)/.train ## train the default network, and say where its pictures ar
 	else $(RUN) -m train --run-dir runs/demo; fi
 
 test: $(VENV)/.dev ## run the tests
-	$(RUN) -m pytest --numprocesses auto $(PYTEST_ARGS)
+	$(RUN) -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGS)
 
 # What the compilers of accelerators that are not there need to know before JAX is imported.
 AOT := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 TPU_WORKER_HOSTNAMES=localhost \
