@@ -93,12 +93,13 @@ def table(found: dict[str, Any]) -> str:
     }
     lines = [f"{'':<16}" + "".join(f"{arm:>22}" for arm in arms)]
     for name, place in places.items():
-        cells = [_cell(found["measures"][name].get(arm), place) for arm in arms]
+        cells = [cell(found["measures"][name].get(arm), place) for arm in arms]
         lines.append(f"{name:<16}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join(lines)
 
 
-def _cell(arm, place) -> str:
+def cell(arm: dict[str, Any] | None, place: int | None) -> str:
+    """An arm's mean and interval as text: at a place of its list, or of its one number."""
     if arm is None:
         return "-"
     mean, low, high = (arm[name] if place is None else arm[name][place] for name in ("mean", "low", "high"))

@@ -15,7 +15,7 @@ import tyro
 
 from benchmarks.train import processor
 from sqs_jax.analysis.calibration import calibrate
-from sqs_jax.analysis.comparison import compare_runs
+from sqs_jax.analysis.comparison import cell, compare_runs
 from sqs_jax.analysis.fidelity import fidelity
 from sqs_jax.analysis.load import layer_weights, load_run
 from sqs_jax.analysis.report import layer_samples
@@ -96,7 +96,7 @@ def _comparison_tables(folders) -> list[str]:
             measures = compare_runs(folders[gate], folders["bilinear"], method=method)["measures"]
             for name, place in _SHOWN:
                 label = name if place is None else f"{name}, {place + 1}"
-                cells = [_interval(measures[name].get(arm), place) for arm in _ARMS]
+                cells = [cell(measures[name].get(arm), place) for arm in _ARMS]
                 rows.append(f"| {gate} | {label} | {' | '.join(cells)} |")
         texts += [f"## Beside bilinear networks, read with {method} gains", "", _COMPARED, "", *rows, ""]
     return texts
@@ -107,15 +107,6 @@ initialisation; `disjoint`: different seeds; `ceiling`: bilinear networks with e
 ceiling. Nulls: `classes`, different outputs; `untrained`, the initial weights; `random`, random vectors.
 `rank_cosine, i` is |cos| of the i-th eigenvectors by |λ|, `overlap, k` of the spans of the first k, `data_form_cosine`
 of the forms in the metric of the data."""
-
-
-def _interval(arm, place) -> str:
-    if arm is None:
-        return ""
-    mean, low, high = (arm[name] if place is None else arm[name][place] for name in ("mean", "low", "high"))
-    if mean is None:
-        return ""
-    return f"{mean:.2f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]")
 
 
 def _spread(values, digits) -> str:
