@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sqs_jax.analysis.interaction import GLUWeights, check_weights, hidden_layer, linear_part
+from sqs_jax.analysis.interaction import GLUWeights, check_weights, hidden_layer, input_size, linear_part
 from sqs_jax.gates import Gate, get_gate
 
 Method = Literal["identity", "bussgang", "output", "joint", "gaussian"]
@@ -134,7 +134,7 @@ def gaussian_gains(gate: str | Gate, u_variance: np.ndarray, covariance: np.ndar
 
 def as_batches(weights: GLUWeights, x: Samples) -> Callable[[], Iterator[jax.Array]]:
     """What begins to read x anew: batches (n, inputs) of at most 2048 rows. Raises ValueError where they do not fit."""
-    inputs = len(weights.w if weights.embed is None else weights.embed)
+    inputs = input_size(weights)
     parts = [x] if hasattr(x, "shape") else x
     if not isinstance(parts, Iterable):
         raise ValueError(f"`x` is {type(x).__name__}: an array (n, {inputs}) or an iterable of such is needed")

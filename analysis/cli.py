@@ -12,7 +12,7 @@ import tyro
 from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import NotConvergedError
 from sqs_jax.train.config import InputError
-from sqs_jax.train.terminal import fail, one_line_errors, program, read
+from sqs_jax.train.terminal import one_line_errors, program, read
 
 _DESCRIPTION = """Read the weights of gated linear units.
 
@@ -141,13 +141,11 @@ def _report_weights(command: Report, line: str) -> None:
 
 
 def _compare(command: Compare, others: list[Path]) -> None:
-    from sqs_jax.analysis.comparison import compare_runs, table, write_comparison
+    from sqs_jax.analysis.comparison import compare_runs, free_places, table, write_comparison
 
     if not others:
         raise InputError("a second group is needed after `--`: compare runs/a… -- runs/b…")
-    for name in ("comparison.json", "comparison.png"):
-        if (command.out_dir / name).exists():  # before minutes are spent
-            fail(f"{command.out_dir / name} exists already: choose another --out-dir", 2)
+    free_places(command.out_dir)  # before minutes are spent
     found = compare_runs(list(command.runs), others, method=command.method, k=command.k, data_dir=command.data_dir)
     print(found["note"])
     print(table(found))

@@ -1,6 +1,5 @@
 """Two groups of runs compared: their spectra read, measured by `compare`, and shown."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -65,18 +64,20 @@ def compare_runs(
 
 def write_comparison(found: dict[str, Any], out_dir: Path) -> list[Path]:
     """Writes `comparison.json` and `comparison.png`. Raises InputError where one of them is there already."""
+    paths = free_places(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    title = f"{found['data']}: {found['names'][0]} beside {found['names'][1]}, {found['method']} gains"
+    write(paths[1], plots.png(plots.similarity(found["measures"], title=title)))
+    write(paths[0], json.dumps(found, indent=2, allow_nan=False) + "\n")
+    return paths
+
+
+def free_places(out_dir: Path) -> list[Path]:
+    """Where a comparison's two files will lie. Raises InputError where one of them is there already."""
     paths = [out_dir / "comparison.json", out_dir / "comparison.png"]
     for path in paths:
         if path.exists():
             raise InputError(f"{path} exists already: choose another --out-dir")
-    out_dir.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    plots.similarity(
-        found["measures"],
-        title=f"{found['data']}: {found['names'][0]} beside {found['names'][1]}, {found['method']} gains",
-    ).savefig(buffer, dpi=110)
-    write(paths[1], buffer.getvalue())
-    write(paths[0], json.dumps(found, indent=2, allow_nan=False) + "\n")
     return paths
 
 

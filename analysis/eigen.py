@@ -15,6 +15,7 @@ from sqs_jax.analysis.interaction import (
     branches,
     check_weights,
     homogeneous,
+    input_size,
     with_gain,
 )
 from sqs_jax.analysis.krylov import BLOCK, capacity_for, krylov_eigenpairs
@@ -242,8 +243,8 @@ def dimension(weights: GLUWeights, basis: Basis) -> int:
     """Size of each matrix in a basis."""
     if basis not in ("input", "hidden"):
         raise ValueError(f"`basis` is {basis!r}: 'input' or 'hidden' is needed")
-    inputs = weights.w if basis == "hidden" or weights.embed is None else weights.embed
-    return len(inputs) + (weights.w_bias is not None or weights.v_bias is not None)
+    inputs = len(weights.w) if basis == "hidden" else input_size(weights)
+    return inputs + (weights.w_bias is not None or weights.v_bias is not None)
 
 
 def rank_bound(weights: GLUWeights, basis: Basis) -> int:

@@ -77,6 +77,11 @@ def branches(weights: GLUWeights, basis: Basis) -> tuple[jax.Array, jax.Array]:
     return weights.embed @ weights.w, weights.embed @ weights.v
 
 
+def input_size(weights: GLUWeights) -> int:
+    """How many inputs the layer has, through the embedding where there is one; a constant 1 is not counted."""
+    return len(weights.w if weights.embed is None else weights.embed)
+
+
 def homogeneous(weights: GLUWeights) -> GLUWeights:
     """The same layer without biases in its branches: they become the weights of a last coordinate that is always 1."""
     w, v, _, embed, w_bias, v_bias, _, skip = weights

@@ -43,9 +43,9 @@ def load_run(run_dir: str | os.PathLike[str], *, data_dir: Path | None = None, e
     from sqs_jax.train.run_folder import RunFolder, read_config
 
     folder = RunFolder(Path(run_dir))
-    model = _model(folder, epoch)
+    model, config = _model(folder, epoch), read_config(folder)
     inputs = (model.layers[0].w if model.embed is None else model.embed).shape[0]
-    data = load(read_config(folder).data, data_dir)
+    data = load(config.data, data_dir)
     if inputs != int(np.prod(data.shape)) or model.head.shape[1] != len(data.classes):
         raise InputError(
             f"{folder.path} has {inputs} inputs, not the {np.prod(data.shape)} of {data.name}: its data set is another"
@@ -54,7 +54,7 @@ def load_run(run_dir: str | os.PathLike[str], *, data_dir: Path | None = None, e
     summary = _read_json(folder.summary, folder.summary.read_text())
     if not {"test", "epochs"} <= set(summary):
         raise InputError(f"{folder.summary} is not the summary of a run: it has no `test`")
-    return Run(folder.path, read_config(folder), data, model, history, summary)
+    return Run(folder.path, config, data, model, history, summary)
 
 
 def _read_json(path: Path, text: str) -> dict[str, Any]:

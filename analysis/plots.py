@@ -1,5 +1,7 @@
 """Pictures: the gallery of eigenvectors, and the curves of a run. Functions of arrays, each returning a Figure."""
 
+import io
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -41,6 +43,13 @@ def gallery(values, images, classes, *, title: str) -> Figure:
     if len(values) > rows:
         figure.supxlabel(f"the first {rows} of {len(values)} classes", fontsize=9, color=_INK)
     return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The content of a .png file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
 
 
 def _draw(axis, image):

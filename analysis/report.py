@@ -15,7 +15,7 @@ import numpy as np
 from sqs_jax.analysis import interpret, page, plots
 from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import Eigenpairs, eigengaps, extremes, top_eigenpairs
-from sqs_jax.analysis.interaction import GLUWeights, check_weights
+from sqs_jax.analysis.interaction import GLUWeights, check_weights, input_size
 from sqs_jax.analysis.load import Run, layer_weights, load_run
 from sqs_jax.analysis.study import (
     CALIBRATION_SAMPLES,
@@ -23,7 +23,7 @@ from sqs_jax.analysis.study import (
     drawn,
     kept_pairs,
     layer_fidelity,
-    leading_vectors,
+    leading_masks,
     number,
     spectrum_figures,
     study,
@@ -72,7 +72,11 @@ def report(
     liked = interpret.most_activating(pairs.vectors[:, :shown, :inputs], samples.test, 8)
     figures["smoothness"] = _smoothness(images)
     gains = {name: np.asarray(found.gain) for name, found in calibrations.items()}
-    arrays = pairs._asdict() | {"gain": gains[method], "liked": liked, "masks": _masks(pairs, inputs)}
+    arrays = pairs._asdict() | {
+        "gain": gains[method],
+        "liked": liked,
+        "masks": leading_masks(pairs, inputs).astype(np.float32),
+    }
     arrays |= {f"gain_{name}": gain for name, gain in gains.items()}
     summary = run.summary | {"analysis": figures | {"provenance": provenance()}}
     if comparison:
@@ -112,7 +116,7 @@ def report_weights(
     Returns the page's path. Raises ValueError for weights, a shape or outputs that do not fit, or a folder in the way.
     """
     check_weights(weights)
-    inputs, count = len(weights.w if weights.embed is None else weights.embed), weights.out.shape[1]
+    inputs, count = input_size(weights), weights.out.shape[1]
     outputs = outputs or tuple(range(min(count, _MOST_OUTPUTS)))
     shape = shape or (1, inputs)
     fits = len(shape) in (2, 3) and min(shape) >= 1 and shape[2:] in ((), (3,)) and int(np.prod(shape)) == inputs
@@ -204,10 +208,6 @@ def _smoothness(images: np.ndarray) -> list[list[float | None]]:
     else:
         values = interpret.smoothness(images)
     return [[number(value) for value in row] for row in values]
-
-
-def _masks(pairs: Eigenpairs, inputs: int) -> np.ndarray:
-    return interpret.adversarial_masks(leading_vectors(pairs)[:, :inputs]).astype(np.float32)
 
 
 def _spectrum_content(pairs: Eigenpairs) -> dict[str, Any]:
@@ -305,10 +305,4 @@ def _pictures(run: Run, pairs: Eigenpairs, method: Method) -> dict[Path, bytes]:
     images = _as_images(run, np.asarray(shown.vectors[:, :, :inputs]))
     what = "eigenvectors" if len(run.model.layers) == 1 else "what the last layer's eigenvectors respond to"
     gallery = plots.gallery(shown.values, images, data.classes, title=f"{name}: {what}, {method} gains")
-    return {folder.eigenvectors: _png(gallery), folder.curves: _png(plots.curves(run.history, title=name))}
-
-
-def _png(figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return {folder.eigenvectors: plots.png(gallery), folder.curves: plots.png(plots.curves(run.history, title=name))}

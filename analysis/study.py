@@ -10,7 +10,7 @@ from sqs_jax.analysis import interpret
 from sqs_jax.analysis.calibration import Calibration, Method, calibrate, calibrated
 from sqs_jax.analysis.eigen import Eigenpairs, dimension, effective_rank, eigengaps, rank_bound, spectrum
 from sqs_jax.analysis.fidelity import Fidelity, ablation, fidelity, linear_share, network_predictor, truncation
-from sqs_jax.analysis.interaction import GLUWeights
+from sqs_jax.analysis.interaction import GLUWeights, input_size
 from sqs_jax.gates import Gate
 
 CALIBRATION_SAMPLES = 20_000
@@ -90,8 +90,8 @@ def study(
     leading = zip(first_positive(pairs.values), positive, strict=True)
     figures["leading"] = [int(place) if there else None for place, there in leading]
     figures["ablation"] = _ablation(weights, pairs, samples, gate)
-    figures["eigenvectors"] = _eigenvectors(pairs, samples, _inputs(weights))
-    figures["masks"] = _masks(weights, pairs, samples, gate, _inputs(weights))
+    figures["eigenvectors"] = _eigenvectors(pairs, samples, input_size(weights))
+    figures["masks"] = _masks(weights, pairs, samples, gate)
     return figures, pairs, calibrations
 
 
@@ -109,6 +109,11 @@ def leading_vectors(pairs: Eigenpairs) -> np.ndarray:
     return np.asarray(pairs.vectors)[np.arange(len(places)), places]
 
 
+def leading_masks(pairs: Eigenpairs, inputs: int) -> np.ndarray:
+    """The adversarial mask (outputs, inputs) of each output, by its leading vector without the constant coordinate."""
+    return interpret.adversarial_masks(leading_vectors(pairs)[:, :inputs])
+
+
 def layer_fidelity(weights: GLUWeights, gate: Gate, x: np.ndarray, test_x: np.ndarray) -> dict[str, float | None]:
     """R² of a layer's own output on test samples, for each gain that needs no class: of a layer inside a network."""
     alone = weights._replace(skip=None, out_bias=None)
@@ -118,10 +123,6 @@ def layer_fidelity(weights: GLUWeights, gate: Gate, x: np.ndarray, test_x: np.nd
         calibration = calibrate(alone, x, gate, method=name)
         found[name] = number(fidelity(alone, calibration, test_x, labels, gate).r2)
     return found
-
-
-def _inputs(weights: GLUWeights) -> int:
-    return len(weights.w if weights.embed is None else weights.embed)
 
 
 def _fidelity_row(calibration: Calibration, found: Fidelity) -> dict[str, Any]:
@@ -169,9 +170,8 @@ def _orthonormal(rows):
     return np.linalg.qr(rows.transpose(0, 2, 1))[0].transpose(0, 2, 1)
 
 
-def _masks(weights, pairs, samples: Samples, gate, inputs: int) -> dict[str, Any]:
-    leading = leading_vectors(pairs)[:, :inputs]
-    masks = interpret.adversarial_masks(leading)
+def _masks(weights, pairs, samples: Samples, gate) -> dict[str, Any]:
+    masks = leading_masks(pairs, input_size(weights))
     random = np.random.default_rng(0).normal(size=masks.shape)
     random /= np.linalg.norm(random, axis=1, keepdims=True)
     length = float(np.mean(np.linalg.norm(samples.test, axis=1)))
