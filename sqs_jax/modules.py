@@ -62,12 +62,12 @@ class GLU(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return gated_linear(
-            _cast(x, self.dtype),
-            _cast(self.w, self.dtype),
-            _cast(self.v, self.dtype),
+            cast(x, self.dtype),
+            cast(self.w, self.dtype),
+            cast(self.v, self.dtype),
             gate=self.sigma(),
-            w_bias=None if self.w_bias is None else _cast(self.w_bias, self.dtype),
-            v_bias=None if self.v_bias is None else _cast(self.v_bias, self.dtype),
+            w_bias=None if self.w_bias is None else cast(self.w_bias, self.dtype),
+            v_bias=None if self.v_bias is None else cast(self.v_bias, self.dtype),
             implementation=self.implementation,
             residuals=self.residuals,
         )
@@ -142,17 +142,17 @@ class GLUClassifier(nnx.Module):
         self.head_bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        h = _cast(self.hidden(x, len(self.layers)), self.dtype)
-        logits = (h @ _cast(self.head, self.dtype)).astype(jnp.float32)
+        h = cast(self.hidden(x, len(self.layers)), self.dtype)
+        logits = (h @ cast(self.head, self.dtype)).astype(jnp.float32)
         if self.head_bias is not None:
             logits += jnp.expand_dims(self.head_bias[...], tuple(range(logits.ndim - 1)))
         return logits
 
     def hidden(self, x: jax.Array, layer: int) -> jax.Array:
         """The input (..., d) of GLU layer `layer`: the embedded x for 0, the output of the last for `len(layers)`."""
-        h = _cast(x, self.dtype)
+        h = cast(x, self.dtype)
         if self.embed is not None:
-            h = h @ _cast(self.embed, self.dtype)
+            h = h @ cast(self.embed, self.dtype)
         for glu in self.layers[:layer]:
             h = h + glu(h) if self.residual else glu(h)
         return h
@@ -165,7 +165,7 @@ def check_positive(**sizes):
             raise ValueError(f"`{name}` is {size}: a whole number ≥ 1 is needed")
 
 
-def _cast(array, dtype) -> jax.Array:
+def cast(array, dtype) -> jax.Array:
     """An array, or what a parameter holds, in `dtype` unless that is None."""
     plain = array[...] if isinstance(array, nnx.Variable) else array
     return plain if dtype is None else plain.astype(dtype)

@@ -1,0 +1,163 @@
+"""Sampling from a `Transformer` with a cache of keys and values, many prompts of different lengths at once."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sqs_jax.transformer import Cache, Transformer, check_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn from the logits. Raises ValueError for a field out of range."""
+
+    temperature: float = 1.0
+    """Logits are divided by it; 0 takes the largest."""
+    top_k: int = 0
+    """Only the k most likely tokens are drawn; 0 for all."""
+    top_p: float = 1.0
+    """Of these, only the most likely whose probabilities first add up to p; at least one."""
+
+    def __post_init__(self):
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"`temperature` is {self.temperature}: a number ≥ 0 is needed")
+        if self.top_k < 0:
+            raise ValueError(f"`top_k` is {self.top_k}: a whole number ≥ 0 is needed")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"`top_p` is {self.top_p}: a number above 0, at most 1 is needed")
+
+
+class _State(NamedTuple):
+    cache: Cache
+    logits: jax.Array  # of the next token (batch, vocab)
+    position: jax.Array  # of the next token (batch,)
+    done: jax.Array  # (batch,)
+
+
+def generate(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    seed: int = 0,
+    tokens: int | None = None,
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    stop: int | None = None,
+) -> list[list[int]]:
+    """Continues each prompt, and returns the new tokens alone.
+
+    Args:
+      model: the language model.
+      prompts: lists of one or more token ids, of any lengths up to the context.
+      seed: of the draws. Row i draws from the seed, i and the position alone, so that the rows beside it and how many
+        tokens are asked for make no difference.
+      tokens: at most so many new ones a row; by default, and at most, what the context has room for.
+      sampling: temperature, top-k and top-p.
+      stop: a token that ends its row, and is not returned.
+
+    Returns a list of tokens for each prompt. Raises ValueError for prompts that are empty, longer than the context or
+    hold tokens out of range, and for `tokens` below 1.
+    """
+    parts = list(stream(model, prompts, seed=seed, tokens=tokens, sampling=sampling, stop=stop))
+    return [sum((part[row] for part in parts), []) for row in range(len(prompts))]
+
+
+def stream(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    seed: int = 0,
+    tokens: int | None = None,
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    stop: int | None = None,
+    chunk: int = 16,
+) -> Iterator[list[list[int]]]:
+    """As `generate`, while it happens: yields the next up to `chunk` tokens of each row, an empty list where it ended."""
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    context = model.config.context
+    if not len(prompts) or min(lengths) < 1:
+        raise ValueError("`prompts` has an empty one: one token or more is needed in each of one or more")
+    if max(lengths) >= context:
+        raise ValueError(f"`prompts` has one of {max(lengths)} tokens: fewer than the context, {context}, are needed")
+    if tokens is not None and tokens < 1:
+        raise ValueError(f"`tokens` is {tokens}: a whole number ≥ 1 is needed")
+    # Padded to a power of two, so that few programs serve all prompts; what pads is never looked at.
+    padded = np.zeros((len(prompts), min(context, 1 << int(max(lengths) - 1).bit_length())), np.int32)
+    for row, prompt in enumerate(prompts):
+        padded[row, : len(prompt)] = prompt
+    check_tokens(padded, model.config)
+    graph, params = nnx.split(model)
+    return _chunks(graph, params, padded, lengths, context, seed, tokens, sampling, stop, chunk)
+
+
+def _chunks(graph, params, padded, lengths, context, seed, tokens, sampling, stop, chunk) -> Iterator[list[list[int]]]:
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(lengths), dtype=jnp.int32))
+    settings = (jnp.float32(sampling.temperature), jnp.int32(sampling.top_k), jnp.float32(sampling.top_p))
+    end = jnp.int32(-1 if stop is None else stop)
+    state = _prefill(graph, params, padded, lengths)
+    left = np.minimum(context - lengths, context if tokens is None else tokens)
+    while left.max() > 0:
+        state, new = _continue(graph, params, state, keys, settings, end, chunk)
+        rows = [row[: max(0, count)].tolist() for row, count in zip(np.asarray(new), left, strict=True)]
+        left = left - chunk
+        for i, row in enumerate(rows):
+            if stop is not None and stop in row:
+                rows[i], left[i] = row[: row.index(stop)], 0
+        yield rows
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prefill(graph, params, padded, lengths) -> _State:
+    model = nnx.merge(graph, params)
+    x, cache = model.prefill(padded)
+    last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    return _State(cache, model.logits(last), lengths, jnp.zeros(len(lengths), bool))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6), donate_argnums=2)
+def _continue(graph, params, state, keys, settings, end, count: int) -> tuple[_State, jax.Array]:
+    """`count` more tokens a row (batch, count); a row that has ended repeats `end`."""
+    model = nnx.merge(graph, params)
+
+    def step(state: _State, _):
+        chosen = jax.vmap(_draw, (0, 0, 0, None))(keys, state.position, state.logits, settings)
+        token = jnp.where(state.done, end, chosen)
+        # A row at the end of the context goes on in place: what it says is cut off by the caller.
+        position = jnp.minimum(state.position, model.config.context - 1)
+        logits, cache = model.decode(jnp.maximum(token, 0), position, state.cache)
+        return _State(cache, logits, state.position + 1, state.done | (token == end)), token
+
+    state, drawn = jax.lax.scan(step, state, length=count)
+    return state, drawn.T
+
+
+def _draw(key, position, logits, settings) -> jax.Array:
+    """The next token of one row."""
+    temperature, _, _ = settings
+    allowed = jnp.where(_allowed(logits, settings), logits, -jnp.inf)
+    sharp = allowed / jnp.where(temperature > 0, temperature, 1)
+    drawn = jax.random.categorical(jax.random.fold_in(key, position), sharp)
+    return jnp.where(temperature > 0, drawn, jnp.argmax(logits)).astype(jnp.int32)
+
+
+def _allowed(logits, settings) -> jax.Array:
+    """Which tokens (vocab,) may be drawn. A token is in the top k, or top p, if it is as likely as the last in it."""
+    temperature, top_k, top_p = settings
+
+    def chosen(logits):
+        order = jnp.sort(logits)[::-1]
+        kth = order[jnp.where(top_k > 0, jnp.minimum(top_k, len(order)), len(order)) - 1]
+        sharp = jnp.where(order >= kth, order, -jnp.inf) / jnp.where(temperature > 0, temperature, 1)
+        share = jax.nn.softmax(sharp)
+        before = jnp.cumsum(share) - share
+        return logits >= jnp.min(jnp.where((before < top_p) & (order >= kth), order, jnp.inf))
+
+    # Sorting costs more than a block: only where something is left out.
+    everything = jnp.ones(logits.shape, bool)
+    return jax.lax.cond((top_k > 0) | (top_p < 1), chosen, lambda _: everything, logits)
