@@ -14,7 +14,7 @@ from sqs_jax.analysis.interaction import GLUWeights, check_weights
 
 if TYPE_CHECKING:
     from sqs_jax.modules import GLUClassifier
-    from sqs_jax.train.config import TrainConfig
+    from sqs_jax.train.config import ImageConfig
     from sqs_jax.train.data import Dataset
 
 _OPTIONAL = ("embed", "w_bias", "v_bias", "out_bias", "skip")
@@ -25,7 +25,7 @@ class Run:
     """A finished run: its configuration, data, trained network, and rows of metrics."""
 
     path: Path
-    config: "TrainConfig"
+    config: "ImageConfig"
     data: "Dataset"
     model: "GLUClassifier"
     history: list[dict[str, Any]]

@@ -47,7 +47,7 @@ def generate(
     *,
     seed: int = 0,
     tokens: int | None = None,
-    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    sampling: Sampling = Sampling(),
     stop: int | None = None,
 ) -> list[list[int]]:
     """Continues each prompt, and returns the new tokens alone.
@@ -65,7 +65,7 @@ def generate(
     hold tokens out of range, and for `tokens` below 1.
     """
     parts = list(stream(model, prompts, seed=seed, tokens=tokens, sampling=sampling, stop=stop))
-    return [sum((part[row] for part in parts), []) for row in range(len(prompts))]
+    return [[token for part in parts for token in part[row]] for row in range(len(prompts))]
 
 
 def stream(
@@ -74,11 +74,11 @@ def stream(
     *,
     seed: int = 0,
     tokens: int | None = None,
-    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    sampling: Sampling = Sampling(),
     stop: int | None = None,
     chunk: int = 16,
 ) -> Iterator[list[list[int]]]:
-    """As `generate`, while it happens: yields the next up to `chunk` tokens of each row, an empty list where it ended."""
+    """As `generate`, while it happens: yields up to `chunk` tokens of each row, an empty list where it ended."""
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     context = model.config.context
     if not len(prompts) or min(lengths) < 1:

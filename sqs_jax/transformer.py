@@ -190,7 +190,7 @@ class Transformer(nnx.Module):
         return jnp.matmul(x, cast(self.directions(), self.config.dtype), preferred_element_type=jnp.float32)
 
     def directions(self) -> jax.Array:
-        """The unembedding (d, vocab): the column of a token is the direction of the normalised stream that speaks for it."""
+        """The unembedding (d, vocab): a column a token, the direction of the normalised stream that speaks for it."""
         return self.embedding[...].T if self.unembedding is None else self.unembedding[...]
 
     def prefill(self, tokens: jax.Array) -> tuple[jax.Array, Cache]:
@@ -242,7 +242,7 @@ def rotate(x: jax.Array, positions: jax.Array, base: float = 10_000.0) -> jax.Ar
 
 
 def check_tokens(tokens: Any, config: TransformerConfig) -> None:
-    """Raises ValueError unless tokens are integers (batch, length) that fit; their range is seen outside of jit alone."""
+    """Raises ValueError unless tokens are integers (batch, length) that fit; under jit their range is not seen."""
     if jnp.ndim(tokens) != 2 or not 1 <= jnp.shape(tokens)[1] <= config.context:
         raise ValueError(f"`tokens` has shape {jnp.shape(tokens)}: (batch, 1 to {config.context}) is needed")
     if not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):

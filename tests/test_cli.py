@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from sqs_jax.train import PRESETS, TrainConfig, data, loop
+from sqs_jax.train import PRESETS, ImageConfig, data, images
 from sqs_jax.train.cli import Places, main, parse
 
 
 def test_defaults_are_those_of_the_data_set():
-    assert parse([])[0] == TrainConfig()
+    assert parse([])[0] == ImageConfig()
     config, run_dir, places = parse(["mnist", "--gate", "relu", "--noise-std", "0.5", "--seed", "3", "--residual"])
     changed = {"gate": "relu", "noise_std": 0.5, "seed": 3, "residual": True}
     assert config == dataclasses.replace(PRESETS["mnist"], **changed)
@@ -36,7 +36,7 @@ def test_every_flag_of_the_help_is_there(capsys):
     assert end.value.code == 0
     text = capsys.readouterr().out
     fields = [
-        field.name for kind in (TrainConfig, Places) for field in dataclasses.fields(kind) if field.name != "data"
+        field.name for kind in (ImageConfig, Places) for field in dataclasses.fields(kind) if field.name != "data"
     ]
     assert {"lam", "noise_prob", "resume"} <= set(fields)
     for field in fields:
@@ -103,7 +103,7 @@ def test_resuming_with_another_setting_is_refused(tmp_path, capsys):
 
 def test_a_set_larger_than_the_memory_is_refused_with_both_sizes(tmp_path, monkeypatch, capsys):
     digits = data.load("digits")
-    monkeypatch.setattr(loop, "_free_memory", lambda: 2**10)
+    monkeypatch.setattr(images, "_free_memory", lambda: 2**10)
     assert (digits.train_images.nbytes + digits.test_images.nbytes) / 2**20 > 0.1
     with pytest.raises(SystemExit) as end:
         main(["--run-dir", str(tmp_path / "run")])

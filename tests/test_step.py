@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from sqs_jax.train import TrainConfig
+from sqs_jax.train import ImageConfig
 from sqs_jax.train.config import InputError
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
 from sqs_jax.train.step import (
@@ -28,7 +28,7 @@ from sqs_jax.train.step import (
 )
 
 GOLDEN_LOSS = 0.9916116
-SMALL = TrainConfig(width=8, hidden=6, batch_size=16, lr=1e-2, noise_std=0.0, epochs=4, validation=0)
+SMALL = ImageConfig(width=8, hidden=6, batch_size=16, lr=1e-2, noise_std=0.0, epochs=4, validation=0)
 
 
 def images_and_labels(count, seed=0):

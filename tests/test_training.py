@@ -16,13 +16,13 @@ import orbax.checkpoint as ocp
 import pytest
 
 from sqs_jax import gated_linear
-from sqs_jax.train import InputError, TrainConfig, data, loop, train
+from sqs_jax.train import ImageConfig, InputError, data, images, loop, train
 from sqs_jax.train.checkpoint import restore_params
 from sqs_jax.train.cli import main
 from sqs_jax.train.stop import Stopped
 
 FLAGS = ["--no-report", "--epochs", "40", "--save-every", "1", "--width", "16", "--hidden", "16"]
-CONFIG = TrainConfig(epochs=40, save_every=1, width=16, hidden=16)
+CONFIG = ImageConfig(epochs=40, save_every=1, width=16, hidden=16)
 
 
 def quiet(*_):
@@ -217,7 +217,7 @@ def test_a_finished_run_resumes_to_its_summary(reference):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
-    real = loop.make_epoch
+    real = images.make_epoch
 
     def breaking(*args):
         epoch = real(*args)
@@ -229,7 +229,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
 
         return broken
 
-    monkeypatch.setattr(loop, "make_epoch", breaking)
+    monkeypatch.setattr(images, "make_epoch", breaking)
     with pytest.raises(loop.NonFiniteLossError, match="`train_loss` is nan at step 28"):
         train(CONFIG, tmp_path / "run", report=quiet)
     assert max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()) == 3

@@ -1,13 +1,13 @@
-"""Training of GLU classifiers: `train(config, run_dir)`, and the command line `python -m train`."""
+"""Training of GLU networks, on images and on text: `train(config, run_dir)`, and the command line `python -m train`."""
 
 from typing import TYPE_CHECKING
 
-from sqs_jax.train.config import PRESETS, InputError, TrainConfig, preset
+from sqs_jax.train.config import PRESETS, ImageConfig, InputError, TextConfig, TrainConfig, preset
 
 if TYPE_CHECKING:
     from sqs_jax.train.loop import train
 
-__all__ = ["PRESETS", "InputError", "TrainConfig", "preset", "train"]
+__all__ = ["PRESETS", "ImageConfig", "InputError", "TextConfig", "TrainConfig", "preset", "train"]
 
 
 def __getattr__(name):

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -24,15 +25,36 @@ _OVERHEAD = 2**18
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run has come: the epochs done, the seconds they took, and their rows of metrics."""
+    """How far a run has come, beside its state."""
 
-    epoch: int = 0
-    seconds: float = 0.0
+    rounds: int = 0
+    """Rounds done, each with its evaluation: of images, epochs."""
+    training: float = 0.0
+    """Seconds of training."""
+    evaluating: float = 0.0
+    """Seconds of evaluation."""
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """The rounds' rows of metrics."""
+    losses: list[float] = dataclasses.field(default_factory=list)
+    """Of the steps since the last round."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in all."""
+        return self.training + self.evaluating
+
+    def trained(self, losses, seconds: float) -> "Progress":
+        """After more steps."""
+        found = [*self.losses, *np.asarray(losses, np.float64).tolist()]
+        return dataclasses.replace(self, training=self.training + seconds, losses=found)
+
+    def evaluated(self, row: dict[str, Any], seconds: float) -> "Progress":
+        """After the evaluation that ends a round."""
+        return Progress(self.rounds + 1, self.training, self.evaluating + seconds, [*self.history, row])
 
 
 class Checkpoints:
-    """The folder `checkpoints/`: <epoch>/params, <epoch>/opt_state and <epoch>/progress.
+    """The folder `checkpoints/`: <n>/params, <n>/opt_state and <n>/progress, n the epoch or, of text, the step.
 
     A checkpoint is written beside its place and moved there, so a process killed at any moment leaves the
     ones before it. Saving is not asynchronous: the next epoch reuses the memory of the state.
@@ -57,37 +79,37 @@ class Checkpoints:
             ),
         )
 
-    def save(self, state: TrainState, progress: Progress) -> None:
-        """Writes a checkpoint, and removes those that are neither the last nor the best.
+    def save(self, number: int, state: TrainState, progress: Progress) -> None:
+        """Writes the checkpoint `number`, and removes those that are neither the last nor the best.
 
         Raises OSError where the disk has no room for it, before anything is written.
         """
         self._check_space(state)
-        row = progress.history[-1]
-        metrics = {"loss": row["validation_loss"]} if "validation_loss" in row else None
+        evaluated = not progress.losses and "validation_loss" in progress.history[-1]
+        metrics = {"loss": progress.history[-1]["validation_loss"]} if evaluated else None
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave(state.opt_state),
             progress=ocp.args.JsonSave(dataclasses.asdict(progress) | {"step": int(state.step)}),
         )
-        self._manager.save(progress.epoch, args=items, metrics=metrics)
+        self._manager.save(number, args=items, metrics=metrics)
 
     def restore_last(self, state: TrainState) -> tuple[TrainState, Progress]:
         """The last checkpoint, laid out as `state` is; `state` itself where there is none yet.
 
         Raises InputError for a checkpoint of another architecture.
         """
-        epoch = self._manager.latest_step()
-        if epoch is None:
+        number = self._manager.latest_step()
+        if number is None:
             return state, Progress()
-        self._check_architecture(epoch, state.params)
+        self._check_architecture(number, state.params)
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, (state.params, state.opt_state))
         items = ocp.args.Composite(
             params=ocp.args.StandardRestore(wanted[0]),
             opt_state=ocp.args.StandardRestore(wanted[1]),
             progress=ocp.args.JsonRestore(),
         )
-        found: Any = self._manager.restore(epoch, args=items)
+        found: Any = self._manager.restore(number, args=items)
         progress = dict(found.progress)
         step = jax.device_put(jnp.asarray(progress.pop("step"), state.step.dtype), state.step.sharding)
         return TrainState(found.params, found.opt_state, step), Progress(**progress)
@@ -98,9 +120,9 @@ class Checkpoints:
         if shutil.disk_usage(self._manager.directory).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._manager.directory))
 
-    def _check_architecture(self, epoch: int, params: Parameters):
-        metadata: Any = self._manager.item_metadata(epoch)
-        check_architecture(metadata["params"].tree, params, self._manager.directory / str(epoch))
+    def _check_architecture(self, number: int, params: Parameters):
+        metadata: Any = self._manager.item_metadata(number)
+        check_architecture(metadata["params"].tree, params, self._manager.directory / str(number))
 
 
 def check_architecture(found: Any, wanted: Parameters, checkpoint: Any) -> None:

@@ -1,28 +1,43 @@
-"""The command line: `python -m train [data] [flags]`."""
+"""The command line: `python -m train [data] [flags]`, and `python -m train sample …`."""
 
 import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tyro
 
-from sqs_jax.train.config import PRESETS, InputError, TrainConfig, check, from_json, preset
+from sqs_jax.train.config import (
+    IMAGES,
+    TEXTS,
+    ImageConfig,
+    InputError,
+    TextConfig,
+    TrainConfig,
+    check,
+    from_json,
+    preset,
+)
 from sqs_jax.train.run_folder import RunFolder, read_config
 from sqs_jax.train.terminal import fail, one_line_errors, program, read
 
-_DESCRIPTION = f"""Train a gated linear unit (GLU) classifier on images, and read its eigenvectors from its weights.
+_DESCRIPTION = f"""Train gated linear units (GLU) in a classifier of images or a Transformer on text, and read the weights.
 
   python -m train                                  digits: seconds, and no network
   python -m train mnist --noise-std 0.5 --seed 3   the paper's setting, but for the noise
   python -m train mnist --gate silu --run-dir runs/silu
+  python -m train stories                          a language model: half a minute, and no network
+  python -m train --text book.txt --layers 6       on any UTF-8 text
   python -m train --run-dir runs/silu --resume     after Ctrl-C, SIGTERM or a crash
   python -m train --config runs/silu/config.json --seed 1
+  python -m train sample runs/stories-sqs-seed0 --prompt "Once upon a time"
 
-Data sets: {", ".join(PRESETS)}, tfds:<name>. Each has defaults of its own, shown by
-python -m train <data> --help. A run's folder holds config.json, metrics.jsonl, checkpoints/, summary.json,
-report.html, spectrum.npz, eigenvectors.png and curves.png. An existing run is never overwritten."""
+Images: {", ".join(IMAGES)}, tfds:<name>. Text: {", ".join(TEXTS[:-1])}, or --text FILE. Each has defaults
+and flags of its own, shown by python -m train <data> --help. A run's folder holds config.json, metrics.jsonl,
+checkpoints/, summary.json, report.html, spectrum.npz and pictures, of text also tokenizer.json and samples.txt.
+An existing run is never overwritten."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,27 +57,41 @@ class Places:
 
 
 @dataclasses.dataclass(frozen=True)
-class Command:
-    """What the command line says."""
+class ImageCommand:
+    """What the command line says of a run on images."""
 
-    run: tyro.conf.OmitArgPrefixes[TrainConfig]
+    run: tyro.conf.OmitArgPrefixes[ImageConfig]
+    files: tyro.conf.OmitArgPrefixes[Places]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextCommand:
+    """What the command line says of a run on text."""
+
+    run: tyro.conf.OmitArgPrefixes[TextConfig]
     files: tyro.conf.OmitArgPrefixes[Places]
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs `python -m train` with these arguments; exits with 2 on bad input, 1 on a loss that is not finite."""
+    args = sys.argv[1:] if args is None else args
     with one_line_errors(InputError, interrupted="interrupted; a run that has begun goes on with --resume"):
-        _run(*parse(sys.argv[1:] if args is None else args))
+        if args and args[0] == "sample":
+            from sqs_jax.train.sample import main as sample
+
+            sample(args[1:])
+        else:
+            _run(*parse(args))
 
 
-def parse(args: Sequence[str]) -> tuple[TrainConfig, Path, Places]:
+def parse(args: Sequence[str]) -> tuple[Any, Path, Places]:
     """The configuration, the run's folder and the other paths.
 
-    The arguments are read twice: first for the data set, --config and --resume, which decide the defaults
-    of the second reading.
+    The arguments are read twice: first for the data set, --config and --resume, which decide the flags and the
+    defaults of the second reading.
     """
     asks_help = {"-h", "--help"}
-    first = _read([arg for arg in args if arg not in asks_help], Command(TrainConfig(), Places()))
+    first = _first_reading([arg for arg in args if arg not in asks_help])
     run_dir = first.files.run_dir or Path("runs") / _run_name(first.run)
     if first.files.resume and first.files.config:
         raise InputError("--config and --resume exclude each other: a resumed run has its own configuration")
@@ -71,10 +100,28 @@ def parse(args: Sequence[str]) -> tuple[TrainConfig, Path, Places]:
     elif first.files.config:
         base = from_json(first.files.config)
     else:
-        base = preset(first.run.data)
-    command = _read(args, Command(base, Places()))
-    check(command.run)
-    return command.run, command.files.run_dir or Path("runs") / _run_name(command.run), command.files
+        base = preset("text" if getattr(first.run, "text", "") else first.run.data)
+    command = _read(args, base)
+    config = command.run
+    if isinstance(config, TextConfig) and config.text:
+        # Absolute, so that the run can be resumed from elsewhere.
+        data = "text" if config.data == TextConfig.data else config.data
+        config = dataclasses.replace(config, data=data, text=str(Path(config.text).absolute()))
+    check(config)
+    return config, command.files.run_dir or Path("runs") / _run_name(config), command.files
+
+
+def _first_reading(args: Sequence[str]) -> Any:
+    """The arguments as those of a run on images or, where they are not, on text; what they say goes by the likelier."""
+    is_text = any(arg in TEXTS or arg.partition("=")[0] == "--text" for arg in args)
+    likely, other = (TextConfig, ImageConfig) if is_text else (ImageConfig, TextConfig)
+    try:
+        return _read(args, likely())
+    except InputError as error:
+        try:
+            return _read(args, other())
+        except InputError:
+            raise error from None
 
 
 def _run(config: TrainConfig, run_dir: Path, places: Places) -> None:
@@ -90,20 +137,23 @@ def _run(config: TrainConfig, run_dir: Path, places: Places) -> None:
         command = f"{_program()} --run-dir {shlex.quote(str(run_dir))} --resume"
         fail(f"{stop}; go on with: {command}", 128 + stop.number)
     test = summary["test"]
-    print(f"test loss {test['loss']:.4f}  accuracy {test['accuracy']:.4f}  ({summary['seconds']:.1f} s of training)")
+    figures = f"accuracy {test['accuracy']:.4f}" if "accuracy" in test else f"{test['bits_per_byte']:.4f} bits per byte"
+    print(f"test loss {test['loss']:.4f}  {figures}  ({summary['seconds']:.1f} s of training)")
     if places.report and not RunFolder(run_dir).report.exists():
         from sqs_jax.analysis.report import report
 
         print("reading the weights", flush=True)
         with one_line_errors(ValueError):
             report(run_dir, data_dir=places.data_dir)
-    for file in ("report.html", "eigenvectors.png", "curves.png", "summary.json"):
+    for file in ("report.html", "eigenvectors.png", "curves.png", "samples.txt", "summary.json"):
         if (run_dir / file).exists():
             print(run_dir / file)
 
 
-def _read(args: Sequence[str], default: Command) -> Command:
-    return read(Command, args, prog=_program(), description=_DESCRIPTION, default=default)
+def _read(args: Sequence[str], base: TrainConfig) -> Any:
+    kind = TextCommand if isinstance(base, TextConfig) else ImageCommand
+    default = kind(base, Places())  # pyright: ignore[reportArgumentType] - of its kind
+    return read(kind, args, prog=_program(), description=_DESCRIPTION, default=default)
 
 
 def _program() -> str:
@@ -111,4 +161,5 @@ def _program() -> str:
 
 
 def _run_name(config: TrainConfig) -> str:
-    return f"{config.data.replace(':', '-')}-{config.gate}-seed{config.seed}"
+    name = Path(config.text).stem if isinstance(config, TextConfig) and config.text else config.data
+    return f"{name.replace(':', '-')}-{config.gate}-seed{config.seed}"

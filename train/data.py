@@ -1,30 +1,20 @@
 """Data sets as memory-mapped arrays: original files → tensorflow-datasets, once → arrays on disk, once."""
 
-import contextlib
 import dataclasses
-import errno
 import functools
-import hashlib
 import importlib
 import importlib.util
 import json
 import os
 import shutil
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sqs_jax.cache import default_cache_dir
 from sqs_jax.train.config import InputError
-from sqs_jax.train.sources import DIGITS, SOURCES, Original, Source
-
-# Part of the cache's path: a change of what is stored there raises it.
-_VERSION = "1.0.0"
-_SPLITS = ("train", "test")
+from sqs_jax.train.originals import SPLITS, VERSION, exclusive, first_line, prepare, tensorflow_datasets
+from sqs_jax.train.sources import DIGITS, SOURCES, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +56,12 @@ def load(name: str, data_dir: Path | None = None, cache_dir: Path | None = None)
     if data_dir and not data_dir.is_dir():
         raise InputError(f"`data_dir` is {data_dir}: no such folder")
     cache_dir = cache_dir or default_cache_dir()
-    folder = cache_dir / "arrays" / name.replace(":", "/") / _VERSION
+    folder = cache_dir / "arrays" / name.replace(":", "/") / VERSION
     if not folder.is_dir():
-        with _exclusive(folder):
+        with exclusive(folder):
             if not folder.is_dir():
-                prepare = functools.partial(_stock, stock) if stock else functools.partial(_own, SOURCES[name])
-                splits, classes = prepare(data_dir, cache_dir)
+                prepare_set = functools.partial(_stock, stock) if stock else functools.partial(_own, SOURCES[name])
+                splits, classes = prepare_set(data_dir, cache_dir)
                 _save(folder, splits, classes)
     return _open(name, folder)
 
@@ -98,85 +88,32 @@ def _digits() -> Dataset:
 
 
 def _own(source: Source, data_dir: Path | None, cache_dir: Path):
-    """Prepares a set of ours with tensorflow-datasets, TensorFlow not needed, and reads it back."""
-    from tensorflow_datasets.core.download import download_manager, util
-
-    tfds = _tensorflow_datasets()
-    for killed in cache_dir.glob(f"tfds/{source.name}/*incomplete*"):
-        shutil.rmtree(killed)
-    print(f"preparing {source.name}, once, in {cache_dir}", flush=True)
-    local = _find_originals(source, data_dir)
-    missing = [original for original in source.originals if original.file not in local]
-    _check_reachable(source, missing, data_dir)
-
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyright: ignore
-        name = source.name
-        VERSION = tfds.core.Version(_VERSION)
-        url_infos = {  # noqa: RUF012 - as the base class has it
-            original.url: tfds.download.checksums.UrlInfo(original.size, original.sha256, original.file)
-            for original in source.originals
-        }
-
-        def _info(self):
-            # Raw bytes: as PNG, or as a list of integers, an image takes many times as long to write and to read.
-            image = tfds.features.Tensor(shape=source.shape, dtype=np.uint8, encoding="bytes")
-            features = tfds.features.FeaturesDict({"image": image, "label": np.int64})
-            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
-
-        def _split_generators(self, dl_manager):
-            downloaded = dl_manager.download({original.file: original.url for original in missing})
-            paths = local | {file: Path(path) for file, path in downloaded.items()}
-            return {split: self._generate_examples(split, paths) for split in _SPLITS}
-
-        def _generate_examples(self, split, paths):
-            for key, (image, label) in enumerate(source.read(split, paths)):
-                yield key, {"image": image, "label": label}
-
-    if not missing:
-        tfds.disable_progress_bar()
-    builder = Builder(data_dir=cache_dir / "tfds", file_format="array_record")
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
-    # A folder of its own for each set: tensorflow-datasets takes a file of the same name for the same file.
-    downloads = cache_dir / "downloads" / source.name
-    try:
-        with contextlib.redirect_stdout(None):  # it speaks of "Unknown size"
-            builder.download_and_prepare(download_dir=downloads, download_config=config)
-    except RuntimeError as error:
-        if os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(cache_dir)) from None
-    except (util.DownloadError, download_manager.NonMatchingChecksumError) as error:
-        what = " ".join(str(error).partition("To debug")[0].split())
-        raise InputError(f"{source.name}: {what}; {_what_to_do(source, missing)}") from None
-    return {split: _collect(source.name, builder.as_data_source(split)) for split in _SPLITS}, source.classes
+    """A set of ours: the arrays of each split, and the classes' names."""
+    records = prepare(source, data_dir, cache_dir)
+    return {split: _collect(source.name, records[split]) for split in SPLITS}, source.classes
 
 
 def _stock(name: str, data_dir: Path | None, cache_dir: Path):
     """Reads `tfds:<name>`, an image-classification set of tensorflow-datasets itself."""
-    tfds = _tensorflow_datasets()
+    tfds = tensorflow_datasets()
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
-        raise InputError(f"`data` is 'tfds:{name}': {_first_line(error)}") from None
+        raise InputError(f"`data` is 'tfds:{name}': {first_line(error)}") from None
     if not builder.is_prepared():
         if importlib.util.find_spec("tensorflow") is None:
             raise InputError(f"tfds:{name} is not prepared yet, and to prepare it needs TensorFlow: install tensorflow")
         try:
             builder.download_and_prepare(download_dir=cache_dir / "downloads" / f"tfds-{name}")
         except Exception as error:  # whatever a builder of others may raise
-            raise InputError(f"tfds:{name} cannot be prepared: {_first_line(error)}") from None
+            raise InputError(f"tfds:{name} cannot be prepared: {first_line(error)}") from None
     features = builder.info.features
-    if not (features and {"image", "label"} <= set(features) and set(_SPLITS) <= set(builder.info.splits)):
+    if not (features and {"image", "label"} <= set(features) and set(SPLITS) <= set(builder.info.splits)):
         raise InputError(f"tfds:{name} does not have `image` and `label`, and the splits `train` and `test`")
     label = features["label"]
-    splits = {split: _collect(f"tfds:{name}", builder.as_data_source(split)) for split in _SPLITS}
+    splits = {split: _collect(f"tfds:{name}", builder.as_data_source(split)) for split in SPLITS}
     count = getattr(label, "num_classes", None) or 1 + int(max(labels.max() for _, labels in splits.values()))
     return splits, tuple(getattr(label, "names", None) or map(str, range(count)))
-
-
-def _tensorflow_datasets() -> Any:
-    """The module, imported when a set is prepared and not before; its lazy parts are hidden from type checkers."""
-    return importlib.import_module("tensorflow_datasets")
 
 
 def _collect(name, records) -> tuple[np.ndarray, np.ndarray]:
@@ -196,64 +133,6 @@ def _collect(name, records) -> tuple[np.ndarray, np.ndarray]:
     return images.squeeze(-1) if shape[-1] == 1 else images, labels
 
 
-def _find_originals(source: Source, data_dir: Path | None) -> dict[str, Path]:
-    """The original files that lie in `data_dir`, their checksums verified."""
-    found = {}
-    for original in source.originals:
-        for folder in [data_dir / name for name in (*source.folders, ".")] if data_dir else []:
-            path = folder / original.file
-            if path.is_file():
-                _verify(path, original)
-                found[original.file] = path
-                break
-    return found
-
-
-def _verify(path: Path, original: Original):
-    with path.open("rb") as file:
-        checksum = hashlib.file_digest(file, "sha256").hexdigest()
-    if checksum != original.sha256:
-        raise InputError(f"{path} is truncated or not the original: sha256 {checksum}, expected {original.sha256}")
-
-
-def _check_reachable(source: Source, missing, data_dir):
-    """Fails at once where a download cannot work: left alone, it would be tried again for minutes."""
-    searched = f" in {data_dir}" if data_dir else ""
-    for original in missing:
-        if original.url is None:
-            raise InputError(f"{source.name}: no {original.file}{searched}; {_what_to_do(source, missing)}")
-        try:
-            with urllib.request.urlopen(urllib.request.Request(original.url, method="HEAD"), timeout=20):
-                pass
-        except urllib.error.HTTPError:
-            pass  # the host answers: what it says to the real request counts
-        except OSError as error:
-            reason = getattr(error, "reason", error)
-            raise InputError(
-                f"{source.name}: no {original.file}{searched}, and {original.url} cannot be reached ({reason}); "
-                + _what_to_do(source, missing)
-            ) from None
-
-
-def _what_to_do(source: Source, missing) -> str:
-    files = ", ".join(original.file for original in missing)
-    return f"put {files} into DIR/{source.folders[0]}/ and pass --data-dir DIR (or set SQS_DATA_DIR=DIR)"
-
-
-def _first_line(error) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-@contextlib.contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Holds the lock of a cache folder, which the system lets go when a process dies."""
-    import filelock
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder.parent / f"{folder.name}.lock"):
-        yield
-
-
 def _save(folder: Path, splits, classes):
     """Writes the arrays beside their place, then moves them there at once: the folder is whole or absent."""
     partial = folder.parent / f"{folder.name}.partial"
@@ -269,7 +148,7 @@ def _save(folder: Path, splits, classes):
 def _open(name, folder: Path) -> Dataset:
     arrays = {
         f"{split}_{kind}": np.load(folder / f"{split}_{kind}.npy", mmap_mode="r")
-        for split in _SPLITS
+        for split in SPLITS
         for kind in ("images", "labels")
     }
     return Dataset(name, tuple(json.loads((folder / "classes.json").read_text())), **arrays)

@@ -21,10 +21,15 @@ def learning_rate(config: TrainConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformation:
-    """AdamW after optional clipping by the global norm; weight decay on matrices, not on biases, c and λ."""
+    """AdamW after optional clipping by the global norm; weight decay on matrices, not on biases, norms, c and λ."""
     adamw = optax.adamw(
         learning_rate(config, total_steps),
         weight_decay=config.weight_decay,
-        mask=lambda params: jax.tree.map(lambda value: value.ndim >= 2, params),
+        mask=lambda params: jax.tree.map_with_path(_is_matrix, params),
     )
     return optax.chain(optax.clip_by_global_norm(config.clip), adamw) if config.clip else adamw
+
+
+def _is_matrix(path, value) -> bool:
+    # The arrays of a Transformer's blocks have an axis more: that of the layers.
+    return value.ndim - (path[0].key == "blocks") >= 2

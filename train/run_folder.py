@@ -14,7 +14,9 @@ import jax
 
 from sqs_jax.train.config import InputError, TrainConfig, from_json, to_json
 
-_PACKAGES = ("sqs-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+_PACKAGES = (
+    "sqs-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "tokenizers", "numpy",
+)  # fmt: skip
 
 
 class RunFolder:
@@ -30,6 +32,8 @@ class RunFolder:
         self.eigenvectors = path / "eigenvectors.png"
         self.curves = path / "curves.png"
         self.report = path / "report.html"
+        self.tokenizer = path / "tokenizer.json"
+        self.samples = path / "samples.txt"
 
 
 def check_free(run: RunFolder) -> None:
@@ -38,17 +42,20 @@ def check_free(run: RunFolder) -> None:
         raise InputError(f"{run.path} exists already: go on with it by --resume, or choose another --run-dir")
 
 
-def create(run: RunFolder, config: TrainConfig) -> None:
-    """Begins a run: its folder appears with the configuration in it. Raises as `check_free`."""
+def create(run: RunFolder, config: TrainConfig, files: dict[str, str]) -> None:
+    """Begins a run: its folder appears with the configuration and these files in it. Raises as `check_free`."""
     check_free(run)
+    files = files | {run.config.name: to_json(config)}  # the configuration last: with it the folder is a run's
     if run.path.is_dir():  # and empty
-        write(run.config, to_json(config))
+        for name, content in files.items():
+            write(run.path / name, content)
         return
     run.path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{run.path.name}.", dir=run.path.parent))
     try:
         partial.chmod(0o755)
-        (partial / run.config.name).write_text(to_json(config))
+        for name, content in files.items():
+            (partial / name).write_text(content, encoding="utf-8")
         partial.rename(run.path)  # never onto a run that began meanwhile
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -72,6 +79,14 @@ def check_same_config(run: RunFolder, config: TrainConfig) -> None:
             )
 
 
+def check_same_files(run: RunFolder, files: dict[str, str]) -> None:
+    """Raises InputError where what an existing run was begun with differs from this."""
+    for name, content in files.items():
+        path = run.path / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != content:
+            raise InputError(f"{path} is not what the data gives: the run was begun with other data, or it was changed")
+
+
 def write(path: Path, content: str | bytes) -> None:
     """Writes a file beside its place, then moves it there: readers see the old one or the new one, whole."""
     data = content.encode() if isinstance(content, str) else content
@@ -85,8 +100,12 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def write_metrics(run: RunFolder, history: list[dict[str, Any]]) -> None:
-    """The whole `metrics.jsonl`, a row an epoch."""
-    write(run.metrics, "".join(json.dumps(row, allow_nan=False) + "\n" for row in history))
+    """The whole `metrics.jsonl`, a row an evaluation, and where there are samples the whole `samples.txt`."""
+    rows = [{name: value for name, value in row.items() if name != "samples"} for row in history]
+    write(run.metrics, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    if any(row.get("samples") for row in history):
+        parts = [f"step {row['step']}\n\n" + "\n\n---\n\n".join(row["samples"]) for row in history]
+        write(run.samples, "\n\n==========\n\n".join(parts) + "\n")
 
 
 def provenance() -> dict[str, Any]:

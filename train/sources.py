@@ -6,11 +6,13 @@ import io
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-Examples = Iterator[tuple[np.ndarray, int]]
+Examples = Iterator[dict[str, Any]]
 
+END_OF_TEXT = "<|endoftext|>"
 DIGITS = tuple("0123456789")
 CLOTHES = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
@@ -32,25 +34,33 @@ CIFAR100 = (
 
 @dataclasses.dataclass(frozen=True)
 class Original:
-    """One original file: its name, SHA-256, size in bytes, and the URL it is downloaded from, if there is one."""
+    """One original file: its name, SHA-256 and size in bytes where they are known, and its URL, if it has one."""
 
     file: str
-    sha256: str
-    size: int
+    sha256: str | None
+    size: int | None
     url: str | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A data set: its original files, and `read(split, paths)`, the (image, label) pairs of "train" or "test"."""
+    """A data set: its original files, and `read(split, paths)`, the records of "train" or "test"."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
+    """Of an image; None for text, whose records hold a "text" instead of "image" and "label"."""
     classes: tuple[str, ...]
     originals: tuple[Original, ...]
     read: Callable[[str, dict[str, Path]], Examples]
     folders: tuple[str, ...]
     """Folders below `--data-dir` where the files may lie; else directly in it."""
+
+    def features(self, kinds: Any) -> dict[str, Any]:
+        """What a record holds, in the `features` of tensorflow-datasets."""
+        if self.shape is None:
+            return {"text": kinds.Text()}
+        # Raw bytes: as PNG, or as a list of integers, an image takes many times as long to write and to read.
+        return {"image": kinds.Tensor(shape=self.shape, dtype=np.uint8, encoding="bytes"), "label": np.int64}
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -68,7 +78,7 @@ def _read_mnist(split, paths) -> Examples:
     images = read_idx(paths[f"{prefix}-images-idx3-ubyte.gz"])
     labels = read_idx(paths[f"{prefix}-labels-idx1-ubyte.gz"])
     for image, label in zip(images, labels, strict=True):
-        yield image, int(label)
+        yield {"image": image, "label": int(label)}
 
 
 def _read_cifar_binary(split, paths, *, members, label_bytes) -> Examples:
@@ -83,7 +93,7 @@ def _read_cifar_binary(split, paths, *, members, label_bytes) -> Examples:
             records = np.frombuffer(content.read(), np.uint8).reshape(-1, label_bytes + 3072)
             images = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
             for image, label in zip(images, records[:, label_bytes - 1], strict=True):
-                yield image, int(label)
+                yield {"image": image, "label": int(label)}
 
 
 def _read_cifar10(split, paths) -> Examples:
@@ -107,7 +117,29 @@ def _read_cifar10_jpeg(split, paths) -> Examples:
                 continue
             content = archive.extractfile(member)
             assert content is not None  # a regular file of an archive whose checksum was verified
-            yield np.asarray(Image.open(io.BytesIO(content.read())).convert("RGB")), CIFAR10.index(parts[-2])
+            image = np.asarray(Image.open(io.BytesIO(content.read())).convert("RGB"))
+            yield {"image": image, "label": CIFAR10.index(parts[-2])}
+
+
+def _read_tinystories(split, paths) -> Examples:
+    """Stories with a line `<|endoftext|>` between them."""
+    part = {"train": "train", "test": "valid"}[split]
+    for story in read_stories(paths[f"TinyStories-{part}.txt"]):
+        yield {"text": story}
+
+
+def read_stories(path: Path, separator: str = END_OF_TEXT) -> Iterator[str]:
+    """The texts of a UTF-8 file between separators, stripped, empty ones left out; the file may be any size.
+
+    Raises UnicodeDecodeError for a file that is not UTF-8.
+    """
+    rest = ""
+    with path.open(encoding="utf-8", newline="") as file:
+        while part := file.read(2**20):
+            *whole, rest = (rest + part).split(separator)
+            yield from filter(None, map(str.strip, whole))
+    if rest.strip():
+        yield rest.strip()
 
 
 def _idx_originals(base, *rows):
@@ -155,3 +187,16 @@ SOURCES: dict[str, Source] = {
         Source("cifar10_jpeg", (32, 32, 3), CIFAR10, (_CIFAR10_JPEG,), _read_cifar10_jpeg, ("cifar10_jpeg", "cifar10")),
     )
 }
+
+_TINYSTORIES = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/"
+# Eldan and Li 2023 (arXiv 2305.07759). No checksum of its files is known here.
+TINYSTORIES = Source(
+    "tinystories",
+    None,
+    (),
+    tuple(
+        Original(name, None, None, _TINYSTORIES + name) for name in ("TinyStories-train.txt", "TinyStories-valid.txt")
+    ),
+    _read_tinystories,
+    ("tinystories",),
+)

@@ -9,9 +9,8 @@ import optax
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from sqs_jax.activation import SQS
 from sqs_jax.modules import GLUClassifier
-from sqs_jax.train.config import TrainConfig
+from sqs_jax.train.config import ImageConfig, InputError
 
 # What a random number is for: folded into the run's key before the step or epoch.
 _INIT, _ORDER, _NOISE = 0, 1, 2
@@ -46,12 +45,19 @@ def data_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
+def check_devices(batch_size: int) -> None:
+    """Raises InputError for a batch that the devices cannot share evenly."""
+    devices = jax.device_count()
+    if batch_size % devices:
+        raise InputError(f"`batch_size` is {batch_size}: a multiple of the {devices} devices is needed")
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device: how parameters and the data set lie."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def make_model(config: TrainConfig, inputs: int, outputs: int) -> GLUClassifier:
+def make_model(config: ImageConfig, inputs: int, outputs: int) -> GLUClassifier:
     """The classifier of a configuration, its initial weights drawn from the run's seed."""
     return GLUClassifier(
         inputs,
@@ -59,18 +65,34 @@ def make_model(config: TrainConfig, inputs: int, outputs: int) -> GLUClassifier:
         width=config.width or None,
         hidden=config.hidden,
         layers=config.layers,
-        gate=SQS(config.c, config.lam, config.p) if config.gate == "sqs" else config.gate,
+        gate=config.sigma,
         residual=config.residual,
         bias=config.bias,
         learnable=config.learnable,
         dtype=jnp.dtype(config.dtype),
-        rngs=nnx.Rngs(jax.random.fold_in(jax.random.key(config.seed), _INIT)),
+        rngs=initial_rngs(config.seed),
     )
+
+
+def initial_rngs(seed: int) -> nnx.Rngs:
+    """What initial weights are drawn from."""
+    return nnx.Rngs(jax.random.fold_in(jax.random.key(seed), _INIT))
+
+
+def noise_key(seed: int, step: jax.Array) -> jax.Array:
+    """The key of a step's noise."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _NOISE), step)
 
 
 def parameters(model: nnx.Module) -> Parameters:
     """The parameters of a model as nested dicts of arrays."""
     return nnx.to_pure_dict(nnx.state(model))
+
+
+def first_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    params = parameters(model)
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
 def with_parameters(model: nnx.Module, params: Parameters) -> Any:
@@ -89,8 +111,8 @@ def add_noise(x: jax.Array, key: jax.Array, std: float, prob: float) -> jax.Arra
     """x (n, d) plus Gaussian noise of this standard deviation, for each row with chance `prob`."""
     if std == 0 or prob == 0:
         return x
-    noise_key, chance_key = jax.random.split(key)
-    noise = std * jax.random.normal(noise_key, x.shape)
+    value_key, chance_key = jax.random.split(key)
+    noise = std * jax.random.normal(value_key, x.shape)
     if prob < 1:
         noise *= jax.random.bernoulli(chance_key, prob, (len(x), 1))
     return x + noise
@@ -99,7 +121,7 @@ def add_noise(x: jax.Array, key: jax.Array, std: float, prob: float) -> jax.Arra
 Epoch = Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainState, jax.Array]]
 
 
-def make_epoch(config: TrainConfig, model: GLUClassifier, optimizer: optax.GradientTransformation, mesh: Mesh) -> Epoch:
+def make_epoch(config: ImageConfig, model: GLUClassifier, optimizer: optax.GradientTransformation, mesh: Mesh) -> Epoch:
     """The compiled epoch: (state, images, labels, indices) → (state, losses (steps,)).
 
     One scan over the batches of a shuffle of `indices` (n,), which point into uint8 images (m, …) and
@@ -121,8 +143,7 @@ def make_epoch(config: TrainConfig, model: GLUClassifier, optimizer: optax.Gradi
 
         def step(state, batch):
             x = jax.lax.with_sharding_constraint(scale_pixels(images[batch]), across)
-            noise_key = jax.random.fold_in(jax.random.fold_in(key, _NOISE), state.step)
-            x = add_noise(x, noise_key, config.noise_std, config.noise_prob)
+            x = add_noise(x, noise_key(config.seed, state.step), config.noise_std, config.noise_prob)
             loss, gradient = jax.value_and_grad(loss_of)(state.params, x, labels[batch])
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
             params: Any = optax.apply_updates(state.params, updates)

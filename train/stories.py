@@ -1,4 +1,4 @@
-"""The embedded text: short stories in plain English from a seeded grammar, so that a language model needs no network."""
+"""The embedded text: short stories from a seeded grammar of English, so that a language model needs no network."""
 
 import random
 from typing import Any, NamedTuple

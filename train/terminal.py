@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 import tyro
 
+from sqs_jax.train.config import InputError
+
 
 @contextlib.contextmanager
 def one_line_errors(*mistakes: type[Exception], interrupted: str = "interrupted") -> Iterator[None]:
@@ -27,7 +29,7 @@ def one_line_errors(*mistakes: type[Exception], interrupted: str = "interrupted"
 
 
 def read(kind: Any, args: Sequence[str], *, prog: str, description: str | None = None, **settings: Any) -> Any:
-    """The command line by tyro, whose framed messages become one line."""
+    """The command line by tyro, whose framed messages become the one line of an InputError."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -35,7 +37,7 @@ def read(kind: Any, args: Sequence[str], *, prog: str, description: str | None =
     except SystemExit as end:
         if end.code == 0:
             raise
-        fail(f"{_one_line(complaint.getvalue())} ({prog} --help lists the flags)", 2)
+        raise InputError(f"{_one_line(complaint.getvalue())} ({prog} --help lists the flags)") from None
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -1,0 +1,105 @@
+"""Training a classifier on images, as the loop wants it: an epoch is one compiled scan, and a round."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sqs_jax.train.config import ImageConfig, InputError
+from sqs_jax.train.data import Dataset, load, split_validation
+from sqs_jax.train.optimizer import learning_rate, make_optimizer
+from sqs_jax.train.step import (
+    check_devices,
+    data_mesh,
+    first_state,
+    make_epoch,
+    make_evaluation,
+    make_model,
+    replicated,
+)
+from sqs_jax.train.task import Task
+
+
+def make_task(config: ImageConfig, data_dir: Path | None) -> Task:
+    """Loads the images, builds and lays out all that is trained. Raises InputError for what does not fit."""
+    data = load(config.data, data_dir)
+    _check_sizes(config, data)
+    _check_memory(data)
+    mesh = data_mesh()
+    everywhere = replicated(mesh)
+    steps = _steps_per_epoch(config, data)
+    optimizer = make_optimizer(config, steps * config.epochs)
+    model = make_model(config, math.prod(data.shape), len(data.classes))
+    epoch, evaluation = make_epoch(config, model, optimizer, mesh), make_evaluation(model, mesh)
+    indices = split_validation(len(data.train_labels), config.validation)
+    arrays = (np.asarray(data.train_images), np.asarray(data.train_labels), *indices)
+    images, labels, training, validation = jax.device_put(arrays, everywhere)
+
+    def run(state, end, stopping):
+        del end, stopping  # an epoch is not interrupted
+        state, losses = epoch(state, images, labels, training)
+        return state, np.asarray(losses)
+
+    def evaluate(params) -> dict[str, Any]:
+        if not len(validation):
+            return {}
+        found = evaluation(params, images, labels, validation)
+        return {"validation_loss": float(found.loss), "validation_accuracy": float(found.accuracy)}
+
+    def test(params) -> dict[str, float]:
+        arrays = (np.asarray(data.test_images), np.asarray(data.test_labels), np.arange(len(data.test_labels)))
+        found = evaluation(params, *jax.device_put(arrays, everywhere))
+        return {"loss": float(found.loss), "accuracy": float(found.accuracy)}
+
+    return Task(
+        begin=lambda: jax.device_put(first_state(model, optimizer), everywhere),
+        rate=learning_rate(config, steps * config.epochs),
+        ends=[steps * epoch for epoch in range(1, config.epochs + 1)],
+        epoch=lambda step: step // steps,
+        checkpoint=lambda step: step // steps,
+        run=run,
+        evaluate=evaluate,
+        test=test,
+        files={},
+        tokens=0,
+    )
+
+
+def _steps_per_epoch(config: ImageConfig, data: Dataset) -> int:
+    return (len(data.train_labels) - config.validation) // config.batch_size
+
+
+def _check_sizes(config: ImageConfig, data: Dataset):
+    """Raises InputError where the configuration does not fit the data set, before the run's folder is made."""
+    size = len(data.train_labels)
+    if config.validation >= size:
+        raise InputError(f"`validation` is {config.validation}: fewer than the {size} training images are needed")
+    inputs = math.prod(data.shape)
+    if config.residual and config.width == 0 and config.hidden != inputs:
+        raise InputError(
+            f"`residual` without an embedding needs `hidden` = {inputs}, the inputs; it is {config.hidden}"
+        )
+    if config.batch_size > size - config.validation:
+        raise InputError(
+            f"`batch_size` is {config.batch_size}: at most the {size - config.validation} training images are needed"
+        )
+    learning_rate(config, _steps_per_epoch(config, data) * config.epochs)
+    check_devices(config.batch_size)
+
+
+def _check_memory(data: Dataset):
+    """Raises InputError where the images are more than what a device has free."""
+    needed, free = data.train_images.nbytes + data.test_images.nbytes, _free_memory()
+    if needed > free:
+        raise InputError(f"{data.name} takes {needed / 2**20:.1f} MiB, and the device has {free / 2**20:.1f} MiB free")
+
+
+def _free_memory() -> int:
+    """Bytes free on a device; where it does not tell (a CPU), the whole memory of the machine."""
+    statistics = jax.local_devices()[0].memory_stats()
+    if statistics and "bytes_limit" in statistics:
+        return statistics["bytes_limit"] - statistics["bytes_in_use"]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,219 @@
+"""Training a language model, as the loop wants it: a compiled step, called for each batch of windows."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sqs_jax.generation import Sampling, generate
+from sqs_jax.train.config import InputError, TextConfig
+from sqs_jax.train.optimizer import learning_rate, make_optimizer
+from sqs_jax.train.run_folder import RunFolder
+from sqs_jax.train.step import (
+    TrainState,
+    check_devices,
+    data_mesh,
+    first_state,
+    initial_rngs,
+    noise_key,
+    replicated,
+    with_parameters,
+)
+from sqs_jax.train.task import Task
+from sqs_jax.train.text import (
+    END,
+    Stream,
+    batch_numbers,
+    count_windows,
+    decode,
+    load_text,
+    read_tokenizer,
+    windows,
+)
+from sqs_jax.transformer import Transformer, TransformerConfig
+
+# How stories are sampled unless asked otherwise: without the tail, of which a story of some hundred tokens draws a few.
+SAMPLING = Sampling(temperature=0.8, top_p=0.95)
+
+
+def make_model(config: TextConfig, vocab: int) -> Transformer:
+    """The Transformer of a configuration, its initial weights drawn from the run's seed."""
+    sizes = TransformerConfig(
+        vocab=vocab,
+        context=config.context,
+        layers=config.layers,
+        width=config.width,
+        heads=config.heads,
+        hidden=config.hidden or None,
+        gate=config.sigma,
+        learnable=config.learnable,
+        tied=config.tied,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+        scan_layers=config.scan_layers,
+    )
+    return Transformer(sizes, rngs=initial_rngs(config.seed))
+
+
+def load_language(run_dir: Path, number: int | None = None) -> tuple[Transformer, Any, TextConfig]:
+    """The trained model of a run on text, its tokenizer and its configuration; no text is needed.
+
+    Args:
+      run_dir: folder of a run that has a checkpoint.
+      number: the step of the checkpoint; by default the last.
+
+    Raises InputError where that is no such run, or the tokenizer does not fit the checkpoint.
+    """
+    from sqs_jax.train.checkpoint import check_architecture, restore_params
+    from sqs_jax.train.run_folder import read_config
+    from sqs_jax.train.step import parameters
+
+    run = RunFolder(Path(run_dir))
+    config = read_config(run)
+    if not isinstance(config, TextConfig):
+        raise InputError(f"{run.path} is a run on images ({config.data}), not on text")
+    if not run.checkpoints.is_dir():
+        raise InputError(f"{run.path} has no checkpoint: nothing was trained yet")
+    tokenizer = read_tokenizer(run.tokenizer)
+    params = restore_params(run.checkpoints, number)
+    vocab = tokenizer.get_vocab_size()
+    if len(params["embedding"]) != vocab:
+        raise InputError(f"{run.tokenizer} has {vocab} tokens, and the checkpoint {len(params['embedding'])}")
+    model = make_model(config, vocab)
+    check_architecture(params, parameters(model), run.checkpoints)
+    return with_parameters(model, params), tokenizer, config
+
+
+def make_task(config: TextConfig, data_dir: Path | None) -> Task:
+    """Loads the text, builds and lays out all that is trained. Raises InputError for what does not fit."""
+    check_devices(config.batch_size // config.accumulate)
+    text = load_text(config, data_dir)
+    count = count_windows(text.train, config.context)
+    steps = config.steps or -(-config.epochs * count // config.batch_size)
+    optimizer = make_optimizer(config, steps)
+    mesh = data_mesh()
+    model = make_model(config, text.tokenizer.get_vocab_size())
+    train_step, score = make_step(config, model, optimizer, mesh), make_score(model, mesh)
+    across = NamedSharding(mesh, PartitionSpec("data"))
+
+    def run(state, end, stopping):
+        losses = []
+        for step in range(int(state.step), end):
+            # The step before the last has ended: its loss costs no wait, and no more than two steps lie in the queue.
+            if stopping() or (len(losses) > 1 and not np.isfinite(losses[-2])):
+                break
+            numbers = batch_numbers(step, config.batch_size, count, config.seed)
+            batch = jax.device_put(windows(text.train, config.context, numbers), across)
+            state, loss = train_step(state, *batch)
+            losses.append(loss)
+        return state, np.array([np.asarray(loss) for loss in losses], np.float32)
+
+    def measure(params, stream: Stream) -> dict[str, float]:
+        nats = stream_nats(lambda *batch: score(params, *batch), stream, config, mesh)
+        return {"loss": nats / (len(stream.tokens) - 1), "bits_per_byte": nats / math.log(2) / stream.bytes}
+
+    def evaluate(params) -> dict[str, Any]:
+        row: dict[str, Any] = {}
+        if config.validation:
+            row = {f"validation_{name}": value for name, value in measure(params, text.validation).items()}
+        if config.samples:
+            row["samples"] = _samples(with_parameters(model, params), text.tokenizer, config)
+        return row
+
+    facts = {"sha256": text.sha256, "vocab": text.tokenizer.get_vocab_size()}
+    for part in ("train", "validation", "test"):
+        stream = getattr(text, part)
+        facts[part] = {"stories": stream.stories, "tokens": len(stream.tokens) - 1, "bytes": stream.bytes}
+    ends = [*range(config.evaluate_every, steps, config.evaluate_every), steps]
+    return Task(
+        begin=lambda: jax.device_put(first_state(model, optimizer), replicated(mesh)),
+        rate=learning_rate(config, steps),
+        ends=ends,
+        epoch=lambda step: round(step * config.batch_size / count, 4),
+        checkpoint=lambda step: step,
+        run=run,
+        evaluate=evaluate,
+        test=lambda params: measure(params, text.test),
+        files={"tokenizer.json": text.tokenizer.to_str(), "text.json": json.dumps(facts, indent=2) + "\n"},
+        tokens=config.batch_size * config.context,
+    )
+
+
+def make_step(config: TextConfig, model: Transformer, optimizer: optax.GradientTransformation, mesh: Mesh):
+    """The compiled step: (state, inputs, targets) → (state, loss), of windows (batch_size, context) each.
+
+    The loss is the mean over all targets that are not -1, in nats; the state that goes in is used up.
+    """
+    across = NamedSharding(mesh, PartitionSpec(None, "data"))
+
+    def loss_of(params, inputs, targets, key):
+        network = with_parameters(model, params)
+        x = network.embed(inputs)
+        if config.noise_std:
+            size = jax.lax.stop_gradient(jnp.sqrt(jnp.mean(x.astype(jnp.float32) ** 2)))
+            x += (config.noise_std * size * jax.random.normal(key, x.shape)).astype(x.dtype)
+        return cross_entropy(network.logits(network.stream(x)), targets)
+
+    def gradient_of(params, inputs, targets, key):
+        if config.accumulate == 1:
+            return jax.value_and_grad(loss_of)(params, inputs, targets, key)
+        parts = [array.reshape(config.accumulate, -1, config.context) for array in (inputs, targets)]
+        parts = jax.lax.with_sharding_constraint(parts, across)
+
+        def add(total, part):
+            found = jax.value_and_grad(loss_of)(params, *part)
+            return jax.tree.map(jnp.add, total, found), None
+
+        zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+        return jax.lax.scan(add, zeros, (*parts, jax.random.split(key, config.accumulate)))[0]
+
+    @jax.jit(donate_argnums=0)
+    def step(state: TrainState, inputs, targets):
+        nats, gradient = gradient_of(state.params, inputs, targets, noise_key(config.seed, state.step))
+        count = jnp.maximum(1, jnp.sum(targets >= 0))
+        gradient = jax.tree.map(lambda array: array / count, gradient)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        return TrainState(params, opt_state, state.step + 1), nats / count
+
+    return step
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Sum of -log softmax(logits)[target], in nats, over the targets that are not negative."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
+    return jnp.sum(losses, where=targets >= 0)
+
+
+def make_score(model: Transformer, mesh: Mesh):
+    """The compiled (params, inputs, targets) → nats, summed over the targets."""
+    del mesh
+
+    @jax.jit
+    def score(params, inputs, targets):
+        return cross_entropy(with_parameters(model, params)(inputs), targets)
+
+    return score
+
+
+def stream_nats(score, stream: Stream, config: TextConfig, mesh: Mesh) -> float:
+    """The nats of a whole stream, window by window: each token but the first counts once. `score`: a batch → nats."""
+    across = NamedSharding(mesh, PartitionSpec("data"))
+    count, batch = count_windows(stream, config.context), config.batch_size // config.accumulate
+    total = 0.0
+    for start in range(0, count, batch):
+        numbers = np.arange(start, start + batch)
+        numbers = np.where(numbers < count, numbers, -1)
+        total += float(score(*jax.device_put(windows(stream, config.context, numbers), across)))
+    return total
+
+
+def _samples(model: Transformer, tokenizer: Any, config: TextConfig) -> list[str]:
+    found = generate(model, [[END]] * config.samples, seed=config.seed, stop=END, sampling=SAMPLING)
+    return [decode(tokenizer, tokens) for tokens in found]

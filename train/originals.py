@@ -1,0 +1,140 @@
+"""From original files to records: found and checked, or downloaded, and prepared by tensorflow-datasets, once."""
+
+import contextlib
+import errno
+import hashlib
+import importlib
+import os
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqs_jax.train.config import InputError
+from sqs_jax.train.sources import Original, Source
+
+# Part of the cache's path: a change of what is stored there raises it.
+VERSION = "1.0.0"
+SPLITS = ("train", "test")
+
+
+def prepare(source: Source, data_dir: Path | None, cache_dir: Path) -> dict[str, Any]:
+    """Prepares a set of ours with tensorflow-datasets, TensorFlow not needed; the records by split.
+
+    Raises InputError for a file whose checksum is wrong, or that is neither there nor can be downloaded.
+    """
+    from tensorflow_datasets.core.download import download_manager, util
+
+    tfds = tensorflow_datasets()
+    for killed in cache_dir.glob(f"tfds/{source.name}/*incomplete*"):
+        shutil.rmtree(killed)
+    print(f"preparing {source.name}, once, in {cache_dir}", flush=True)
+    local = find_originals(source, data_dir)
+    missing = [original for original in source.originals if original.file not in local]
+    _check_reachable(source, missing, data_dir)
+
+    features = tfds.features.FeaturesDict(source.features(tfds.features))
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyright: ignore
+        name = source.name
+        VERSION = tfds.core.Version(VERSION)
+        url_infos = {  # noqa: RUF012 - as the base class has it
+            original.url: tfds.download.checksums.UrlInfo(original.size, original.sha256, original.file)
+            for original in source.originals
+            if original.sha256
+        }
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+        def _split_generators(self, dl_manager):
+            downloaded = dl_manager.download({original.file: original.url for original in missing})
+            paths = local | {file: Path(path) for file, path in downloaded.items()}
+            return {split: self._generate_examples(split, paths) for split in SPLITS}
+
+        def _generate_examples(self, split, paths):
+            yield from enumerate(source.read(split, paths))
+
+    if not missing:
+        tfds.disable_progress_bar()
+    builder = Builder(data_dir=cache_dir / "tfds", file_format="array_record")
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    # A folder of its own for each set: tensorflow-datasets takes a file of the same name for the same file.
+    downloads = cache_dir / "downloads" / source.name
+    try:
+        with contextlib.redirect_stdout(None):  # it speaks of "Unknown size"
+            builder.download_and_prepare(download_dir=downloads, download_config=config)
+    except RuntimeError as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(cache_dir)) from None
+    except (util.DownloadError, download_manager.NonMatchingChecksumError) as error:
+        what = " ".join(str(error).partition("To debug")[0].split())
+        raise InputError(f"{source.name}: {what}; {_what_to_do(source, missing)}") from None
+    return {split: builder.as_data_source(split) for split in SPLITS}
+
+
+def tensorflow_datasets() -> Any:
+    """The module, imported when a set is prepared and not before; its lazy parts are hidden from type checkers."""
+    return importlib.import_module("tensorflow_datasets")
+
+
+def find_originals(source: Source, data_dir: Path | None) -> dict[str, Path]:
+    """The original files that lie in `data_dir`, their checksums verified."""
+    found = {}
+    for original in source.originals:
+        for folder in [data_dir / name for name in (*source.folders, ".")] if data_dir else []:
+            path = folder / original.file
+            if path.is_file():
+                if original.sha256:
+                    _verify(path, original)
+                found[original.file] = path
+                break
+    return found
+
+
+def _verify(path: Path, original: Original):
+    with path.open("rb") as file:
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    if checksum != original.sha256:
+        raise InputError(f"{path} is truncated or not the original: sha256 {checksum}, expected {original.sha256}")
+
+
+def _check_reachable(source: Source, missing, data_dir):
+    """Fails at once where a download cannot work: left alone, it would be tried again for minutes."""
+    searched = f" in {data_dir}" if data_dir else ""
+    for original in missing:
+        if original.url is None:
+            raise InputError(f"{source.name}: no {original.file}{searched}; {_what_to_do(source, missing)}")
+        try:
+            with urllib.request.urlopen(urllib.request.Request(original.url, method="HEAD"), timeout=20):
+                pass
+        except urllib.error.HTTPError:
+            pass  # the host answers: what it says to the real request counts
+        except OSError as error:
+            reason = getattr(error, "reason", error)
+            raise InputError(
+                f"{source.name}: no {original.file}{searched}, and {original.url} cannot be reached ({reason}); "
+                + _what_to_do(source, missing)
+            ) from None
+
+
+def _what_to_do(source: Source, missing) -> str:
+    files = ", ".join(original.file for original in missing)
+    return f"put {files} into DIR/{source.folders[0]}/ and pass --data-dir DIR (or set SQS_DATA_DIR=DIR)"
+
+
+def first_line(error) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Holds the lock of a cache folder, which the system lets go when a process dies."""
+    import filelock
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder.parent / f"{folder.name}.lock"):
+        yield

@@ -1,0 +1,101 @@
+"""The command line `python -m train sample RUN`: stories from a trained language model, as they are made."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from sqs_jax.train.config import InputError
+from sqs_jax.train.terminal import program, read
+
+_DESCRIPTION = """Continue a prompt with a language model that was trained by python -m train.
+
+  python -m train sample runs/stories-sqs-seed0 --prompt "Once upon a time" --n 4 --seed 1"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to sample, and how."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a run on text."""
+    prompt: str = ""
+    """What each sample begins with; by default nothing but the beginning of a story."""
+    n: int = 1
+    """Number of samples."""
+    seed: int = 0
+    """Seed of the draws."""
+    tokens: int = 0
+    """Tokens that are added, at most; 0 for as many as the context has room for."""
+    temperature: float = 0.8
+    """Below 1 sharper, above 1 flatter; 0 takes the likeliest token each time."""
+    top_k: int = 0
+    """Draw among the k likeliest tokens; 0 for all."""
+    top_p: float = 0.95
+    """Draw among the likeliest tokens that add up to this probability."""
+
+
+def main(args: Sequence[str]) -> None:
+    """Prints samples; they are drawn together, and each is shown when those before it are complete."""
+    options = read(Options, args, prog=f"{program('train', 'sqs')} sample", description=_DESCRIPTION)
+    for name, least in (("n", 1), ("tokens", 0), ("seed", 0)):
+        if getattr(options, name) < least:
+            raise InputError(f"`{name}` is {getattr(options, name)}: a whole number ≥ {least} is needed")
+    for piece in _pieces(options):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+
+def _pieces(options: Options) -> Iterator[str]:
+    # Imported after the flags are known to be good: it takes seconds.
+    from sqs_jax.generation import Sampling, stream
+    from sqs_jax.train.language import load_language
+    from sqs_jax.train.text import END, encode
+
+    model, tokenizer, config = load_language(options.run)
+    prompt = encode(tokenizer, options.prompt)
+    if len(prompt) >= config.context:
+        raise InputError(f"`prompt` has {len(prompt)} tokens: fewer than the context, {config.context}, are needed")
+    try:
+        sampling = Sampling(options.temperature, options.top_k, options.top_p)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    chunks = stream(
+        model,
+        [prompt] * options.n,
+        seed=options.seed,
+        tokens=options.tokens or None,
+        sampling=sampling,
+        stop=END,
+    )
+    yield from in_order(tokenizer, prompt, options.n, chunks)
+
+
+def in_order(tokenizer: Any, prompt: list[int], count: int, chunks: Iterator[list[list[int]]]) -> Iterator[str]:
+    """The text of `count` rows of tokens that grow together, one row after the other, each piece once it is certain."""
+    rows: list[list[int]] = [list(prompt) for _ in range(count)]
+    row, shown, ended = 0, 0, [False] * count
+    while row < count:
+        part = next(chunks, None)
+        for i, new in enumerate(part or [[]] * count):
+            rows[i] += new
+            ended[i] = ended[i] or not new
+        while row < count:
+            text = _text(tokenizer, rows[row], ended[row])
+            yield text[shown:]
+            if not ended[row]:
+                shown = len(text)
+                break
+            row, shown = row + 1, 0
+            yield "\n\n---\n\n" if row < count else "\n"
+
+
+def _text(tokenizer, tokens: list[int], complete: bool) -> str:
+    """What is certain of the text: a letter of several bytes may have its last ones in a token to come."""
+    from sqs_jax.train.text import decode
+
+    text = decode(tokenizer, tokens)
+    return text if complete else text.rstrip("\ufffd")
