@@ -248,7 +248,8 @@ def check_tokens(tokens: Any, config: TransformerConfig) -> None:
     if not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
         raise ValueError(f"`tokens` has dtype {jnp.result_type(tokens)}: integers are needed")
     if not isinstance(tokens, jax.core.Tracer) and np.size(tokens):
-        low, high = int(np.min(tokens)), int(np.max(tokens))
+        values = np.asarray(tokens)
+        low, high = values.min(), values.max()
         if low < 0 or high >= config.vocab:
             raise ValueError(f"`tokens` has values from {low} to {high}: 0 to {config.vocab - 1} are needed")
 

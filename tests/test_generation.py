@@ -1,0 +1,131 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sqs_jax.generation import Sampling, generate, stream
+from sqs_jax.train.step import parameters, with_parameters
+from sqs_jax.transformer import Transformer, TransformerConfig
+
+CONFIG = TransformerConfig(vocab=40, context=24, layers=2, width=16, heads=2, hidden=24)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A network whose next token is not nearly uniform."""
+    network = Transformer(CONFIG, rngs=nnx.Rngs(0))
+    keys = iter(jax.random.split(jax.random.key(1), 100))
+    return with_parameters(
+        network, jax.tree.map(lambda a: a + 0.3 * jax.random.normal(next(keys), a.shape), parameters(network))
+    )
+
+
+def test_one_token_after_the_other_gives_the_logits_of_the_whole(model):
+    tokens = jax.random.randint(jax.random.key(2), (3, 24), 0, 40)
+    whole = model(tokens)
+    x, cache = model.prefill(tokens[:, :5])
+    np.testing.assert_allclose(model.logits(x), whole[:, :5], atol=1e-5)
+    for i in range(5, 24):
+        logits, cache = model.decode(tokens[:, i], jnp.full(3, i, jnp.int32), cache)
+        np.testing.assert_allclose(logits, whole[:, i], atol=1e-5)
+
+
+def greedy(model, prompt, count):
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(model(jnp.asarray([tokens]))[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+def test_greedy_rows_of_different_lengths_are_those_of_each_prompt_alone(model):
+    prompts = [[1], [2, 3, 4, 5, 6], [7, 8, 9]]
+    found = generate(model, prompts, tokens=12, sampling=Sampling(temperature=0))
+    assert found == [greedy(model, prompt, 12) for prompt in prompts]
+    assert len({tuple(row) for row in found}) == 3
+
+
+def test_a_row_ends_at_the_end_of_the_context(model):
+    found = generate(model, [[1], [2] * 20], sampling=Sampling(temperature=0))
+    assert [len(row) for row in found] == [23, 4]
+    assert found[1] == greedy(model, [2] * 20, 4)
+
+
+def test_a_stop_token_ends_its_row_alone(model):
+    whole = generate(model, [[1], [2]], seed=3, tokens=20)
+    stop = next(token for token in whole[0][3:] if token not in whole[0][:3])
+    found = generate(model, [[1], [2]], seed=3, tokens=20, stop=stop)
+    assert found[0] == whole[0][: whole[0].index(stop)]
+    assert found[1] == (whole[1][: whole[1].index(stop)] if stop in whole[1] else whole[1])
+
+
+def test_a_row_depends_on_the_seed_its_place_and_nothing_else(model):
+    alone = generate(model, [[1, 2]], seed=5, tokens=20)
+    assert generate(model, [[1, 2], [9]], seed=5, tokens=10)[0] == alone[0][:10]
+    pieces = list(stream(model, [[1, 2]], seed=5, tokens=20, chunk=7))
+    assert [len(piece[0]) for piece in pieces] == [7, 7, 6]
+    assert [token for piece in pieces for token in piece[0]] == alone[0]
+    rows = generate(model, [[1, 2]] * 8, seed=5, tokens=20)
+    assert len({tuple(row) for row in rows}) == 8
+    assert generate(model, [[1, 2]], seed=6, tokens=20) != alone
+
+
+def shares(model, sampling, prompt=(1, 2), rows=4000):
+    """How often each next token is drawn."""
+    drawn = generate(model, [list(prompt)] * rows, tokens=1, sampling=sampling)
+    return np.bincount(np.array(drawn)[:, 0], minlength=40) / rows
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_tokens_are_drawn_as_often_as_they_are_likely(model, temperature):
+    expected = jax.nn.softmax(model(jnp.array([[1, 2]]))[0, -1] / temperature)
+    found = shares(model, Sampling(temperature=temperature))
+    # Five standard deviations of a share of 4000 draws.
+    np.testing.assert_array_less(np.abs(found - expected), 5 * np.sqrt(expected * (1 - expected) / 4000) + 1e-3)
+
+
+def test_top_k_and_top_p_leave_out_the_rest_and_keep_proportions(model):
+    p = np.asarray(jax.nn.softmax(model(jnp.array([[1, 2]]))[0, -1]), np.float64)
+    order = np.argsort(-p)
+    three = np.where(np.isin(np.arange(40), order[:3]), p, 0) / p[order[:3]].sum()
+    np.testing.assert_allclose(shares(model, Sampling(top_k=3)), three, atol=0.04)
+    limit = 0.6
+    count = int(np.searchsorted(np.cumsum(p[order]), limit)) + 1  # the least whose sum reaches it
+    assert 1 < count < 40
+    nucleus = np.where(np.isin(np.arange(40), order[:count]), p, 0) / p[order[:count]].sum()
+    found = shares(model, Sampling(top_p=limit))
+    np.testing.assert_array_equal(found > 0, nucleus > 0)
+    np.testing.assert_allclose(found, nucleus, atol=0.04)
+    assert shares(model, Sampling(top_p=1e-6), rows=50)[order[0]] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": -1.0}, "`temperature` is -1.0"),
+        ({"temperature": float("inf")}, "`temperature` is inf"),
+        ({"top_k": -1}, "`top_k` is -1"),
+        ({"top_p": 0.0}, "`top_p` is 0.0: a number above 0, at most 1"),
+        ({"top_p": 1.5}, "`top_p` is 1.5"),
+    ],
+)
+def test_sampling_out_of_range_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(Sampling(), **change)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "settings", "message"),
+    [
+        ([], {}, "`prompts` has an empty one"),
+        ([[1], []], {}, "`prompts` has an empty one"),
+        ([[1] * 24], {}, "`prompts` has one of 24 tokens: fewer than the context, 24"),
+        ([[40]], {}, "`tokens` has values from 40 to 40: 0 to 39"),
+        ([[1]], {"tokens": 0}, "`tokens` is 0"),
+    ],
+)
+def test_prompts_that_do_not_fit_are_named(model, prompts, settings, message):
+    with pytest.raises(ValueError, match=message):
+        generate(model, prompts, **settings)

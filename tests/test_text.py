@@ -1,0 +1,202 @@
+import dataclasses
+import hashlib
+import re
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sqs_jax.train import PRESETS, InputError, text
+from sqs_jax.train.sources import read_stories
+from sqs_jax.train.stories import stories
+
+SMALL = dataclasses.replace(PRESETS["text"], vocab=300, validation=1, test=1)
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    return text.load_text(PRESETS["stories"], cache_dir=tmp_path_factory.mktemp("cache"))
+
+
+def load(tmp_path, content, **changes):
+    path = tmp_path / "text.txt"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    config = dataclasses.replace(SMALL, text=str(path), **changes)
+    return text.load_text(config, cache_dir=tmp_path / "cache")
+
+
+def test_the_embedded_stories_are_always_the_same():
+    found = stories()
+    content = "\n".join(found)
+    assert hashlib.sha256(content.encode()).hexdigest().startswith("eae83034387dae5a")
+    assert 200_000 < len(content) < 230_000
+    assert len(set(found)) == len(found)
+    assert stories(5) == found[:5]
+    assert stories(5, seed=1) != found[:5]
+    with pytest.raises(ValueError, match="`count` is 0"):
+        stories(0)
+
+
+def test_the_embedded_stories_keep_to_the_grammar():
+    for story in stories():
+        assert not re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiou]|  ", story), story
+        for sentence in re.split(r"(?<=[.])[\s\"]+", story):
+            assert not sentence or sentence[0] == '"' or sentence[0].isupper(), sentence
+        assert story.count('"') % 2 == 0
+        pronouns = {"he", "He", "she", "She"} & set(re.findall(r"\w+", story.split("\n\n")[0]))
+        assert len({word.lower() for word in pronouns}) <= 1, story
+
+
+def test_a_text_goes_through_the_tokenizer_and_back(embedded):
+    for story in stories()[::40]:
+        tokens = text.encode(embedded.tokenizer, story)
+        assert tokens[0] == text.END
+        assert len(tokens) < len(story) / 2
+        assert text.decode(embedded.tokenizer, tokens) == story
+
+
+@given(st.text())
+def test_so_does_any_other(embedded, content):
+    if "<|endoftext|>" not in content:
+        assert text.decode(embedded.tokenizer, text.encode(embedded.tokenizer, content)) == content
+
+
+def test_the_stream_holds_every_story_once_and_in_order(embedded):
+    expected = stories()
+    parts = (embedded.train, embedded.validation, embedded.test)
+    assert [part.stories for part in parts] == [290, 30, 40]
+    found = []
+    for part in parts:
+        assert part.tokens.dtype == np.uint16
+        assert isinstance(part.tokens, np.memmap)
+        assert part.tokens[0] == part.tokens[-1] == text.END
+        ends = np.flatnonzero(part.tokens == text.END)
+        for start, end in pairwise(ends):
+            found.append(text.decode(embedded.tokenizer, part.tokens[start:end]))
+    assert found == expected
+    assert sum(part.bytes for part in parts) == sum(len(story.encode()) + 1 for story in expected)
+
+
+@pytest.mark.parametrize("context", [7, 64, 100_000])
+def test_windows_lose_and_repeat_nothing(embedded, context):
+    stream = embedded.validation
+    count = text.count_windows(stream, context)
+    inputs, targets = text.windows(stream, context, np.arange(count))
+    assert inputs.shape == targets.shape == (count, context)
+    np.testing.assert_array_equal(targets[targets >= 0], stream.tokens[1:])
+    np.testing.assert_array_equal(inputs[targets >= 0], stream.tokens[:-1])
+    assert np.all(text.windows(stream, context, np.array([-1]))[1] == -1)
+
+
+@pytest.mark.parametrize(("batch", "count"), [(4, 10), (16, 10), (5, 5), (3, 1)])
+def test_each_epoch_takes_every_window_once(batch, count):
+    steps = 3 * count
+    taken = np.concatenate([text.batch_numbers(step, batch, count, seed=1) for step in range(steps)])
+    epochs = taken[: len(taken) // count * count].reshape(-1, count)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.broadcast_to(np.arange(count), epochs.shape))
+    if count > 5:
+        assert not np.array_equal(epochs[0], epochs[1])
+        assert not np.array_equal(epochs[0], text.batch_numbers(0, count, count, seed=2))
+    np.testing.assert_array_equal(text.batch_numbers(2, batch, count, seed=1), taken[2 * batch : 3 * batch])
+
+
+def test_held_out_stories_are_the_last_and_train_no_tokenizer(tmp_path):
+    content = "\n\n".join(["aaaa bbbb"] * 50 + ["zqzqzqzq zqzqzqzq"] * 2)
+    found = load(tmp_path, content, vocab=262)
+    assert text.decode(found.tokenizer, found.test.tokens) == "zqzqzqzq zqzqzqzq"
+    assert not [token for token in found.tokenizer.get_vocab() if "zq" in token]
+    assert found.train.stories == 50
+
+
+@pytest.mark.parametrize(
+    ("content", "separator", "expected"),
+    [
+        ("a b\n\nc\n<|endoftext|>\nd<|endoftext|>e\n", "auto", ["a b\n\nc", "d", "e"]),
+        ("a\nb\n \nc\r\n\r\nd", "auto", ["a\nb", "c", "d"]),
+        ("a\n\nb\nc\n\n\nd\ne", "newline", ["a\n\nb", "c\n\n\nd", "e"]),
+        ("a\nb\nc", "auto", ["a", "b", "c"]),
+        ("a\n\nb<|endoftext|>\n\nc", "blank_line", ["a", "b", "c"]),
+    ],
+)
+def test_separators(tmp_path, content, separator, expected):
+    found = load(tmp_path, content, separator=separator)
+    parts = [text.decode(found.tokenizer, getattr(found, name).tokens) for name in ("train", "validation", "test")]
+    assert parts == expected
+
+
+def test_a_text_is_known_by_its_content(tmp_path, capsys):
+    first = load(tmp_path, "a\n\nb\n\nc")
+    assert "tokenizing" in capsys.readouterr().out
+    (tmp_path / "elsewhere").mkdir()
+    again = dataclasses.replace(SMALL, text=str(tmp_path / "elsewhere" / "text.txt"))
+    (tmp_path / "elsewhere" / "text.txt").write_text("a\n\nb\n\nc")
+    assert text.load_text(again, cache_dir=tmp_path / "cache").sha256 == first.sha256
+    assert capsys.readouterr().out == ""
+    for changes in ({"content": "a\n\nb\n\nd"}, {"content": "a\n\nb\n\nc", "vocab": 400}):
+        assert load(tmp_path, changes.pop("content"), **changes).sha256 != first.sha256
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b" \n\n \n", "it is empty"),
+        (b"good\n\n\xff\xfe bad", "not UTF-8, byte 0xff at 6"),
+        (b"one\n\ntwo", "has 2 stories, and `validation` and `test` hold 2 of them out"),
+    ],
+)
+def test_a_file_that_is_no_text_is_refused(tmp_path, content, message):
+    with pytest.raises(InputError, match=message) as error:
+        load(tmp_path, content)
+    assert "text.txt" in str(error.value)
+    assert not list((tmp_path / "cache").glob("text/*[0-9a-f]"))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    for path, message in ((tmp_path / "none.txt", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(InputError, match=message):
+            text.load_text(dataclasses.replace(SMALL, text=str(path)), cache_dir=tmp_path / "cache")
+
+
+def tinystories(folder, train, valid):
+    folder.mkdir(parents=True)
+    (folder / "TinyStories-train.txt").write_bytes(train)
+    (folder / "TinyStories-valid.txt").write_bytes(valid)
+
+
+def test_tinystories_from_its_original_files(original_files, tmp_path, capfd):
+    sample = (original_files / "tinystories" / "tinystories_sample.txt").read_bytes()
+    tinystories(tmp_path / "data" / "tinystories", sample, sample[:1200])
+    config = dataclasses.replace(PRESETS["tinystories"], vocab=300, validation=2)
+    found = text.load_text(config, tmp_path / "data", tmp_path / "cache")
+    assert [part.stories for part in (found.train, found.validation, found.test)] == [3, 2, 2]
+    first = text.decode(found.tokenizer, found.train.tokens[: np.flatnonzero(found.train.tokens == 0)[1]])
+    assert first == sample.decode().split("<|endoftext|>")[0].strip()
+    assert first.startswith("Once upon a time there was a little boy named Ben.")
+    assert "tensorflow" not in sys.modules
+    # Other files under the same names are another text.
+    tinystories(tmp_path / "other", sample[:2500], sample[:1200])
+    assert text.load_text(config, tmp_path / "other", tmp_path / "cache").train.stories < 3
+
+
+def test_tinystories_that_cannot_be_had_says_what_to_do(tmp_path):
+    tinystories(tmp_path / "data", b"a<|endoftext|>b", b"\xff")
+    config = dataclasses.replace(PRESETS["tinystories"], vocab=300, validation=0)
+    with pytest.raises(InputError, match=r"TinyStories-valid.txt is not UTF-8"):
+        text.load_text(config, tmp_path / "data", tmp_path / "cache")
+    (tmp_path / "data" / "TinyStories-valid.txt").unlink()
+    with pytest.raises(InputError, match=r"put TinyStories-valid.txt into DIR/tinystories/ and pass --data-dir DIR"):
+        text.load_text(config, tmp_path / "data", tmp_path / "cache")
+    with pytest.raises(InputError, match="no such folder"):
+        text.load_text(config, tmp_path / "typo", tmp_path / "cache")
+
+
+def test_stories_are_read_in_pieces(tmp_path):
+    path = tmp_path / "long.txt"
+    expected = [f"story {i} " + "ä" * 5000 for i in range(500)]
+    path.write_text("\n<|endoftext|>\n".join(expected), encoding="utf-8")
+    assert path.stat().st_size > 4 * 2**20
+    assert list(read_stories(path)) == expected
