@@ -11,7 +11,8 @@ import tyro
 
 from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import NotConvergedError
-from sqs_jax.train.config import InputError
+from sqs_jax.train.config import InputError, TextConfig
+from sqs_jax.train.run_folder import RunFolder, read_config
 from sqs_jax.train.terminal import one_line_errors, program, read
 
 _DESCRIPTION = """Read the weights of gated linear units.
@@ -111,6 +112,14 @@ def _report(command: Report) -> None:
     if named := [name for name in (*_NAMES, *_OF_WEIGHTS) if getattr(command, name)]:
         raise InputError(f"--{named[0].replace('_', '-')} belongs to --weights FILE: a run has its own")
     assert command.run
+    if isinstance(read_config(RunFolder(command.run)), TextConfig):
+        from sqs_jax.analysis.language_report import report_language
+
+        found = report_language(
+            command.run, data_dir=command.data_dir, method=command.method or "joint", against=command.against
+        )
+        print(found)
+        return
     comparison, method = None, command.method or "joint"
     if command.against:
         others = list(command.against)

@@ -50,14 +50,20 @@ def load_run(run_dir: str | os.PathLike[str], *, data_dir: Path | None = None, e
         raise InputError(
             f"{folder.path} has {inputs} inputs, not the {np.prod(data.shape)} of {data.name}: its data set is another"
         )
-    history = [_read_json(folder.metrics, line) for line in folder.metrics.read_text().splitlines()]
-    summary = _read_json(folder.summary, folder.summary.read_text())
+    history = read_rows(folder.metrics)
+    summary = read_json(folder.summary, folder.summary.read_text())
     if not {"test", "epochs"} <= set(summary):
         raise InputError(f"{folder.summary} is not the summary of a run: it has no `test`")
     return Run(folder.path, config, data, model, history, summary)
 
 
-def _read_json(path: Path, text: str) -> dict[str, Any]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`. Raises InputError for a damaged one."""
+    return [read_json(path, line) for line in path.read_text().splitlines()]
+
+
+def read_json(path: Path, text: str) -> dict[str, Any]:
+    """A JSON object, the text of a file or of a line in it. Raises InputError, naming the file, where it is none."""
     from sqs_jax.train.config import InputError
 
     try:
@@ -182,11 +188,13 @@ def _open_arrays(path: Path) -> Any:
 
 def _model(folder: Any, epoch: int | None) -> "GLUClassifier":
     from sqs_jax.train.checkpoint import check_architecture, restore_params
-    from sqs_jax.train.config import InputError
+    from sqs_jax.train.config import ImageConfig, InputError
     from sqs_jax.train.run_folder import read_config
     from sqs_jax.train.step import make_model, parameters, with_parameters
 
     config = read_config(folder)
+    if not isinstance(config, ImageConfig):
+        raise InputError(f"{folder.path} is a run on text: sqs_jax.train.language.load_language reads it")
     if not folder.checkpoints.is_dir():
         raise InputError(f"{folder.path} has no checkpoint: nothing was trained yet")
     if not folder.summary.is_file():

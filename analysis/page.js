@@ -93,124 +93,129 @@ function band(name, x, low, high, color) {
   return [{ ...fill, x, y: low }, { ...fill, x, y: high, fill: "tonexty", fillcolor: at(color) + "33" }];
 }
 
-/* The spectrum: one output at a time, one eigenpair of it chosen. */
-let output = 0, rank = 0;
-const values = data.spectrum.values;
-function drawSpectrum() {
-  const list = values[output], x = list.map((_, i) => i + 1);
-  const color = list.map((value) => at(value > 0 ? "positive" : "negative"));
-  const traces = [
-    { x, y: list, mode: "markers", marker: { color, line: { width: 0 }, size: list.map((_, i) => (pictures && i < pictures.count ? 9 : 5)) }, hovertemplate: "rank %{x}<br>λ = %{y:.4g}<extra></extra>" },
-    { x: [rank + 1], y: [list[rank]], mode: "markers", hoverinfo: "skip", marker: { size: 18, color: "rgba(0,0,0,0)", line: { color: at("accent"), width: 3 } } },
-  ];
-  const many = list.length > 60;
-  return Plotly.react("plot-spectrum", traces, layout("rank by |λ|" + (many ? ", log scale" : ""), "eigenvalue λ", { x: many ? { type: "log", dtick: 1 } : {}, rest: { showlegend: false, margin: { l: 60, r: 14, t: 14, b: 44 } } }), options);
-}
-function choose(newOutput, newRank) {
-  const last = (pictures ? Math.min(pictures.count, values[newOutput].length) : values[newOutput].length) - 1;
-  output = newOutput; rank = Math.max(0, Math.min(last, newRank));
-  [...$("outputs").children].forEach((tab, i) => { tab.setAttribute("aria-selected", i === output); tab.tabIndex = i === output ? 0 : -1; });
-  drawSpectrum();
-  detail();
-}
-function detail() {
-  const name = data.outputs[output], value = values[output][rank];
-  $("detail-title").textContent = `${name}: eigenvector ${rank + 1}, λ = ${signed(value)}`;
-  const words = [];
-  const gap = data.spectrum.gaps?.[output]?.[rank];
-  if (gap !== undefined && gap !== null) words.push(`gap to the nearest eigenvalue ${fixed(100 * gap, 1)} % of |λ₁|`);
-  const figures = data.analysis?.eigenvectors;
-  if (figures && rank < figures.selectivity[output].length) {
-    words.push(`AUC for the class ${fixed(figures.selectivity[output][rank])}`);
-    words.push(`likeness to the class's mean ${fixed(figures.template_correlation[output][rank])}`);
-    const rise = data.analysis.ablation.rise[output][rank];
-    if (rise !== null) words.push(`loss without it ${signed(rise)} nats`);
-  }
-  if (data.spectrum.smoothness && data.spectrum.smoothness[output][rank] !== null) words.push(`total variation ${fixed(data.spectrum.smoothness[output][rank], 2)} of shuffled`);
-  $("detail-figures").textContent = words.join("; ");
-  if (!pictures) { $("vector").hidden = true; return; }
-  paint($("vector"), eigenvector(output, rank), pictures.shape, true);
-  $("vector").setAttribute("aria-label", `Eigenvector ${rank + 1} of ${name}, eigenvalue ${signed(value)}`);
-  if (!images) return;
-  show("liked-block");
-  $("liked").replaceChildren(...images.liked[output][rank].map((index, place) => {
-    const n = size(images.shape), canvas = element("canvas", { role: "img", "aria-label": `Test image of ${data.outputs[images.labels[index]]}` });
-    paint(canvas, images.bytes.subarray(index * n, index * n + n), images.shape, false);
-    return element("figure", { "data-place": place }, canvas, element("figcaption", {}, data.outputs[images.labels[index]]));
-  }));
-}
-
-data.outputs.forEach((name, i) => $("outputs").append(element("button", { role: "tab", type: "button", onclick: () => choose(i, rank), "aria-selected": i === 0 }, name)));
-document.addEventListener("keydown", (event) => {
-  if (!event.target.closest || !event.target.closest("#spectrum") || event.ctrlKey || event.metaKey || event.altKey) return;
-  const steps = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key];
-  if (!steps) return;
-  event.preventDefault();
-  choose((output + steps[0] + values.length) % values.length, rank + steps[1]);
-  if (event.target.getAttribute("role") === "tab") $("outputs").children[output].focus();
-});
-const leading = (o) => data.analysis?.leading[o] ?? 0;
-choose(0, leading(0));
-plots.push(drawSpectrum);
-$("plot-spectrum").on("plotly_hover", (event) => { if (event.points[0].curveNumber === 0 && event.points[0].pointIndex !== rank) choose(output, event.points[0].pointIndex); });
-
-if (pictures) {
-  const shown = Math.min(10, pictures.count, values[0].length);
-  data.outputs.forEach((name, o) => {
-    const buttons = Array.from({ length: shown }, (_, i) => {
-      const value = values[o][i], canvas = element("canvas", {});
-      paint(canvas, eigenvector(o, i), pictures.shape, true);
-      const open = () => { choose(o, i); $("plot-spectrum").scrollIntoView({ behavior: "smooth", block: "center" }); };
-      return element("button", { type: "button", style: `border: 2px solid var(--${value > 0 ? "positive" : "negative"})`, title: `λ = ${signed(value)}`, "aria-label": `${name}, eigenvector ${i + 1}, eigenvalue ${signed(value)}`, onclick: open }, canvas);
-    });
-    $("atlas").append(element("div", { class: "row" }, element("span", {}, name), element("div", {}, ...buttons)));
-  });
-} else $("atlas").append("No pictures: no shape of the inputs was given.");
-
 $("cards").append(...data.cards.map(([value, what]) => element("div", { class: "card" }, element("b", {}, value), element("span", {}, what))));
 
-const analysis = data.analysis;
-if (analysis) {
-  show("fidelity");
-  const methods = Object.keys(analysis.fidelity);
-  table("fidelity-table", ["gains γ", "R² of the logits", "KL (nats)", "agreement", "accuracy", "network's accuracy", "R², calibration", "range of γ"],
-    methods.map((name) => {
-      const row = analysis.fidelity[name];
-      return [name, fixed(row.r2), fixed(row.kl, 4), fixed(row.agreement, 4), fixed(row.accuracy, 4), fixed(row.network_accuracy, 4), fixed(row.calibration_r2), `${fixed(row.gain_range[0], 2)} to ${fixed(row.gain_range[1], 2)}`];
-    }), methods.indexOf(analysis.method));
-  if (analysis.linear_share !== null) $("linear-share").textContent = `The residual stream past the layer explains R² = ${fixed(analysis.linear_share)} of the logits by itself; it is linear, and no part of the forms.`;
-  const cut = analysis.truncation;
-  plot("plot-truncation", () => [[line("R²", cut.k, cut.r2, "accent"), line("agreement", cut.k, cut.agreement, "second"), line("accuracy", cut.k, cut.accuracy, "grey", { line: { dash: "dot" } })],
-    layout("eigenpairs kept for each output", "", { x: { type: "log", tickvals: [1, 2, 4, 8, 16, 32, 64, 128] }, y: { range: [Math.max(-0.25, Math.min(0, ...cut.r2.map(Number))), 1.03] } })]);
-  const rise = analysis.ablation.rise;
-  plot("plot-ablation", () => [[{ mode: "markers", marker: { color: at("accent"), line: { width: 0 }, size: 6, opacity: 0.75 }, x: rise.flatMap((row, o) => row.map((_, i) => Math.abs(values[o][i]))), y: rise.flat(), text: rise.flatMap((row, o) => row.map((_, i) => `${data.outputs[o]}, eigenvector ${i + 1}`)), hovertemplate: "%{text}<br>|λ| %{x:.3g}: %{y:.3g} nats<extra></extra>" }],
-    layout("|λ|", "rise in loss without it (nats)", { rest: { showlegend: false, title: { text: `Spearman correlation ${fixed(analysis.ablation.spearman, 2)}`, font: { size: 12 } } } })]);
-
-  show("eigenvectors");
-  const found = analysis.eigenvectors, ranks = analysis.spectrum;
-  $("frechet-k").textContent = found.frechet.k;
-  const smooth = data.spectrum.smoothness;
-  const rows = data.outputs.map((name, o) => [name, fixed(found.template_correlation[o][leading(o)]), smooth ? fixed(smooth[o][leading(o)] ?? null, 2) : "–", fixed(found.selectivity[o][leading(o)]), fixed(ranks.participation_rank[o], 1), fixed(ranks.entropy_rank[o], 1), percent(ranks.first_gap[o]),
-    fixed(found.frechet.eigenvectors[o], 2), fixed(found.frechet.pca[o], 2), fixed(found.frechet.random[o], 2)]);
-  const first = (list) => mean(list.map((row, o) => row[leading(o)] ?? null));
-  rows.push(["mean", fixed(first(found.template_correlation)), smooth ? fixed(first(smooth), 2) : "–", fixed(first(found.selectivity)), fixed(mean(ranks.participation_rank), 1), fixed(mean(ranks.entropy_rank), 1), percent(mean(ranks.first_gap)),
-    ...["eigenvectors", "pca", "random"].map((name) => fixed(mean(found.frechet[name]), 2))]);
-  table("eigenvector-table", ["output", "template", "variation", "AUC", "rank (participation)", "rank (entropy)", "gap of λ₁", "Fréchet", "Fréchet, PCA", "Fréchet, random"], rows, rows.length - 1, "total");
-
-  show("masks");
-  const masks = analysis.masks, average = (list) => masks.norm_share.map((_, i) => mean(list.map((row) => row[i])));
-  plot("plot-masks", () => [[...masks.eigenvectors.map((row, o) => ({ x: masks.norm_share, y: row, mode: "lines", line: { color: at("accent"), width: 1 }, opacity: 0.35, showlegend: false, hovertemplate: data.outputs[o] + ": %{y:.2f}<extra></extra>" })),
-    line("masks, mean", masks.norm_share, average(masks.eigenvectors), "accent"), line("random, mean", masks.norm_share, average(masks.random), "grey", { line: { dash: "dot" } })],
-    layout("norm / mean norm of an input", "share taken for the class", { y: { range: [-0.03, 1.03] } })]);
-  if (data.masks) {
-    const pixels = bytes(data.masks.data, true), n = size(data.masks.shape);
-    $("mask-images").append(...data.outputs.slice(0, data.masks.count).map((name, o) => {
-      const canvas = element("canvas", { role: "img", "aria-label": `Mask towards ${name}` });
-      paint(canvas, pixels.subarray(o * n, o * n + n), data.masks.shape, true);
-      return element("figure", {}, canvas, element("figcaption", {}, name));
+/* Of images, and of weights alone. */
+function showOutputs() {
+  show("spectrum");
+  /* The spectrum: one output at a time, one eigenpair of it chosen. */
+  let output = 0, rank = 0;
+  const values = data.spectrum.values;
+  function drawSpectrum() {
+    const list = values[output], x = list.map((_, i) => i + 1);
+    const color = list.map((value) => at(value > 0 ? "positive" : "negative"));
+    const traces = [
+      { x, y: list, mode: "markers", marker: { color, line: { width: 0 }, size: list.map((_, i) => (pictures && i < pictures.count ? 9 : 5)) }, hovertemplate: "rank %{x}<br>λ = %{y:.4g}<extra></extra>" },
+      { x: [rank + 1], y: [list[rank]], mode: "markers", hoverinfo: "skip", marker: { size: 18, color: "rgba(0,0,0,0)", line: { color: at("accent"), width: 3 } } },
+    ];
+    const many = list.length > 60;
+    return Plotly.react("plot-spectrum", traces, layout("rank by |λ|" + (many ? ", log scale" : ""), "eigenvalue λ", { x: many ? { type: "log", dtick: 1 } : {}, rest: { showlegend: false, margin: { l: 60, r: 14, t: 14, b: 44 } } }), options);
+  }
+  function choose(newOutput, newRank) {
+    const last = (pictures ? Math.min(pictures.count, values[newOutput].length) : values[newOutput].length) - 1;
+    output = newOutput; rank = Math.max(0, Math.min(last, newRank));
+    [...$("outputs").children].forEach((tab, i) => { tab.setAttribute("aria-selected", i === output); tab.tabIndex = i === output ? 0 : -1; });
+    drawSpectrum();
+    detail();
+  }
+  function detail() {
+    const name = data.outputs[output], value = values[output][rank];
+    $("detail-title").textContent = `${name}: eigenvector ${rank + 1}, λ = ${signed(value)}`;
+    const words = [];
+    const gap = data.spectrum.gaps?.[output]?.[rank];
+    if (gap !== undefined && gap !== null) words.push(`gap to the nearest eigenvalue ${fixed(100 * gap, 1)} % of |λ₁|`);
+    const figures = data.analysis?.eigenvectors;
+    if (figures && rank < figures.selectivity[output].length) {
+      words.push(`AUC for the class ${fixed(figures.selectivity[output][rank])}`);
+      words.push(`likeness to the class's mean ${fixed(figures.template_correlation[output][rank])}`);
+      const rise = data.analysis.ablation.rise[output][rank];
+      if (rise !== null) words.push(`loss without it ${signed(rise)} nats`);
+    }
+    if (data.spectrum.smoothness && data.spectrum.smoothness[output][rank] !== null) words.push(`total variation ${fixed(data.spectrum.smoothness[output][rank], 2)} of shuffled`);
+    $("detail-figures").textContent = words.join("; ");
+    if (!pictures) { $("vector").hidden = true; return; }
+    paint($("vector"), eigenvector(output, rank), pictures.shape, true);
+    $("vector").setAttribute("aria-label", `Eigenvector ${rank + 1} of ${name}, eigenvalue ${signed(value)}`);
+    if (!images) return;
+    show("liked-block");
+    $("liked").replaceChildren(...images.liked[output][rank].map((index, place) => {
+      const n = size(images.shape), canvas = element("canvas", { role: "img", "aria-label": `Test image of ${data.outputs[images.labels[index]]}` });
+      paint(canvas, images.bytes.subarray(index * n, index * n + n), images.shape, false);
+      return element("figure", { "data-place": place }, canvas, element("figcaption", {}, data.outputs[images.labels[index]]));
     }));
   }
+
+  data.outputs.forEach((name, i) => $("outputs").append(element("button", { role: "tab", type: "button", onclick: () => choose(i, rank), "aria-selected": i === 0 }, name)));
+  document.addEventListener("keydown", (event) => {
+    if (!event.target.closest || !event.target.closest("#spectrum") || event.ctrlKey || event.metaKey || event.altKey) return;
+    const steps = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key];
+    if (!steps) return;
+    event.preventDefault();
+    choose((output + steps[0] + values.length) % values.length, rank + steps[1]);
+    if (event.target.getAttribute("role") === "tab") $("outputs").children[output].focus();
+  });
+  const leading = (o) => data.analysis?.leading[o] ?? 0;
+  choose(0, leading(0));
+  plots.push(drawSpectrum);
+  $("plot-spectrum").on("plotly_hover", (event) => { if (event.points[0].curveNumber === 0 && event.points[0].pointIndex !== rank) choose(output, event.points[0].pointIndex); });
+
+  if (pictures) {
+    const shown = Math.min(10, pictures.count, values[0].length);
+    data.outputs.forEach((name, o) => {
+      const buttons = Array.from({ length: shown }, (_, i) => {
+        const value = values[o][i], canvas = element("canvas", {});
+        paint(canvas, eigenvector(o, i), pictures.shape, true);
+        const open = () => { choose(o, i); $("plot-spectrum").scrollIntoView({ behavior: "smooth", block: "center" }); };
+        return element("button", { type: "button", style: `border: 2px solid var(--${value > 0 ? "positive" : "negative"})`, title: `λ = ${signed(value)}`, "aria-label": `${name}, eigenvector ${i + 1}, eigenvalue ${signed(value)}`, onclick: open }, canvas);
+      });
+      $("atlas").append(element("div", { class: "row" }, element("span", {}, name), element("div", {}, ...buttons)));
+    });
+  } else $("atlas").append("No pictures: no shape of the inputs was given.");
+
+  const analysis = data.analysis;
+  if (analysis) {
+    show("fidelity");
+    const methods = Object.keys(analysis.fidelity);
+    table("fidelity-table", ["gains γ", "R² of the logits", "KL (nats)", "agreement", "accuracy", "network's accuracy", "R², calibration", "range of γ"],
+      methods.map((name) => {
+        const row = analysis.fidelity[name];
+        return [name, fixed(row.r2), fixed(row.kl, 4), fixed(row.agreement, 4), fixed(row.accuracy, 4), fixed(row.network_accuracy, 4), fixed(row.calibration_r2), `${fixed(row.gain_range[0], 2)} to ${fixed(row.gain_range[1], 2)}`];
+      }), methods.indexOf(analysis.method));
+    if (analysis.linear_share !== null) $("linear-share").textContent = `The residual stream past the layer explains R² = ${fixed(analysis.linear_share)} of the logits by itself; it is linear, and no part of the forms.`;
+    const cut = analysis.truncation;
+    plot("plot-truncation", () => [[line("R²", cut.k, cut.r2, "accent"), line("agreement", cut.k, cut.agreement, "second"), line("accuracy", cut.k, cut.accuracy, "grey", { line: { dash: "dot" } })],
+      layout("eigenpairs kept for each output", "", { x: { type: "log", tickvals: [1, 2, 4, 8, 16, 32, 64, 128] }, y: { range: [Math.max(-0.25, Math.min(0, ...cut.r2.map(Number))), 1.03] } })]);
+    const rise = analysis.ablation.rise;
+    plot("plot-ablation", () => [[{ mode: "markers", marker: { color: at("accent"), line: { width: 0 }, size: 6, opacity: 0.75 }, x: rise.flatMap((row, o) => row.map((_, i) => Math.abs(values[o][i]))), y: rise.flat(), text: rise.flatMap((row, o) => row.map((_, i) => `${data.outputs[o]}, eigenvector ${i + 1}`)), hovertemplate: "%{text}<br>|λ| %{x:.3g}: %{y:.3g} nats<extra></extra>" }],
+      layout("|λ|", "rise in loss without it (nats)", { rest: { showlegend: false, title: { text: `Spearman correlation ${fixed(analysis.ablation.spearman, 2)}`, font: { size: 12 } } } })]);
+
+    show("eigenvectors");
+    const found = analysis.eigenvectors, ranks = analysis.spectrum;
+    $("frechet-k").textContent = found.frechet.k;
+    const smooth = data.spectrum.smoothness;
+    const rows = data.outputs.map((name, o) => [name, fixed(found.template_correlation[o][leading(o)]), smooth ? fixed(smooth[o][leading(o)] ?? null, 2) : "–", fixed(found.selectivity[o][leading(o)]), fixed(ranks.participation_rank[o], 1), fixed(ranks.entropy_rank[o], 1), percent(ranks.first_gap[o]),
+      fixed(found.frechet.eigenvectors[o], 2), fixed(found.frechet.pca[o], 2), fixed(found.frechet.random[o], 2)]);
+    const first = (list) => mean(list.map((row, o) => row[leading(o)] ?? null));
+    rows.push(["mean", fixed(first(found.template_correlation)), smooth ? fixed(first(smooth), 2) : "–", fixed(first(found.selectivity)), fixed(mean(ranks.participation_rank), 1), fixed(mean(ranks.entropy_rank), 1), percent(mean(ranks.first_gap)),
+      ...["eigenvectors", "pca", "random"].map((name) => fixed(mean(found.frechet[name]), 2))]);
+    table("eigenvector-table", ["output", "template", "variation", "AUC", "rank (participation)", "rank (entropy)", "gap of λ₁", "Fréchet", "Fréchet, PCA", "Fréchet, random"], rows, rows.length - 1, "total");
+
+    show("masks");
+    const masks = analysis.masks, average = (list) => masks.norm_share.map((_, i) => mean(list.map((row) => row[i])));
+    plot("plot-masks", () => [[...masks.eigenvectors.map((row, o) => ({ x: masks.norm_share, y: row, mode: "lines", line: { color: at("accent"), width: 1 }, opacity: 0.35, showlegend: false, hovertemplate: data.outputs[o] + ": %{y:.2f}<extra></extra>" })),
+      line("masks, mean", masks.norm_share, average(masks.eigenvectors), "accent"), line("random, mean", masks.norm_share, average(masks.random), "grey", { line: { dash: "dot" } })],
+      layout("norm / mean norm of an input", "share taken for the class", { y: { range: [-0.03, 1.03] } })]);
+    if (data.masks) {
+      const pixels = bytes(data.masks.data, true), n = size(data.masks.shape);
+      $("mask-images").append(...data.outputs.slice(0, data.masks.count).map((name, o) => {
+        const canvas = element("canvas", { role: "img", "aria-label": `Mask towards ${name}` });
+        paint(canvas, pixels.subarray(o * n, o * n + n), data.masks.shape, true);
+        return element("figure", {}, canvas, element("figcaption", {}, name));
+      }));
+    }
+  }
 }
+if (data.spectrum) showOutputs();
 
 if (data.layers) {
   show("layers");
@@ -219,11 +224,13 @@ if (data.layers) {
 
 if (data.curves) {
   show("curves");
-  const epochs = data.curves.map((row) => row.epoch), column = (name) => data.curves.map((row) => row[name]);
+  const epochs = data.curves.map((row) => row[data.language ? "step" : "epoch"]), column = (name) => data.curves.map((row) => row[name]);
   const validated = "validation_loss" in data.curves[0];
-  if (validated) show("plot-accuracy"); // before either is drawn, for they share the width
-  plot("plot-loss", () => [[line("train (with noise)", epochs, column("train_loss"), "grey"), ...(validated ? [line("validation", epochs, column("validation_loss"), "accent")] : [])], layout("epoch", "loss (nats)", { y: logTicks([...column("train_loss"), ...column("validation_loss")]) })]);
-  if (validated) plot("plot-accuracy", () => [[line("validation", epochs, column("validation_accuracy"), "accent")], layout("epoch", "accuracy", { rest: { showlegend: false } })]);
+  const second = validated && (data.language ? "bits_per_byte" : "accuracy"), place = data.language ? "plot-bits" : "plot-accuracy";
+  if (validated) show(place); // before either is drawn, for they share the width
+  const x = data.language ? "step" : "epoch", trained = data.language ? "train, since the last evaluation" : "train (with noise)";
+  plot("plot-loss", () => [[line(trained, epochs, column("train_loss"), "grey"), ...(validated ? [line("validation", epochs, column("validation_loss"), "accent")] : [])], layout(x, "loss (nats)", { y: logTicks([...column("train_loss"), ...column("validation_loss")]) })]);
+  if (validated) plot(place, () => [[line("validation", epochs, column("validation_" + second), "accent")], layout(x, second.replaceAll("_", " "), { rest: { showlegend: false } })]);
 }
 
 if (data.comparison) {
@@ -253,4 +260,3 @@ if (data.comparison) {
 
 $("config").textContent = JSON.stringify(data.provenance, null, 2);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => plots.forEach((draw) => draw()));
-document.documentElement.dataset.ready = "yes";

@@ -61,8 +61,8 @@ def _draw(axis, image):
 
 
 def curves(rows: list[dict], *, title: str) -> Figure:
-    """Loss (log scale), and accuracy where there is validation, by epoch: the rows of a `metrics.jsonl`."""
-    quantities = ["loss", "accuracy"] if "validation_accuracy" in rows[0] else ["loss"]
+    """Loss (log scale), and accuracy or bits per byte where there is validation: the rows of a `metrics.jsonl`."""
+    quantities = ["loss", *(name for name in ("accuracy", "bits_per_byte") if f"validation_{name}" in rows[0])]
     figure = Figure(figsize=(4.8 * len(quantities), 3.6), layout="constrained")
     figure.suptitle(title, fontsize=12, color=_INK)
     for axis, quantity in zip(figure.subplots(1, len(quantities), squeeze=False)[0], quantities, strict=True):
@@ -74,7 +74,7 @@ def curves(rows: list[dict], *, title: str) -> Figure:
                 marker = "o" if len(rows) == 1 else None
                 axis.plot(*zip(*points, strict=True), color=color, label=label, marker=marker, linewidth=1.6)
         axis.set_xlabel("epoch")
-        axis.set_ylabel(f"{quantity} (nats)" if quantity == "loss" else quantity)
+        axis.set_ylabel("loss (nats)" if quantity == "loss" else quantity.replace("_", " "))
         axis.set_yscale("log" if quantity == "loss" else "linear")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.25)

@@ -140,7 +140,7 @@ def report_weights(
     ]
     content["provenance"] = provenance() | {"file": name}
     verdict = "Read from the weights alone, the gate as the identity: without data nothing says how well that is."
-    texts = _texts(name, f"{inputs} inputs, {weights.w.shape[1]} hidden units, {count} outputs", verdict)
+    texts = page_texts(name, f"{inputs} inputs, {weights.w.shape[1]} hidden units, {count} outputs", verdict)
     texts["command"] = command
     summary = {"spectrum": figures, "provenance": content["provenance"]}
     out_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -247,7 +247,7 @@ def _content(run: Run, summary, arrays, images) -> tuple[dict[str, Any], dict[st
         if config["layers"] == 1
         else "The last layer reads hidden units: the pictures show which pixels its eigenvectors respond to."
     )
-    texts = _texts(f"{data.name}, {gate}", subtitle, _verdict(figures), vectors)
+    texts = page_texts(f"{data.name}, {gate}", subtitle, _verdict(figures), vectors)
     return content, texts
 
 
@@ -273,7 +273,8 @@ def _verdict(figures) -> str:
     ).replace("-", "−")
 
 
-def _texts(title, subtitle, verdict, vectors="Each is a direction among the inputs.") -> dict[str, str]:
+def page_texts(title, subtitle, verdict, vectors="Each is a direction among the inputs.") -> dict[str, str]:
+    """What the page says in words, but for the command that made it."""
     seen = provenance()
     versions = ", ".join(f"{name} {seen['versions'][name]}" for name in ("sqs-jax", "jax") if name in seen["versions"])
     device = f"{seen['device']['count']} × {seen['device']['kind']}"

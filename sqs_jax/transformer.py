@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 from sqs_jax.gates import Gate, get_gate
 from sqs_jax.modules import GLU, cast, check_positive
@@ -247,7 +248,7 @@ def check_tokens(tokens: Any, config: TransformerConfig) -> None:
         raise ValueError(f"`tokens` has shape {jnp.shape(tokens)}: (batch, 1 to {config.context}) is needed")
     if not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
         raise ValueError(f"`tokens` has dtype {jnp.result_type(tokens)}: integers are needed")
-    if not isinstance(tokens, jax.core.Tracer) and np.size(tokens):
+    if not isinstance(tokens, Tracer) and np.size(tokens):
         values = np.asarray(tokens)
         low, high = values.min(), values.max()
         if low < 0 or high >= config.vocab:

@@ -23,7 +23,7 @@ from sqs_jax.train.config import (
 from sqs_jax.train.run_folder import RunFolder, read_config
 from sqs_jax.train.terminal import fail, one_line_errors, program, read
 
-_DESCRIPTION = f"""Train gated linear units (GLU) in a classifier of images or a Transformer on text, and read the weights.
+_DESCRIPTION = f"""Train gated linear units (GLU) in a classifier of images or a Transformer on text, and read them.
 
   python -m train                                  digits: seconds, and no network
   python -m train mnist --noise-std 0.5 --seed 3   the paper's setting, but for the noise
@@ -140,14 +140,20 @@ def _run(config: TrainConfig, run_dir: Path, places: Places) -> None:
     figures = f"accuracy {test['accuracy']:.4f}" if "accuracy" in test else f"{test['bits_per_byte']:.4f} bits per byte"
     print(f"test loss {test['loss']:.4f}  {figures}  ({summary['seconds']:.1f} s of training)")
     if places.report and not RunFolder(run_dir).report.exists():
-        from sqs_jax.analysis.report import report
-
         print("reading the weights", flush=True)
         with one_line_errors(ValueError):
-            report(run_dir, data_dir=places.data_dir)
+            _write_report(config, run_dir, places.data_dir)
     for file in ("report.html", "eigenvectors.png", "curves.png", "samples.txt", "summary.json"):
         if (run_dir / file).exists():
             print(run_dir / file)
+
+
+def _write_report(config: TrainConfig, run_dir: Path, data_dir: Path | None) -> None:
+    if isinstance(config, TextConfig):
+        from sqs_jax.analysis.language_report import report_language as report
+    else:
+        from sqs_jax.analysis.report import report
+    report(run_dir, data_dir=data_dir)
 
 
 def _read(args: Sequence[str], base: TrainConfig) -> Any:

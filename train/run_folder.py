@@ -33,6 +33,7 @@ class RunFolder:
         self.curves = path / "curves.png"
         self.report = path / "report.html"
         self.tokenizer = path / "tokenizer.json"
+        self.text = path / "text.json"
         self.samples = path / "samples.txt"
 
 

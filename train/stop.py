@@ -38,6 +38,6 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None):
         self.received = number
-        message = f"\n{signal.Signals(number).name}: stopping after this epoch; once more to stop at once\n"
+        message = f"\n{signal.Signals(number).name}: stopping when it is safe; once more to stop at once\n"
         os.write(2, message.encode())  # print may be what the signal has interrupted
         self.__exit__()

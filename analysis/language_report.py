@@ -1,0 +1,238 @@
+"""The report of a run on text: how each GLU reads, and what its eigenvectors mean in tokens."""
+
+import dataclasses
+import io
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from sqs_jax.analysis import page, plots
+from sqs_jax.analysis.calibration import Method
+from sqs_jax.analysis.eigen import effective_rank, spectrum, top_eigenpairs
+from sqs_jax.analysis.language import (
+    METHODS,
+    direction_r2,
+    liked_places,
+    liked_tokens,
+    mlp_weights,
+    normalised_streams,
+    read_mlps,
+    token_directions,
+    token_eigenpairs,
+)
+from sqs_jax.analysis.load import read_json, read_rows
+from sqs_jax.analysis.study import number, numbers
+from sqs_jax.train.config import InputError, TextConfig
+from sqs_jax.train.language import load_language
+from sqs_jax.train.run_folder import RunFolder, provenance, write
+from sqs_jax.train.text import END, Stream, Text, count_windows, load_text, windows
+from sqs_jax.transformer import Transformer
+
+CALIBRATION_TOKENS, TEST_TOKENS = 20_000, 8_192
+_SHOWN, _PAIRS = 300, 4  # tokens whose eigenvectors are shown, and how many of each
+_RANKED = 32  # tokens whose whole spectrum is taken
+_LARGEST_WHOLE = 512  # width beyond which only the first eigenvalues are
+_DECAY = 32
+
+
+def report_language(
+    run_dir: str | Path,
+    *,
+    data_dir: Path | None = None,
+    method: Method = "joint",
+    against: tuple[Path, ...] = (),
+) -> Path:
+    """Studies every block's GLU of a finished run on text, and writes into its folder what was found.
+
+    `report.html`, the page; `spectrum.npz`: `tokens` (m,), `values` (layers, m, k), `vectors` (layers, m, k, d) in the
+    normalised stream x̂, and `gain` (layers, h); `curves.png`; and in `summary.json` all figures, as `analysis`.
+
+    Args:
+      run_dir: the run's folder.
+      data_dir: where the original files of its text lie, as for `train`.
+      method: which gains the spectra are read with: identity, bussgang, output or joint.
+      against: folders of other runs on text, reported before, whose spectra and fidelity are shown beside.
+
+    Returns the page's path. Raises InputError where that is no finished run, or its text cannot be had or has changed.
+    """
+    if method not in METHODS:
+        raise InputError(f"`method` is {method!r}: of a run on text, one of {', '.join(METHODS)} is needed")
+    folder = RunFolder(Path(run_dir))
+    model, tokenizer, config = load_language(folder.path)
+    if not folder.summary.is_file():
+        raise InputError(f"{folder.path} is not finished: go on with python -m train --run-dir {folder.path} --resume")
+    summary = read_json(folder.summary, folder.summary.read_text())
+    others = [_other(path) for path in against]
+    text = load_text(config, data_dir)
+    if read_json(folder.text, folder.text.read_text()).get("sha256") != text.sha256:
+        raise InputError(f"{folder.path} was trained on another text than {config.text or config.data} is now")
+    figures, arrays, shown = study_language(model, text, config, method)
+    summary |= {"analysis": figures | {"provenance": provenance()}}
+    command = ["python", "-m", "analysis", "report", str(run_dir)]
+    command += ["--method", method] if method != "joint" else []
+    command += ["--against", *map(str, against)] if against else []
+    history = read_rows(folder.metrics)
+    content = _content(summary, shown, history, config, tokenizer, model)
+    content["language"]["others"] = others
+    content["language"]["samples"] = _last_samples(folder)
+    texts = _texts(config, figures, model, command)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    title = f"{config.data}, {config.gate}, seed {config.seed}"
+    files = {
+        folder.spectrum: buffer.getvalue(),
+        folder.curves: plots.png(plots.curves(history, title=title)),
+        folder.summary: (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode(),
+        folder.report: page.render(content, texts).encode(),
+    }
+    for path, data in files.items():
+        write(path, data)
+    return folder.report
+
+
+def study_language(
+    model: Transformer, text: Text, config: TextConfig, method: Method = "joint"
+) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
+    """All that is measured of a language model: figures as JSON has them, arrays to keep, and what a page shows."""
+    train = drawn_windows(text.train, config.context, CALIBRATION_TOKENS)[0]
+    test, targets = drawn_windows(text.test, config.context, TEST_TOKENS)
+    layers, together, calibrations = read_mlps(model, train, test, targets)
+    x = normalised_streams(model, test)
+    x = x[:, targets.reshape(-1) >= 0]
+    tokens = frequent_tokens(text.test, _SHOWN)
+    rows, values, vectors, r2, likes, places = [], [], [], [], [], []
+    for layer in range(model.config.layers):
+        found = calibrations[layer][method]
+        weights, gate = mlp_weights(model, layer, token_directions(model, tokens)), model.block(layer).glu.sigma()
+        pairs = token_eigenpairs(model, layer, tokens, min(_PAIRS, model.config.width), gain=found.gain)
+        values.append(np.asarray(pairs.values))
+        vectors.append(np.asarray(pairs.vectors))
+        r2.append(direction_r2(weights, found._replace(offset=jnp.zeros(len(tokens))), x[layer], gate))
+        likes.append(liked_tokens(vectors[-1], model))
+        places.append(liked_places(vectors[-1], x[layer]))
+        row = {
+            name: {"r2": number(read.r2), "loss_rise": number(read.loss_rise)} for name, read in layers[layer].items()
+        }
+        rows.append({"gains": row} | _spectrum_figures(weights, found.gain))
+    figures = {
+        "method": method,
+        "layers": rows,
+        "together": {name: number(value) for name, value in together.items()},
+        "calibration_tokens": train.size,
+        "test_tokens": int(np.sum(targets >= 0)),
+        "largest_residual": number(max(float(np.max(pairs.residuals)), 0.0)),
+    }
+    gains = np.stack([np.asarray(found[method].gain) for found in calibrations])
+    arrays = {"tokens": np.array(tokens), "values": np.stack(values), "vectors": np.stack(vectors), "gain": gains}
+    shown = {
+        "r2": np.stack(r2),
+        "likes": np.stack(likes),
+        "places": np.stack(places),
+        "length": np.array(config.context),
+        "text": np.concatenate([test.reshape(-1)[targets.reshape(-1) >= 0], targets[targets >= 0][-1:]]),
+    }
+    return figures, arrays, arrays | shown
+
+
+def drawn_windows(stream: Stream, context: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets of windows with about so many tokens, drawn once and for all, in the order of the text."""
+    count = count_windows(stream, context)
+    chosen = np.random.default_rng(0).permutation(count)[: max(1, -(-tokens // context))]
+    return windows(stream, context, np.sort(chosen))
+
+
+def frequent_tokens(stream: Stream, count: int) -> list[int]:
+    """The most frequent tokens of a stream, the most frequent first, without the end of a story."""
+    frequency = np.bincount(stream.tokens, minlength=1)
+    order = np.argsort(-frequency, kind="stable")
+    return [int(token) for token in order if frequency[token] and token != END][:count]
+
+
+def _spectrum_figures(weights, gain) -> dict[str, Any]:
+    """Means over the most frequent tokens: |λ_i| / |λ_1| by rank, and the effective rank."""
+    few = weights._replace(out=weights.out[:, :_RANKED])
+    d = len(few.w)
+    if d <= _LARGEST_WHOLE:
+        found = np.asarray(spectrum(few, basis="hidden", gain=gain).values)
+    else:
+        found = np.asarray(top_eigenpairs(few, 2 * _DECAY, basis="hidden", gain=gain).values)
+    sizes = np.abs(found) / np.maximum(np.abs(found[:, :1]), np.finfo(np.float32).tiny)
+    rank = np.asarray(effective_rank(jnp.asarray(found))).mean()
+    return {
+        "decay": numbers(sizes[:, :_DECAY].mean(0)),
+        "participation_rank": number(rank),
+        "eigenvalues": found.shape[1],
+    }
+
+
+def _other(path: Path) -> dict[str, Any]:
+    """What another run's report says of its layers."""
+    folder = RunFolder(path)
+    if not folder.summary.is_file():
+        raise InputError(f"`against` has {path}: no finished run")
+    figures = read_json(folder.summary, folder.summary.read_text()).get("analysis", {})
+    if "together" not in figures:
+        raise InputError(f"`against` has {path}: no report of a run on text yet, make it by: analysis report {path}")
+    return {"name": path.name} | {name: figures[name] for name in ("method", "layers", "together")}
+
+
+def _last_samples(folder: RunFolder) -> list[str]:
+    if not folder.samples.is_file():
+        return []
+    last = folder.samples.read_text(encoding="utf-8").split("\n\n==========\n\n")[-1]
+    return last.partition("\n\n")[2].strip("\n").split("\n\n---\n\n")
+
+
+def _content(summary, shown, history, config: TextConfig, tokenizer, model: Transformer) -> dict[str, Any]:
+    figures, test = summary["analysis"], summary["test"]
+    vocabulary = [tokenizer.decode([token], skip_special_tokens=False) for token in range(model.config.vocab)]
+    language = {
+        "vocabulary": vocabulary,
+        "tokens": shown["tokens"].tolist(),
+        "values": page.rounded(shown["values"]),
+        "r2": page.rounded(np.round(shown["r2"], 3)),
+        "likes": shown["likes"].tolist(),
+        "places": shown["places"].tolist(),
+        "text": shown["text"].tolist(),
+        "length": int(shown["length"]),
+        "name": f"{config.gate}",
+    }
+    read = [row["gains"][figures["method"]] for row in figures["layers"]]
+    return {
+        "language": language | {name: figures[name] for name in ("method", "layers", "together")},
+        "curves": history,
+        "provenance": {"config": dataclasses.asdict(config)} | figures["provenance"],
+        "cards": [
+            [f"{test['bits_per_byte']:.3f}", "bits per byte, test"],
+            [f"{test['loss']:.3f}", "test loss, nats a token"],
+            [f"{min(row['r2'] for row in read):.3f}", "R² of the layer that reads worst"],
+            [f"{max(row['loss_rise'] for row in read):+.4f}", "largest rise of the loss, one layer replaced, nats"],
+            [f"{figures['together'][figures['method']]:+.4f}", "rise of the loss, all layers replaced, nats"],
+        ],
+    }
+
+
+def _texts(config: TextConfig, figures, model: Transformer, command: list[str]) -> dict[str, str]:
+    from sqs_jax.analysis.report import page_texts
+
+    method = figures["method"]
+    rows = [row["gains"][method] for row in figures["layers"]]
+    low, high = min(row["r2"] for row in rows), max(row["r2"] for row in rows)
+    rise, plain = figures["together"][method], figures["together"]["identity"]
+    verdict = (
+        f"Read with “{method}” gains, quadratic forms explain {100 * low:.1f} to {100 * high:.1f} % of what a GLU "
+        f"adds to the stream, on {figures['test_tokens']:,} tokens of held-out text. With a form in the place of every "
+        f"GLU the model's loss rises by {rise:.3f} nats a token; read with the gate as the identity, by {plain:.3f}."
+    )
+    gate = f"{config.gate} (c {config.c:g}, λ {config.lam:g}, p {config.p:g})" if config.gate == "sqs" else config.gate
+    sizes = model.config
+    subtitle = (
+        f"{sizes.layers} blocks of width {sizes.width} with GLUs of {sizes.glu_width}, {sizes.heads} heads, context "
+        f"{sizes.context}, {sizes.vocab} tokens; seed {config.seed}."
+    )
+    name = Path(config.text).stem if config.text else config.data
+    return page_texts(f"{name}, {gate}", subtitle, verdict) | {"command": shlex.join(command)}

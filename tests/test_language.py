@@ -1,0 +1,363 @@
+"""Training on text from end to end: what a run leaves, what stopping and killing do to it, and bad input."""
+
+import dataclasses
+import json
+import math
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sqs_jax.train import PRESETS, InputError, TextConfig, language, train
+from sqs_jax.train.checkpoint import restore_params
+from sqs_jax.train.cli import main, parse
+from sqs_jax.train.optimizer import make_optimizer
+from sqs_jax.train.sample import in_order
+from sqs_jax.train.step import data_mesh, first_state, parameters
+from sqs_jax.train.stop import Stopped
+from sqs_jax.train.stories import stories
+from sqs_jax.train.text import END, Stream, load_text, windows
+
+SIZES = {"vocab": 300, "context": 32, "width": 16, "layers": 2, "heads": 2, "steps": 25, "batch_size": 4}
+SIZES |= {"evaluate_every": 10, "lr": 1e-2, "warmup": 2, "noise_std": 0.1}
+CONFIG = TextConfig(**SIZES)
+
+
+def flags(**changes):
+    sizes = (SIZES | changes).items()
+    return ["stories", "--no-report", *(word for name, value in sizes for word in (f"--{name}", str(value)))]
+
+
+def quiet(*_):
+    """A report that says nothing."""
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """A run that nobody interrupted."""
+    run_dir = tmp_path_factory.mktemp("runs") / "reference"
+    train(CONFIG, run_dir, report=quiet)
+    return run_dir
+
+
+def rows_of(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_end(run_dir, reference):
+    chex.assert_trees_all_equal(restore_params(run_dir / "checkpoints"), restore_params(reference / "checkpoints"))
+    for name in ("metrics.jsonl", "samples.txt", "tokenizer.json", "text.json"):
+        assert (run_dir / name).read_bytes() == (reference / name).read_bytes()
+    ends = [json.loads((path / "summary.json").read_text())["test"] for path in (run_dir, reference)]
+    assert ends[0] == ends[1]
+
+
+def test_a_run_leaves_all_its_files(reference):
+    names = {path.name for path in reference.iterdir()}
+    assert names == {
+        "config.json", "metrics.jsonl", "checkpoints", "summary.json", "tokenizer.json", "text.json", "samples.txt",
+    }  # fmt: skip
+    rows = rows_of(reference)
+    assert [row["step"] for row in rows] == [10, 20, 25]
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"] < math.log(300)
+    summary = json.loads((reference / "summary.json").read_text())
+    assert set(summary["test"]) == {"loss", "bits_per_byte"}
+    assert summary["validation"]["bits_per_byte"] == rows[-1]["validation_bits_per_byte"]
+    assert summary["steps"] == 25
+    assert summary["tokens_per_second"] > 0
+    assert {"tokenizers", "jax"} <= set(summary["versions"])
+    samples = (reference / "samples.txt").read_text()
+    assert samples.count("==========") == 2
+    assert samples.count("---\n") == 3
+    assert samples.startswith("step 10\n")
+
+
+def test_bits_per_byte_are_those_of_the_held_out_stories(reference):
+    model, tokenizer, config = language.load_language(reference)
+    bits, size = 0.0, 0
+    tokens = [END]
+    for story in stories()[-40:]:
+        tokens += [*tokenizer.encode(story).ids, END]
+        size += len(story.encode()) + 1
+    for start in range(0, len(tokens) - 1, 32):
+        part = tokens[start : start + 33]
+        log_p = jax.nn.log_softmax(model(jnp.array([part[:-1]]))[0])
+        bits -= float(sum(log_p[i, token] for i, token in enumerate(part[1:]))) / math.log(2)
+    found = json.loads((reference / "summary.json").read_text())["test"]
+    np.testing.assert_allclose(found["bits_per_byte"], bits / size, rtol=1e-5)
+    np.testing.assert_allclose(found["loss"], bits * math.log(2) / (len(tokens) - 1), rtol=1e-5)
+    assert config == CONFIG
+
+
+def test_stopping_within_a_round_and_resuming_is_exact(reference, tmp_path, monkeypatch):
+    real, calls = language.windows, []
+
+    def interrupting(stream, context, numbers):
+        calls.append(0)
+        if len(calls) == 14:
+            signal.raise_signal(signal.SIGINT)
+        return real(stream, context, numbers)
+
+    config = dataclasses.replace(CONFIG, validation=0)
+    expected = tmp_path / "expected"
+    train(config, expected, report=quiet)
+    monkeypatch.setattr(language, "windows", interrupting)
+    with pytest.raises(Stopped, match="SIGINT"):
+        train(config, tmp_path / "run", report=quiet)
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["14"]
+    assert len(rows_of(tmp_path / "run")) == 1
+    train(config, tmp_path / "run", resume=True, report=quiet)
+    assert_same_end(tmp_path / "run", expected)
+
+
+def test_the_best_on_validation_outlives_a_stop(reference, tmp_path, monkeypatch):
+    real, calls = language.make_step, []
+
+    def interrupting(*args):
+        step = real(*args)
+
+        def counted(*batch):
+            calls.append(0)
+            if len(calls) == 17:
+                signal.raise_signal(signal.SIGTERM)
+            return step(*batch)
+
+        return counted
+
+    monkeypatch.setattr(language, "make_step", interrupting)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        train(CONFIG, tmp_path / "run", report=quiet)
+    monkeypatch.undo()
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"10", "17"}
+    train(CONFIG, tmp_path / "run", resume=True, report=quiet)
+    assert_same_end(tmp_path / "run", reference)
+
+
+def test_a_killed_process_resumes_to_the_same_numbers(reference, tmp_path):
+    command = [sys.executable, "-m", "train", *flags(), "--run-dir", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("step"):
+                break
+        process.kill()
+    assert not (tmp_path / "run" / "summary.json").exists()
+    train(CONFIG, tmp_path / "run", resume=True, report=quiet)
+    assert_same_end(tmp_path / "run", reference)
+
+
+def test_a_text_that_can_be_learnt_by_heart_is(tmp_path):
+    path = tmp_path / "one.txt"
+    path.write_text("\n\n".join(["The quick brown fox jumps over the lazy dog, and then it goes home to sleep."] * 3))
+    config = dataclasses.replace(CONFIG, data="text", text=str(path), steps=150, evaluate_every=150, noise_std=0.0)
+    summary = train(dataclasses.replace(config, validation=1, test=1), tmp_path / "run", report=quiet)
+    assert rows_of(tmp_path / "run")[-1]["train_loss"] > 0.05  # it was not known from the beginning
+    assert summary["test"]["loss"] < 0.05
+    assert summary["validation"]["loss"] < 0.05
+
+
+def one_step(config, tokens):
+    """The state after one step on these windows, and its loss."""
+    model = language.make_model(config, 300)
+    optimizer = make_optimizer(config, 25)
+    stream = Stream(np.asarray(tokens, np.uint16), 1, 1)
+    batch = windows(stream, config.context, np.arange(config.batch_size))
+    return language.make_step(config, model, optimizer, data_mesh())(first_state(model, optimizer), *batch)
+
+
+def test_accumulating_gradients_is_the_whole_batch():
+    tokens = np.random.default_rng(0).integers(0, 300, 101)  # the last window is not full
+    whole = dataclasses.replace(CONFIG, noise_std=0.0, warmup=0)
+    state, loss = one_step(whole, tokens)
+    parts, part_loss = one_step(dataclasses.replace(whole, accumulate=4), tokens)
+    np.testing.assert_allclose(loss, part_loss, rtol=1e-6)
+    first = jax.tree.leaves(parameters(language.make_model(whole, 300)))
+    for before, a, b in zip(first, jax.tree.leaves(state.params), jax.tree.leaves(parts.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)  # Adam's first step has the gradient's sign, even of a tiny one
+        assert np.abs(a - before).max() > 1e-3
+
+
+def test_padding_counts_for_nothing():
+    config = dataclasses.replace(CONFIG, noise_std=0.0)
+    tokens = np.random.default_rng(0).integers(0, 300, 101)
+    _, loss = one_step(config, tokens)
+    logits = language.make_model(config, 300)(jnp.asarray(np.pad(tokens, (0, 28))[None, :128].reshape(4, 32)))
+    log_p = jax.nn.log_softmax(logits).reshape(128, 300)
+    expected = -np.mean([log_p[i, tokens[i + 1]] for i in range(100)])
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_noise_is_in_units_of_the_embedding(monkeypatch):
+    tokens = np.random.default_rng(0).integers(0, 300, 129)
+    losses = [float(one_step(dataclasses.replace(CONFIG, noise_std=std), tokens)[1]) for std in (0.0, 1e-6, 3.0)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    assert abs(losses[2] - losses[0]) > 1e-4
+
+
+def test_weight_decay_is_for_matrices_alone():
+    config = dataclasses.replace(CONFIG, weight_decay=10.0, warmup=0)
+    params = parameters(language.make_model(config, 300))
+    optimizer = make_optimizer(config, 25)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates: dict = optimizer.update(zeros, optimizer.init(params), params)[0]  # pyright: ignore
+    for name in ("qkv", "project", "down"):
+        np.testing.assert_allclose(updates["blocks"][name], -0.1 * params["blocks"][name], rtol=1e-5)
+    for update in (updates["norm"], updates["blocks"]["glu_norm"], updates["blocks"]["attention_norm"]):
+        assert not np.any(update)
+
+
+def test_bfloat16_and_untied_embeddings_train(tmp_path):
+    config = dataclasses.replace(
+        CONFIG, dtype="bfloat16", tied=False, remat="block", steps=10, learnable=True, samples=0
+    )
+    summary = train(config, tmp_path / "run", report=quiet)
+    assert summary["test"]["loss"] < math.log(300)
+    assert {leaf.dtype for leaf in jax.tree.leaves(restore_params(tmp_path / "run" / "checkpoints"))} == {
+        jnp.dtype("float32")
+    }
+    assert not (tmp_path / "run" / "samples.txt").exists()
+
+
+def test_epochs_set_the_number_of_steps(tmp_path):
+    text = load_text(CONFIG)
+    count = -(-(len(text.train.tokens) - 1) // 32)
+    config = dataclasses.replace(CONFIG, steps=0, epochs=1, batch_size=1024, evaluate_every=1000, samples=0)
+    train(config, tmp_path / "run", report=quiet)
+    last = rows_of(tmp_path / "run")[-1]
+    assert last["step"] == -(-count // 1024)
+    np.testing.assert_allclose(last["epoch"], last["step"] * 1024 / count, atol=1e-4)
+
+
+def sample(capsys, *words):
+    capsys.readouterr()
+    main(["sample", *words])
+    return capsys.readouterr().out
+
+
+def test_samples_begin_with_the_prompt_and_depend_on_the_seed(reference, capsys):
+    words = [str(reference), "--prompt", "Once upon", "--n", "3", "--tokens", "12"]
+    out = sample(capsys, *words, "--seed", "1")
+    assert len(parts := out.split("\n\n---\n\n")) == 3
+    assert all(part.startswith("Once upon") for part in parts)
+    assert len(set(parts)) == 3
+    assert sample(capsys, *words, "--seed", "1") == out
+    assert sample(capsys, *words, "--seed", "2") != out
+    greedy = sample(capsys, *words, "--temperature", "0").split("\n\n---\n\n")
+    assert len({part.strip() for part in greedy}) == 1
+
+
+def test_rows_are_shown_in_order_and_letters_whole():
+    tokenizer = load_text(CONFIG).tokenizer
+    rows = [tokenizer.encode("ab é").ids, tokenizer.encode("xy").ids]
+    assert len(rows[0]) > len(rows[1])
+    chunks = [[[a], [b] if b is not None else []] for a, b in zip(rows[0], rows[1] + [None] * 9, strict=False)]
+    pieces = list(in_order(tokenizer, [END], 2, iter([*chunks, [[], []]])))
+    assert "".join(pieces) == "ab é\n\n---\n\nxy\n"
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--prompt", "word " * 40], r"`prompt` has \d+ tokens: fewer than the context, 32, are needed"),
+        (["--top-p", "0"], "`top_p` is 0.0"),
+        (["--n", "0"], "`n` is 0"),
+        (["--tokens", "-1"], "`tokens` is -1"),
+        (["--temprature", "1"], "did you mean --temperature"),
+    ],
+)
+def test_bad_samples_are_told_in_one_line(reference, words, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["sample", str(reference), *words])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(message, error)
+
+
+def copy(reference, tmp_path):
+    return shutil.copytree(reference, tmp_path / "copy")
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(reference, tmp_path, capsys):
+    run_dir = copy(reference, tmp_path)
+    other = load_text(dataclasses.replace(CONFIG, vocab=290)).tokenizer
+    (run_dir / "tokenizer.json").write_text(other.to_str())
+    with pytest.raises(InputError, match="has 290 tokens, and the checkpoint 300"):
+        language.load_language(run_dir)
+    (run_dir / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match=r"tokenizer.json is damaged"):
+        language.load_language(run_dir)
+    (run_dir / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match="cannot read the tokenizer"):
+        language.load_language(run_dir)
+
+
+def test_another_text_is_no_continuation(reference, tmp_path):
+    run_dir = copy(reference, tmp_path)
+    (run_dir / "summary.json").unlink()
+    facts = (run_dir / "text.json").read_text()
+    (run_dir / "text.json").write_text(facts.replace('"sha256": "', '"sha256": "0'))
+    with pytest.raises(InputError, match=r"text.json is not what the data gives"):
+        train(CONFIG, run_dir, resume=True, report=quiet)
+    with pytest.raises(InputError, match=r"`width` is 32, but the run .* has 16"):
+        train(dataclasses.replace(CONFIG, width=32), run_dir, resume=True, report=quiet)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab": 65536}, "`vocab` is 65536: a number from 257 to 65535"),
+        ({"vocab": 256}, "`vocab` is 256"),
+        ({"heads": 3}, "`heads` is 3"),
+        ({"context": 0}, "`context` is 0"),
+        ({"accumulate": 3}, "`accumulate` is 3: it must divide `batch_size`, 4"),
+        ({"steps": 0, "epochs": 0}, "`epochs` is 0"),
+        ({"test": 0}, "`test` is 0"),
+        ({"remat": "all"}, "`remat` is 'all'"),
+        ({"text": "x.txt"}, "a file goes with the data 'text'"),
+        ({"data": "mnist"}, "`data` is 'mnist': a TextConfig is not for it"),
+        ({"warmup": 25}, "`warmup` is 25: fewer than the run's 25 steps"),
+    ],
+)
+def test_a_configuration_out_of_range_is_named(change, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        train(dataclasses.replace(CONFIG, **change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_flags_of_text_and_of_images():
+    config, run_dir, _ = parse(["--text", "book.txt", "--layers", "6"])
+    assert config == dataclasses.replace(PRESETS["text"], text=config.text, layers=6)
+    assert config.text.startswith("/")
+    assert run_dir.name == "book-sqs-seed0"
+    assert parse(["stories", "--heads", "2"])[0] == dataclasses.replace(PRESETS["stories"], heads=2)
+    assert parse(["--run-dir", "stories", "--residual", "--layers", "2"])[0].data == "digits"
+    with pytest.raises(InputError, match="--heads"):
+        parse(["mnist", "--heads", "2"])
+    with pytest.raises(InputError, match="--residual"):
+        parse(["stories", "--residual"])
+
+
+def test_ctrl_c_is_answered_within_a_step(tmp_path):
+    endless = flags(steps=100_000, evaluate_every=100_000)
+    command = [sys.executable, "-m", "train", *endless, "--run-dir", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "run" / "metrics.jsonl").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "go on with: python -m train --run-dir" in error
+    assert list((tmp_path / "run" / "checkpoints").glob("[1-9]*"))
