@@ -74,8 +74,8 @@ def _fidelity_table(folders) -> str:
                 measured = fidelity(weights, calibration, samples.test, samples.test_labels, sigma)
                 found[method].append((measured, calibration.gain))
         for method, results in found.items():
-            columns = [_spread([float(getattr(row, name)) for row, _ in results], digits) for name, digits in _COLUMNS]
-            network = _spread([float(row.network_accuracy) for row, _ in results], 4)
+            columns = [spread([float(getattr(row, name)) for row, _ in results], digits) for name, digits in _COLUMNS]
+            network = spread([float(row.network_accuracy) for row, _ in results], 4)
             low, high = min(float(gain.min()) for _, gain in results), max(float(gain.max()) for _, gain in results)
             rows.append(f"| {gate} | {network} | {method} | {' | '.join(columns)} | {low:.2f} to {high:.2f} |")
     return "\n".join(["## Fidelity", "", *rows, ""])
@@ -109,7 +109,8 @@ ceiling. Nulls: `classes`, different outputs; `untrained`, the initial weights; 
 of the forms in the metric of the data."""
 
 
-def _spread(values, digits) -> str:
+def spread(values, digits) -> str:
+    """Mean of values and, of more than one, ± their standard deviation."""
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{round(statistics.mean(values), digits) + 0.0:.{digits}f}{deviation}"  # no -0.0
 

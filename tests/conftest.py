@@ -6,6 +6,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from benchmarks.screenshot import chromium
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
@@ -30,3 +32,13 @@ def original_files() -> Path:
     if not folder:
         pytest.skip("SQS_DATA_DIR does not name a folder with the original files")
     return Path(folder)
+
+
+@pytest.fixture
+def browser():
+    """Headless Chromium."""
+    found = chromium()
+    if found is None:
+        pytest.skip("Chromium and its ChromeDriver are not installed")
+    yield found
+    found.quit()

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from benchmarks.screenshot import chromium, opened, resize
+from benchmarks.screenshot import opened, resize
 from sqs_jax import gated_linear
 from sqs_jax.analysis import GLUWeights, load_weights
 from sqs_jax.analysis import report as reporting
@@ -47,16 +47,6 @@ def others(tmp_path_factory):
     for seed, folder in enumerate(folders):
         train(dataclasses.replace(CONFIG, gate="bilinear", seed=seed, epochs=5), folder, report=quiet)
     return folders
-
-
-@pytest.fixture
-def browser():
-    """Headless Chromium."""
-    found = chromium()
-    if found is None:
-        pytest.skip("Chromium and its ChromeDriver are not installed")
-    yield found
-    found.quit()
 
 
 def requests(browser):
