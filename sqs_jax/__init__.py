@@ -1,5 +1,6 @@
 """Signed Quadratic Shrink (SQS) gated linear units, and the spectra of their weights, in JAX."""
 
+import importlib
 from typing import TYPE_CHECKING
 
 from sqs_jax.activation import SQS, sqs, sqs_slope
@@ -8,7 +9,9 @@ from sqs_jax.glu import gated, gated_linear
 from sqs_jax.sharding import sharded_gated_linear
 
 if TYPE_CHECKING:
+    from sqs_jax.generation import Sampling, generate
     from sqs_jax.modules import GLU, GLUClassifier
+    from sqs_jax.transformer import Transformer, TransformerConfig
 
 __version__ = "0.1.0"
 __all__ = [
@@ -16,8 +19,12 @@ __all__ = [
     "GLU",
     "SQS",
     "GLUClassifier",
+    "Sampling",
+    "Transformer",
+    "TransformerConfig",
     "gated",
     "gated_linear",
+    "generate",
     "get_gate",
     "sharded_gated_linear",
     "sqs",
@@ -25,10 +32,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
-    # The modules need flax.nnx, which costs more to import than all else here: only who uses them pays.
-    if name in ("GLU", "GLUClassifier"):
-        from sqs_jax import modules
+# The modules need flax.nnx, which costs more to import than all else here: only who uses them pays.
+_MODULES = {
+    "GLU": "modules",
+    "GLUClassifier": "modules",
+    "Sampling": "generation",
+    "Transformer": "transformer",
+    "TransformerConfig": "transformer",
+    "generate": "generation",
+}
 
-        return getattr(modules, name)
+
+def __getattr__(name):
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"sqs_jax.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'sqs_jax' has no attribute {name!r}")

@@ -101,9 +101,13 @@ def _chunks(graph, params, padded, lengths, context, seed, tokens, sampling, sto
     settings = (jnp.float32(sampling.temperature), jnp.int32(sampling.top_k), jnp.float32(sampling.top_p))
     end = jnp.int32(-1 if stop is None else stop)
     state = _prefill(graph, params, padded, lengths)
+    model = nnx.merge(graph, params)
+    parts = nnx.split([model.block(layer) for layer in range(model.config.layers)])
+    model.blocks = None  # pyright: ignore - not passed on: the layers are now by themselves
+    graphs, params = zip(nnx.split(model), parts, strict=True)
     left = np.minimum(context - lengths, context if tokens is None else tokens)
     while left.max() > 0:
-        state, new = _continue(graph, params, state, keys, settings, end, chunk)
+        state, new = _continue(graphs, params, state, keys, settings, end, chunk)
         rows = [row[: max(0, count)].tolist() for row, count in zip(np.asarray(new), left, strict=True)]
         left = left - chunk
         for i, row in enumerate(rows):
@@ -121,16 +125,16 @@ def _prefill(graph, params, padded, lengths) -> _State:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6), donate_argnums=2)
-def _continue(graph, params, state, keys, settings, end, count: int) -> tuple[_State, jax.Array]:
+def _continue(graphs, params, state, keys, settings, end, count: int) -> tuple[_State, jax.Array]:
     """`count` more tokens a row (batch, count); a row that has ended repeats `end`."""
-    model = nnx.merge(graph, params)
+    model, blocks = (nnx.merge(graph, part) for graph, part in zip(graphs, params, strict=True))
 
     def step(state: _State, _):
         chosen = jax.vmap(_draw, (0, 0, 0, None))(keys, state.position, state.logits, settings)
         token = jnp.where(state.done, end, chosen)
         # A row at the end of the context goes on in place: what it says is cut off by the caller.
         position = jnp.minimum(state.position, model.config.context - 1)
-        logits, cache = model.decode(jnp.maximum(token, 0), position, state.cache)
+        logits, cache = model.decode(jnp.maximum(token, 0), position, state.cache, blocks)
         return _State(cache, logits, state.position + 1, state.done | (token == end)), token
 
     state, drawn = jax.lax.scan(step, state, length=count)

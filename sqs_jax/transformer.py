@@ -1,6 +1,7 @@
 """A decoder-only Transformer with a gated linear unit in each block, in Flax (nnx)."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -69,10 +70,10 @@ class TransformerConfig:
 
 
 class Cache(NamedTuple):
-    """Keys and values of every token so far: (layers, batch, context, heads, width/heads) each."""
+    """Keys and values of every token so far: for each layer arrays (batch, context, heads, width/heads)."""
 
-    keys: jax.Array
-    values: jax.Array
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
 
 
 class Block(nnx.Module):
@@ -200,20 +201,23 @@ class Transformer(nnx.Module):
         x = self.embed(tokens)
         x, (keys, values) = jax.lax.scan(lambda x, params: nnx.merge(graph, params).with_keys(x), x, params)
         room = ((0, 0), (0, 0), (0, self.config.context - tokens.shape[1]), (0, 0), (0, 0))
-        return x, Cache(jnp.pad(keys, room), jnp.pad(values, room))
+        return x, Cache(tuple(jnp.pad(keys, room)), tuple(jnp.pad(values, room)))
 
-    def decode(self, token: jax.Array, position: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Logits (batch, vocab) after one more token (batch,) at its position (batch,), from 0; and the new cache."""
-        graph, params = nnx.split(self.blocks)
+    def decode(
+        self, token: jax.Array, position: jax.Array, cache: Cache, blocks: Sequence[Block] | None = None
+    ) -> tuple[jax.Array, Cache]:
+        """Logits (batch, vocab) after one more token (batch,) at its position (batch,), from 0; and the new cache.
 
-        def block(x, layer):
-            params, keys, values = layer
-            x, keys, values = nnx.merge(graph, params).decode(x, position, keys, values)
-            return x, (keys, values)
-
-        x = cast(self.embedding, self.config.dtype)[token][:, None]
-        x, (keys, values) = jax.lax.scan(block, x, (params, *cache))
-        return self.logits(x[:, 0]), Cache(keys, values)
+        `blocks` are the layers by themselves, for callers that take them apart once for many tokens. They are not
+        scanned over: a scan would copy the cache of every layer for each token.
+        """
+        blocks = blocks or [self.block(layer) for layer in range(self.config.layers)]
+        x, keys, values = cast(self.embedding, self.config.dtype)[token][:, None], [], []
+        for block, old_keys, old_values in zip(blocks, *cache, strict=True):
+            x, new_keys, new_values = block.decode(x, position, old_keys, old_values)
+            keys.append(new_keys)
+            values.append(new_values)
+        return self.logits(x[:, 0]), Cache(tuple(keys), tuple(values))
 
 
 def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:

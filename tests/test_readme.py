@@ -12,7 +12,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_python_of_the_readme_runs():
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     names = {}
     for block in blocks:
         if "equinox" in block:
@@ -22,6 +22,8 @@ def test_the_python_of_the_readme_runs():
         names["Block"](names["w"], names["v"])(names["x"]), names["gated_linear"](names["x"], names["w"], names["v"])
     )
     assert names["spectrum"](names["weights"]).values.shape == (10, 16)
+    assert [len(row) for row in names["new"]] == [5, 5]
+    assert names["logits"].shape == (1, 8, 300)
     assert names["gains"].gain.shape == (32,)
 
 
