@@ -44,7 +44,7 @@ class TransformerConfig:
     dtype: Any = jnp.float32
     """Dtype of the computation; parameters, norms, softmax and logits are float32."""
     remat: Remat = "none"
-    """What the backward pass keeps of a block: "none" recomputes nothing, "dots" what is not a product with
+    """What the backward pass computes again: "none" only the scores of attention, "dots" all that is not a product with
     weights, "block" all but the block's input."""
     scan_layers: bool = True
     """One compiled block for all layers, by `jax.lax.scan`; otherwise a copy a layer. The parameters are the same."""
@@ -104,7 +104,7 @@ class Block(nnx.Module):
     def attend(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The stream after attention, before the GLU; and the keys and values."""
         q, k, v = self._queries_keys_values(x, jnp.arange(x.shape[1], dtype=jnp.int32)[None])
-        read = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        read = _attention(q, k, v)
         return x + self._projected(read), k, v
 
     def decode(self, x, position, keys, values) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -218,6 +218,13 @@ class Transformer(nnx.Module):
             keys.append(new_keys)
             values.append(new_values)
         return self.logits(x[:, 0]), Cache(tuple(keys), tuple(values))
+
+
+@jax.checkpoint
+def _attention(q, k, v):
+    # The scores, (batch, heads, length, length), are most of what a block would keep: to make them again costs one
+    # product, which takes less time than to write and read them.
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
