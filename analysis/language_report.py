@@ -25,6 +25,7 @@ from sqs_jax.analysis.language import (
     token_eigenpairs,
 )
 from sqs_jax.analysis.load import read_json, read_rows
+from sqs_jax.analysis.report import page_texts
 from sqs_jax.analysis.study import number, numbers
 from sqs_jax.train.config import InputError, TextConfig
 from sqs_jax.train.language import load_language
@@ -217,8 +218,6 @@ def _content(summary, shown, history, config: TextConfig, tokenizer, model: Tran
 
 
 def _texts(config: TextConfig, figures, model: Transformer, command: list[str]) -> dict[str, str]:
-    from sqs_jax.analysis.report import page_texts
-
     method = figures["method"]
     rows = [row["gains"][method] for row in figures["layers"]]
     low, high = min(row["r2"] for row in rows), max(row["r2"] for row in rows)

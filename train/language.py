@@ -99,7 +99,7 @@ def make_task(config: TextConfig, data_dir: Path | None) -> Task:
     optimizer = make_optimizer(config, steps)
     mesh = data_mesh()
     model = make_model(config, text.tokenizer.get_vocab_size())
-    train_step, score = make_step(config, model, optimizer, mesh), make_score(model, mesh)
+    train_step, score = make_step(config, model, optimizer, mesh), make_score(model)
     across = NamedSharding(mesh, PartitionSpec("data"))
 
     def run(state, end, stopping):
@@ -191,9 +191,8 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.sum(losses, where=targets >= 0)
 
 
-def make_score(model: Transformer, mesh: Mesh):
+def make_score(model: Transformer):
     """The compiled (params, inputs, targets) → nats, summed over the targets."""
-    del mesh
 
     @jax.jit
     def score(params, inputs, targets):

@@ -1,5 +1,6 @@
 """Text as tokens: stories → byte-level BPE, trained once → one memory-mapped stream → windows."""
 
+import codecs
 import dataclasses
 import functools
 import hashlib
@@ -17,7 +18,7 @@ import numpy as np
 from sqs_jax.cache import default_cache_dir
 from sqs_jax.train.config import InputError, TextConfig
 from sqs_jax.train.originals import exclusive, find_originals, prepare
-from sqs_jax.train.sources import END_OF_TEXT, TINYSTORIES, read_stories
+from sqs_jax.train.sources import END_OF_TEXT, TINYSTORIES
 from sqs_jax.train.stories import stories
 
 # Part of the cache's path: a change of what is stored there raises it.
@@ -141,9 +142,7 @@ def _stories_of(config: TextConfig, data_dir: Path | None, cache_dir: Path) -> t
         content = _read_file(Path(config.text))
         return [_sha256(content.encode()), config.separator], lambda: (_parted(content, config.separator), None)
     local = find_originals(TINYSTORIES, data_dir)
-    for path in local.values():
-        _check_utf8(path)
-    files = {name: _file_sha256(path) for name, path in sorted(local.items())}
+    files = {name: _text_sha256(path) for name, path in sorted(local.items())}
     # tensorflow-datasets knows a set by its name alone: other files go to another place.
     place = cache_dir / "local" / _sha256(json.dumps(files).encode())[:16] if files else cache_dir
 
@@ -183,12 +182,25 @@ def _read_file(path: Path) -> str:
     return found
 
 
-def _check_utf8(path: Path):
+def _text_sha256(path: Path) -> str:
+    """The checksum of a file of any size; InputError where it is empty or not UTF-8."""
+    checksum, decoder, size = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")(), 0
+    with path.open("rb") as file:
+        while part := file.read(2**22):
+            checksum.update(part)
+            _decoded(path, decoder, part, size)
+            size += len(part)
+    _decoded(path, decoder, b"", size)
+    if not size:
+        raise InputError(f"{path} is empty")
+    return checksum.hexdigest()
+
+
+def _decoded(path: Path, decoder, part: bytes, start: int):
     try:
-        if not any(True for _ in read_stories(path)):
-            raise InputError(f"{path} is empty")
+        decoder.decode(part, final=not part)
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error.reason}") from None
+        raise InputError(f"{path} is not UTF-8: {error.reason} near byte {start + error.start}") from None
 
 
 _PATTERNS = {
@@ -279,8 +291,3 @@ def _open(config: TextConfig, key: str, folder: Path) -> Text:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
