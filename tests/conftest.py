@@ -6,8 +6,6 @@ from pathlib import Path
 import jax
 import pytest
 
-from benchmarks.screenshot import chromium
-
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
@@ -37,6 +35,8 @@ def original_files() -> Path:
 @pytest.fixture
 def browser():
     """Headless Chromium."""
+    from benchmarks.screenshot import chromium  # what it imports is not everywhere where kernels are compiled
+
     found = chromium()
     if found is None:
         pytest.skip("Chromium and its ChromeDriver are not installed")
