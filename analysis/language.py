@@ -16,6 +16,7 @@ from sqs_jax.analysis.interaction import GLUWeights
 from sqs_jax.transformer import Transformer, check_tokens, rms_norm
 
 METHODS: tuple[Method, ...] = ("identity", "bussgang", "output", "joint")
+Windows = tuple[np.ndarray, np.ndarray]
 _BATCH = 16  # windows at a time
 
 
@@ -60,7 +61,7 @@ def token_directions(model: Transformer, tokens: Sequence[int]) -> jax.Array:
     The norm before the unembedding has this scale; it also divides the stream by its root mean square, which is one
     number for all tokens at a position. Raises ValueError for tokens out of range.
     """
-    check_tokens(np.asarray(tokens, np.int32)[:, None], model.config)
+    check_tokens(np.asarray(tokens)[:, None], model.config)
     return model.norm[...][:, None] * model.directions()[:, np.asarray(tokens)]
 
 
@@ -102,40 +103,44 @@ def _unit(x):
     return rms_norm(x, jnp.ones(x.shape[-1], jnp.float32)).astype(jnp.float32)
 
 
+def counted_streams(model: Transformer, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """`normalised_streams` where a target is not below 0: (layers, count, d)."""
+    return normalised_streams(model, tokens)[:, targets.reshape(-1) >= 0]
+
+
 def calibrate_mlp(model: Transformer, layer: int, x: np.ndarray, method: Method = "joint") -> Calibration:
     """Gains of a block's GLU for all that it adds to the stream: `calibrate` on its inputs x̂ (n, d)."""
     return calibrate(mlp_weights(model, layer), x, model.block(layer).glu.sigma(), method=method)
 
 
 def read_mlps(
-    model: Transformer, train_tokens: np.ndarray, test_tokens: np.ndarray, test_targets: np.ndarray
+    model: Transformer, train: Windows, test: Windows
 ) -> tuple[list[dict[str, Reading]], dict[str, float], list[dict[str, Calibration]]]:
     """How well each layer reads, with each kind of gains.
 
     Args:
       model: the Transformer.
-      train_tokens: windows (n, length) that gains are found on.
-      test_tokens, test_targets: windows that all is measured on; a target below 0 counts for nothing.
+      train: inputs and targets of windows, (n, length) each, that gains are found on.
+      test: those that all is measured on. In both, a place whose target is below 0 counts for nothing.
 
     Returns a dict of Readings by gains for each layer; the rise of the loss when every layer is replaced, by gains; and
     the calibrations.
     """
-    train, test = normalised_streams(model, train_tokens), normalised_streams(model, test_tokens)
-    whole = model_loss(model, test_tokens, test_targets, {})
+    seen, unseen = counted_streams(model, *train), counted_streams(model, *test)
+    whole = model_loss(model, *test, {})
     layers, calibrations = [], []
     for layer in range(model.config.layers):
         weights, gate = mlp_weights(model, layer), model.block(layer).glu.sigma()
-        found = {name: calibrate(weights, train[layer], gate, method=name) for name in METHODS}
+        found = {name: calibrate(weights, seen[layer], gate, method=name) for name in METHODS}
         row = {}
         for name, calibration in found.items():
-            r2 = fidelity(weights, calibration, test[layer], np.zeros(test.shape[1], int), gate).r2
-            rise = model_loss(model, test_tokens, test_targets, {layer: calibration}) - whole
+            r2 = fidelity(weights, calibration, unseen[layer], np.zeros(unseen.shape[1], int), gate).r2
+            rise = model_loss(model, *test, {layer: calibration}) - whole
             row[name] = Reading(float(r2), rise)
         layers.append(row)
         calibrations.append(found)
     together = {
-        name: model_loss(model, test_tokens, test_targets, {i: found[name] for i, found in enumerate(calibrations)})
-        - whole
+        name: model_loss(model, *test, {i: found[name] for i, found in enumerate(calibrations)}) - whole
         for name in METHODS
     }
     return layers, together, calibrations

@@ -15,11 +15,11 @@ from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import effective_rank, spectrum, top_eigenpairs
 from sqs_jax.analysis.language import (
     METHODS,
+    counted_streams,
     direction_r2,
     liked_places,
     liked_tokens,
     mlp_weights,
-    normalised_streams,
     read_mlps,
     token_directions,
     token_eigenpairs,
@@ -28,9 +28,9 @@ from sqs_jax.analysis.load import read_json, read_rows
 from sqs_jax.analysis.report import page_texts
 from sqs_jax.analysis.study import number, numbers
 from sqs_jax.train.config import InputError, TextConfig
-from sqs_jax.train.language import load_language
+from sqs_jax.train.language import load_language, read_facts
 from sqs_jax.train.run_folder import RunFolder, provenance, write
-from sqs_jax.train.text import END, Stream, Text, count_windows, load_text, windows
+from sqs_jax.train.text import END, Stream, Text, count_windows, load_text, token_bytes, windows
 from sqs_jax.transformer import Transformer
 
 CALIBRATION_TOKENS, TEST_TOKENS = 20_000, 8_192
@@ -69,7 +69,7 @@ def report_language(
     summary = read_json(folder.summary, folder.summary.read_text())
     others = [_other(path) for path in against]
     text = load_text(config, data_dir)
-    if read_json(folder.text, folder.text.read_text()).get("sha256") != text.sha256:
+    if read_facts(folder).get("sha256") != text.sha256:
         raise InputError(f"{folder.path} was trained on another text than {config.text or config.data} is now")
     figures, arrays, shown = study_language(model, text, config, method)
     summary |= {"analysis": figures | {"provenance": provenance()}}
@@ -99,19 +99,19 @@ def study_language(
     model: Transformer, text: Text, config: TextConfig, method: Method = "joint"
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
     """All that is measured of a language model: figures as JSON has them, arrays to keep, and what a page shows."""
-    train = drawn_windows(text.train, config.context, CALIBRATION_TOKENS)[0]
+    train = drawn_windows(text.train, config.context, CALIBRATION_TOKENS)
     test, targets = drawn_windows(text.test, config.context, TEST_TOKENS)
-    layers, together, calibrations = read_mlps(model, train, test, targets)
-    x = normalised_streams(model, test)
-    x = x[:, targets.reshape(-1) >= 0]
+    layers, together, calibrations = read_mlps(model, train, (test, targets))
+    x = counted_streams(model, test, targets)
     tokens = frequent_tokens(text.test, _SHOWN)
-    rows, values, vectors, r2, likes, places = [], [], [], [], [], []
+    rows, values, vectors, residuals, r2, likes, places = [], [], [], [], [], [], []
     for layer in range(model.config.layers):
         found = calibrations[layer][method]
         weights, gate = mlp_weights(model, layer, token_directions(model, tokens)), model.block(layer).glu.sigma()
         pairs = token_eigenpairs(model, layer, tokens, min(_PAIRS, model.config.width), gain=found.gain)
         values.append(np.asarray(pairs.values))
         vectors.append(np.asarray(pairs.vectors))
+        residuals.append(np.asarray(pairs.residuals))
         r2.append(direction_r2(weights, found._replace(offset=jnp.zeros(len(tokens))), x[layer], gate))
         likes.append(liked_tokens(vectors[-1], model))
         places.append(liked_places(vectors[-1], x[layer]))
@@ -123,9 +123,9 @@ def study_language(
         "method": method,
         "layers": rows,
         "together": {name: number(value) for name, value in together.items()},
-        "calibration_tokens": train.size,
+        "calibration_tokens": int(np.sum(train[1] >= 0)),
         "test_tokens": int(np.sum(targets >= 0)),
-        "largest_residual": number(max(float(np.max(pairs.residuals)), 0.0)),
+        "largest_residual": number(max(float(np.max(residuals)), 0.0)),
     }
     gains = np.stack([np.asarray(found[method].gain) for found in calibrations])
     arrays = {"tokens": np.array(tokens), "values": np.stack(values), "vectors": np.stack(vectors), "gain": gains}
@@ -134,7 +134,8 @@ def study_language(
         "likes": np.stack(likes),
         "places": np.stack(places),
         "length": np.array(config.context),
-        "text": np.concatenate([test.reshape(-1)[targets.reshape(-1) >= 0], targets[targets >= 0][-1:]]),
+        "text": test[targets >= 0],
+        "next": targets[targets >= 0],
     }
     return figures, arrays, arrays | shown
 
@@ -190,15 +191,17 @@ def _last_samples(folder: RunFolder) -> list[str]:
 
 def _content(summary, shown, history, config: TextConfig, tokenizer, model: Transformer) -> dict[str, Any]:
     figures, test = summary["analysis"], summary["test"]
-    vocabulary = [tokenizer.decode([token], skip_special_tokens=False) for token in range(model.config.vocab)]
+    spelled = [token_bytes(tokenizer, token) for token in range(model.config.vocab)]
     language = {
-        "vocabulary": vocabulary,
+        "vocabulary": [found.decode(errors="backslashreplace") for found in spelled],
+        "bytes": {token: list(found) for token, found in enumerate(spelled) if not _is_text(found)},
         "tokens": shown["tokens"].tolist(),
         "values": page.rounded(shown["values"]),
         "r2": page.rounded(np.round(shown["r2"], 3)),
         "likes": shown["likes"].tolist(),
         "places": shown["places"].tolist(),
         "text": shown["text"].tolist(),
+        "next": shown["next"].tolist(),
         "length": int(shown["length"]),
         "name": f"{config.gate}",
     }
@@ -215,6 +218,15 @@ def _content(summary, shown, history, config: TextConfig, tokenizer, model: Tran
             [f"{figures['together'][figures['method']]:+.4f}", "rise of the loss, all layers replaced, nats"],
         ],
     }
+
+
+def _is_text(found: bytes) -> bool:
+    """Whether a token is whole letters, not a part of one."""
+    try:
+        found.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _texts(config: TextConfig, figures, model: Transformer, command: list[str]) -> dict[str, str]:

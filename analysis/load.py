@@ -215,10 +215,13 @@ def load_comparable(run_dirs: Sequence[Path], *, data_dir: Path | None = None) -
 
     Raises InputError as `load_run`, and where two differ.
     """
-    from sqs_jax.train.config import InputError
+    from sqs_jax.train.config import ImageConfig, InputError
     from sqs_jax.train.run_folder import RunFolder, read_config
 
     configs = [read_config(RunFolder(path)) for path in run_dirs]
+    for path, config in zip(run_dirs, configs, strict=True):
+        if not isinstance(config, ImageConfig):
+            raise InputError(f"{path} is a run on text: those are compared by analysis report RUN --against OTHER")
     # The matrices of a single layer are over the pixels, whatever its width; a deep network's have its own basis.
     same = ["data", "layers", "bias", *(["width", "hidden"] if configs[0].layers > 1 else [])]
     for path, config in zip(run_dirs, configs, strict=True):

@@ -33,6 +33,9 @@ function showLanguage(found) {
 
 function tokenFinder(found) {
   const visible = (token) => found.vocabulary[token].replace(/ /g, "·").replace(/\n/g, "↵");
+  // A letter of several bytes may be split between tokens: bytes are put together before they are read.
+  const encoder = new TextEncoder(), decoder = new TextDecoder();
+  const spelled = (tokens) => decoder.decode(new Uint8Array(tokens.flatMap((token) => found.bytes[token] || [...encoder.encode(found.vocabulary[token])])));
   const word = found.tokens.findIndex((token) => /^ [a-z]{4,}$/i.test(found.vocabulary[token]));
   let layer = found.layers.length - 1, place = Math.max(0, word);
 
@@ -41,9 +44,7 @@ function tokenFinder(found) {
     const chips = (tokens) => tokens.map((token) => element("code", {}, visible(token)));
     const contexts = found.places[layer][place][rank].map((at) => {
       const start = Math.max(at - 12, Math.floor(at / found.length) * found.length);
-      const before = found.text.slice(start, at).map((token) => found.vocabulary[token]).join("");
-      const next = found.text[at + 1];
-      return element("li", {}, before, element("mark", {}, visible(found.text[at])), element("span", { class: "soft" }, ` → ${next === undefined ? "" : visible(next)}`));
+      return element("li", {}, spelled(found.text.slice(start, at)), element("mark", {}, visible(found.text[at])), element("span", { class: "soft" }, ` → ${visible(found.next[at])}`));
     });
     return element("div", { class: value > 0 ? "vector" : "vector negative" },
       element("h4", {}, `Eigenvector ${rank + 1}, λ = ${signed(value)}: ${value > 0 ? "for" : "against"} the token`),

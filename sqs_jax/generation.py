@@ -19,7 +19,7 @@ class Sampling:
     """How the next token is drawn from the logits. Raises ValueError for a field out of range."""
 
     temperature: float = 1.0
-    """Logits are divided by it; 0 takes the largest."""
+    """Logits are divided by it; 0 takes the largest token."""
     top_k: int = 0
     """Only the k most likely tokens are drawn; 0 for all."""
     top_p: float = 1.0
@@ -28,8 +28,8 @@ class Sampling:
     def __post_init__(self):
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"`temperature` is {self.temperature}: a number ≥ 0 is needed")
-        if self.top_k < 0:
-            raise ValueError(f"`top_k` is {self.top_k}: a whole number ≥ 0 is needed")
+        if not isinstance(self.top_k, int | np.integer) or not 0 <= self.top_k < 2**31:
+            raise ValueError(f"`top_k` is {self.top_k}: a whole number from 0 to {2**31 - 1} is needed")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"`top_p` is {self.top_p}: a number above 0, at most 1 is needed")
 
@@ -54,15 +54,15 @@ def generate(
 
     Args:
       model: the language model.
-      prompts: lists of one or more token ids, of any lengths up to the context.
+      prompts: lists of one or more token ids, of any lengths below the context.
       seed: of the draws. Row i draws from the seed, i and the position alone, so that the rows beside it and how many
         tokens are asked for make no difference.
       tokens: at most so many new ones a row; by default, and at most, what the context has room for.
       sampling: temperature, top-k and top-p.
       stop: a token that ends its row, and is not returned.
 
-    Returns a list of tokens for each prompt. Raises ValueError for prompts that are empty, longer than the context or
-    hold tokens out of range, and for `tokens` below 1.
+    Returns a list of tokens for each prompt. Raises ValueError for prompts that are empty, as long as the context or
+    longer, or hold anything but tokens in range, for a `stop` that is no token, and for `tokens` below 1.
     """
     parts = list(stream(model, prompts, seed=seed, tokens=tokens, sampling=sampling, stop=stop))
     return [[token for part in parts for token in part[row]] for row in range(len(prompts))]
@@ -85,13 +85,17 @@ def stream(
         raise ValueError("`prompts` has an empty one: one token or more is needed in each of one or more")
     if max(lengths) >= context:
         raise ValueError(f"`prompts` has one of {max(lengths)} tokens: fewer than the context, {context}, are needed")
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"`seed` is {seed}: a whole number from 0 to {2**31 - 1} is needed")
+    if stop is not None and not 0 <= stop < model.config.vocab:
+        raise ValueError(f"`stop` is {stop}: a token from 0 to {model.config.vocab - 1} is needed")
     if tokens is not None and tokens < 1:
         raise ValueError(f"`tokens` is {tokens}: a whole number ≥ 1 is needed")
     # Padded to a power of two, so that few programs serve all prompts; what pads is never looked at.
     padded = np.zeros((len(prompts), min(context, 1 << int(max(lengths) - 1).bit_length())), np.int32)
     for row, prompt in enumerate(prompts):
+        check_tokens(np.asarray(prompt)[None], model.config)
         padded[row, : len(prompt)] = prompt
-    check_tokens(padded, model.config)
     graph, params = nnx.split(model)
     return _chunks(graph, params, padded, lengths, context, seed, tokens, sampling, stop, chunk)
 
@@ -145,9 +149,14 @@ def _draw(key, position, logits, settings) -> jax.Array:
     """The next token of one row."""
     temperature, _, _ = settings
     allowed = jnp.where(_allowed(logits, settings), logits, -jnp.inf)
-    sharp = allowed / jnp.where(temperature > 0, temperature, 1)
+    sharp = _sharpened(allowed, temperature)
     drawn = jax.random.categorical(jax.random.fold_in(key, position), sharp)
     return jnp.where(temperature > 0, drawn, jnp.argmax(logits)).astype(jnp.int32)
+
+
+def _sharpened(logits, temperature):
+    """Logits over the temperature, the largest as 0: a small temperature takes the others to -inf, not to NaN."""
+    return (logits - jnp.max(logits)) / jnp.where(temperature > 0, temperature, 1)
 
 
 def _allowed(logits, settings) -> jax.Array:
@@ -157,8 +166,7 @@ def _allowed(logits, settings) -> jax.Array:
     def chosen(logits):
         order = jnp.sort(logits)[::-1]
         kth = order[jnp.where(top_k > 0, jnp.minimum(top_k, len(order)), len(order)) - 1]
-        sharp = jnp.where(order >= kth, order, -jnp.inf) / jnp.where(temperature > 0, temperature, 1)
-        share = jax.nn.softmax(sharp)
+        share = jax.nn.softmax(_sharpened(jnp.where(order >= kth, order, -jnp.inf), temperature))
         before = jnp.cumsum(share) - share
         return logits >= jnp.min(jnp.where((before < top_p) & (order >= kth), order, jnp.inf))
 

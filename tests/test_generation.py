@@ -34,9 +34,11 @@ def test_one_token_after_the_other_gives_the_logits_of_the_whole(model):
 
 
 def greedy(model, prompt, count):
-    tokens = list(prompt)
+    """The likeliest continuation, the whole text read anew for each token; what stands behind it changes nothing."""
+    tokens, read = list(prompt), jax.jit(model)
     for _ in range(count):
-        tokens.append(int(model(jnp.asarray([tokens]))[0, -1].argmax()))
+        padded = jnp.zeros((1, 24), jnp.int32).at[0, : len(tokens)].set(jnp.asarray(tokens))
+        tokens.append(int(read(padded)[0, len(tokens) - 1].argmax()))
     return tokens[len(prompt) :]
 
 
@@ -101,12 +103,20 @@ def test_top_k_and_top_p_leave_out_the_rest_and_keep_proportions(model):
     assert shares(model, Sampling(top_p=1e-6), rows=50)[order[0]] == 1
 
 
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.9}, {"top_k": 3}])
+def test_a_tiny_temperature_takes_the_likeliest(model, settings):
+    cold = generate(model, [[1, 2]], tokens=12, sampling=Sampling(temperature=1e-37, **settings))
+    assert cold == generate(model, [[1, 2]], tokens=12, sampling=Sampling(temperature=0))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"temperature": -1.0}, "`temperature` is -1.0"),
         ({"temperature": float("inf")}, "`temperature` is inf"),
         ({"top_k": -1}, "`top_k` is -1"),
+        ({"top_k": 2**31}, "`top_k` is 2147483648"),
+        ({"top_k": 2.5}, "`top_k` is 2.5"),
         ({"top_p": 0.0}, "`top_p` is 0.0: a number above 0, at most 1"),
         ({"top_p": 1.5}, "`top_p` is 1.5"),
     ],
@@ -123,7 +133,12 @@ def test_sampling_out_of_range_is_named(change, message):
         ([[1], []], {}, "`prompts` has an empty one"),
         ([[1] * 24], {}, "`prompts` has one of 24 tokens: fewer than the context, 24"),
         ([[40]], {}, "`tokens` has values from 40 to 40: 0 to 39"),
+        ([[1], [2**40]], {}, "`tokens` has values from 1099511627776"),
+        ([[1.9]], {}, "`tokens` has dtype float32: integers are needed"),
+        (["12"], {}, "`tokens` has"),
         ([[1]], {"tokens": 0}, "`tokens` is 0"),
+        ([[1]], {"stop": 999}, "`stop` is 999: a token from 0 to 39"),
+        ([[1]], {"seed": 2**31}, "`seed` is 2147483648"),
     ],
 )
 def test_prompts_that_do_not_fit_are_named(model, prompts, settings, message):

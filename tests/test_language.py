@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -16,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sqs_jax.train import PRESETS, InputError, TextConfig, language, train
+from sqs_jax.train import PRESETS, InputError, TextConfig, language, loop, train
 from sqs_jax.train.checkpoint import restore_params
 from sqs_jax.train.cli import main, parse
 from sqs_jax.train.optimizer import make_optimizer
 from sqs_jax.train.sample import in_order
 from sqs_jax.train.step import data_mesh, first_state, parameters
-from sqs_jax.train.stop import Stopped
+from sqs_jax.train.stop import Stopped, StopSignals
 from sqs_jax.train.stories import stories
 from sqs_jax.train.text import END, Stream, load_text, windows
 
@@ -271,6 +272,10 @@ def test_rows_are_shown_in_order_and_letters_whole():
         (["--top-p", "0"], "`top_p` is 0.0"),
         (["--n", "0"], "`n` is 0"),
         (["--tokens", "-1"], "`tokens` is -1"),
+        (["--tokens", "9999999999"], "`tokens` is 9999999999"),
+        (["--seed", "99999999999999999999"], "`seed` is 99999999999999999999"),
+        (["--top-k", "9999999999"], "`top_k` is 9999999999"),
+        (["--prompt", "a\udcff"], "it is not UTF-8"),
         (["--temprature", "1"], "did you mean --temperature"),
     ],
 )
@@ -293,11 +298,33 @@ def test_a_tokenizer_that_does_not_fit_is_refused(reference, tmp_path, capsys):
     (run_dir / "tokenizer.json").write_text(other.to_str())
     with pytest.raises(InputError, match="has 290 tokens, and the checkpoint 300"):
         language.load_language(run_dir)
+    # As many tokens, of another text.
+    path = tmp_path / "other.txt"
+    path.write_text(
+        "\n\n".join(f"Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich {i}" for i in range(90))
+    )
+    other = load_text(dataclasses.replace(CONFIG, data="text", text=str(path))).tokenizer
+    assert other.get_vocab_size() == 300
+    (run_dir / "tokenizer.json").write_text(other.to_str())
+    with pytest.raises(InputError, match="is not the tokenizer that"):
+        language.load_language(run_dir)
     (run_dir / "tokenizer.json").write_text("{")
     with pytest.raises(InputError, match=r"tokenizer.json is damaged"):
         language.load_language(run_dir)
     (run_dir / "tokenizer.json").unlink()
     with pytest.raises(InputError, match="cannot read the tokenizer"):
+        language.load_language(run_dir)
+
+
+def test_a_damaged_run_is_told(reference, tmp_path):
+    run_dir = copy(reference, tmp_path)
+    config = (run_dir / "config.json").read_text()
+    (run_dir / "config.json").write_text(config.replace('"heads": 2', '"heads": 3'))
+    with pytest.raises(InputError, match="`heads` is 3"):
+        language.load_language(run_dir)
+    (run_dir / "config.json").write_text(config)
+    (run_dir / "text.json").unlink()
+    with pytest.raises(InputError, match=r"cannot read .*text.json"):
         language.load_language(run_dir)
 
 
@@ -318,7 +345,9 @@ def test_another_text_is_no_continuation(reference, tmp_path):
         ({"vocab": 65536}, "`vocab` is 65536: a number from 257 to 65535"),
         ({"vocab": 256}, "`vocab` is 256"),
         ({"heads": 3}, "`heads` is 3"),
-        ({"context": 0}, "`context` is 0"),
+        ({"context": 1}, "`context` is 1"),
+        ({"context": 32.5}, "`context` is 32.5: a whole number is needed"),
+        ({"data": "text"}, "--text FILE is needed"),
         ({"accumulate": 3}, "`accumulate` is 3: it must divide `batch_size`, 4"),
         ({"steps": 0, "epochs": 0}, "`epochs` is 0"),
         ({"test": 0}, "`test` is 0"),
@@ -345,6 +374,44 @@ def test_flags_of_text_and_of_images():
         parse(["mnist", "--heads", "2"])
     with pytest.raises(InputError, match="--residual"):
         parse(["stories", "--residual"])
+
+
+def test_a_stop_before_the_first_step_leaves_a_run_to_resume(reference, tmp_path, monkeypatch):
+    class Early(StopSignals):
+        """A signal that comes while the run is prepared."""
+
+        def __enter__(self):
+            super().__enter__()
+            signal.raise_signal(signal.SIGINT)
+            return self
+
+    monkeypatch.setattr(loop, "StopSignals", Early)
+    with pytest.raises(Stopped):
+        train(CONFIG, tmp_path / "run", report=quiet)
+    monkeypatch.undo()
+    train(CONFIG, tmp_path / "run", resume=True, report=quiet)
+    assert_same_end(tmp_path / "run", reference)
+
+
+_ON_DEVICES = """
+import dataclasses, json, pathlib, sys, jax
+from sqs_jax.train import TextConfig, train
+config = TextConfig(vocab=300, context=32, width=16, heads=2, steps=6, warmup=2, batch_size=8, accumulate=2, samples=0)
+summary = train(config, pathlib.Path(sys.argv[1]), report=lambda *_: None)
+rows = [json.loads(line) for line in (pathlib.Path(sys.argv[1]) / "metrics.jsonl").read_text().splitlines()]
+print(json.dumps([jax.device_count(), summary["test"]["loss"], *[row["train_loss"] for row in rows]]))
+"""
+
+
+def test_the_same_numbers_on_1_and_on_4_devices(tmp_path):
+    results = []
+    for count in (1, 4):
+        environment = dict(os.environ) | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+        command = [sys.executable, "-c", _ON_DEVICES, str(tmp_path / str(count))]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        results.append(json.loads(done.stdout.splitlines()[-1]))
+    assert [result[0] for result in results] == [1, 4]
+    np.testing.assert_allclose(results[0][1:], results[1][1:], rtol=1e-4)
 
 
 def test_ctrl_c_is_answered_within_a_step(tmp_path):

@@ -64,7 +64,7 @@ def test_a_tokens_direction_is_its_logit(tied):
 
 def test_a_bilinear_network_is_its_own_quadratic_form():
     model = network("bilinear")
-    layers, together, _ = reading.read_mlps(model, INPUTS[:12], INPUTS[12:], TARGETS[12:])
+    layers, together, _ = reading.read_mlps(model, (INPUTS[:12], TARGETS[:12]), (INPUTS[12:], TARGETS[12:]))
     for row in layers:
         for name, found in row.items():
             np.testing.assert_allclose(found.r2, 1, atol=1e-5, err_msg=name)
@@ -88,19 +88,48 @@ def test_replacing_every_glu_by_its_plain_form_makes_the_bilinear_network():
     np.testing.assert_allclose(reading.model_loss(model, INPUTS, half, {}), expected, rtol=1e-5)
 
 
+def r2_of(y, form, axis=None):
+    left, spread = (np.asarray(a, np.float64) for a in (y - form, y - y.mean(0)))
+    return 1 - np.sum((left - left.mean(0) if axis == 0 else left) ** 2, axis=axis) / np.sum(spread**2, axis=axis)
+
+
 def test_fidelity_is_that_of_tokens_the_gains_have_not_seen():
     model = network("sqs")
-    layers, _, calibrations = reading.read_mlps(model, INPUTS[:16], INPUTS[16:], TARGETS[16:])
-    x = jnp.asarray(reading.normalised_streams(model, INPUTS[16:])[1])
-    weights, gain = reading.mlp_weights(model, 1), calibrations[1]["output"].gain
-    a, u = x @ weights.w, x @ weights.v
-    y, form = (a * model.block(1).glu.sigma()(u)) @ weights.out, (a * u * gain[None]) @ weights.out
-    left = y - form - calibrations[1]["output"].offset[None]
-    expected = 1 - np.sum(np.asarray(left) ** 2) / np.sum(np.asarray(y - y.mean(0, keepdims=True)) ** 2)
-    np.testing.assert_allclose(layers[1]["output"].r2, expected, rtol=1e-4)
-    r2 = reading.direction_r2(weights, calibrations[1]["output"], np.asarray(x), model.block(1).glu.sigma())
-    assert r2.shape == (16,)
-    assert np.all(r2 < 1)
+    # The last window of each part is shorter: nothing behind its end may count.
+    train, test = (INPUTS[:16], TARGETS[:16].copy()), (INPUTS[16:], TARGETS[16:].copy())
+    train[1][-1, 5:] = test[1][-1, 3:] = -1
+    layers, together, calibrations = reading.read_mlps(model, train, test)
+    x, seen = (reading.normalised_streams(model, part)[1][targets.reshape(-1) >= 0] for part, targets in (test, train))
+    assert (len(seen), len(x)) == (16 * 16 - 11, 8 * 16 - 13)
+    weights, gate, found = reading.mlp_weights(model, 1), model.block(1).glu.sigma(), calibrations[1]["output"]
+    np.testing.assert_allclose(found.gain, reading.calibrate_mlp(model, 1, seen, "output").gain, rtol=1e-5)
+    w, v, out = (np.asarray(part, np.float64) for part in (weights.w, weights.v, weights.out))
+    a, u = x @ w, x @ v
+    y, form = (a * np.asarray(gate(jnp.asarray(u, jnp.float32)))) @ out, (a * u * np.asarray(found.gain)) @ out
+    np.testing.assert_allclose(layers[1]["output"].r2, r2_of(y, form + np.asarray(found.offset)), rtol=1e-4)
+    np.testing.assert_allclose(reading.direction_r2(weights, found, x, gate), r2_of(y, form, axis=0), rtol=1e-3)
+    # Both rises, of forms with their offsets put into the network by hand.
+    assert np.max(np.abs(found.offset)) > 0.1
+    forms = [calibrations[layer]["output"] for layer in range(2)]
+    whole = loss_with(model, test, {})
+    np.testing.assert_allclose(layers[1]["output"].loss_rise, loss_with(model, test, {1: forms[1]}) - whole, atol=1e-5)
+    np.testing.assert_allclose(together["output"], loss_with(model, test, dict(enumerate(forms))) - whole, atol=1e-5)
+
+
+def loss_with(model, windows, replaced):
+    """The loss, a·u·γ D + offset in the place of the GLUs of these layers."""
+    x = model.embed(jnp.asarray(windows[0]))
+    for layer in range(2):
+        block = model.block(layer)
+        x = block.attend(x)[0]
+        if layer not in replaced:
+            x = x + block.mlp(x)
+            continue
+        z = rms_norm(x, block.glu_norm[...])
+        hidden = (z @ block.glu.w[...]) * (z @ block.glu.v[...]) * replaced[layer].gain[None, None]
+        x = x + hidden @ block.down[...] + replaced[layer].offset[None, None]
+    log_p = np.asarray(jax.nn.log_softmax(model.logits(x)), np.float64)
+    return -np.mean([log_p[i, j, windows[1][i, j]] for i, j in np.argwhere(windows[1] >= 0)])
 
 
 def test_eigenpairs_of_tokens_are_those_of_the_dense_matrix():
@@ -211,11 +240,23 @@ def test_beside_another_run_and_by_other_gains(run_dir, tmp_path, capsys):
     assert "--method output --against" in page
 
 
+def change_text(path, old, new):
+    (path / "text.json").write_text((path / "text.json").read_text().replace(old, new))
+
+
+def test_runs_on_text_are_compared_elsewhere(run_dir, tmp_path, capsys):
+    copies = [str(shutil.copytree(run_dir, tmp_path / name)) for name in "abc"]
+    with pytest.raises(SystemExit) as end:
+        main(["compare", copies[0], "--", *copies[1:]])
+    assert end.value.code == 2
+    assert "analysis report RUN --against OTHER" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda path: (path / "summary.json").unlink(), "is not finished: go on with"),
-        (lambda path: (path / "text.json").write_text('{"sha256": "0"}'), "was trained on another text"),
+        (lambda path: change_text(path, '"sha256": "', '"sha256": "0'), "was trained on another text"),
         (lambda path: (path / "text.json").write_text("["), "is damaged"),
         (lambda path: shutil.rmtree(path / "checkpoints"), "has no checkpoint"),
     ],

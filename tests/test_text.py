@@ -64,6 +64,13 @@ def test_so_does_any_other(embedded, content):
         assert text.decode(embedded.tokenizer, text.encode(embedded.tokenizer, content)) == content
 
 
+def test_tokens_are_bytes_put_together(embedded):
+    story = "Лиса, 狐狸 & ñandú\n"
+    ids = embedded.tokenizer.encode(story).ids
+    assert b"".join(text.token_bytes(embedded.tokenizer, token) for token in ids) == story.encode()
+    assert text.token_bytes(embedded.tokenizer, text.END) == b"<|endoftext|>"
+
+
 def test_the_stream_holds_every_story_once_and_in_order(embedded):
     expected = stories()
     parts = (embedded.train, embedded.validation, embedded.test)
@@ -118,6 +125,7 @@ def test_held_out_stories_are_the_last_and_train_no_tokenizer(tmp_path):
         ("a\nb\n \nc\r\n\r\nd", "auto", ["a\nb", "c", "d"]),
         ("a\n\nb\nc\n\n\nd\ne", "newline", ["a\n\nb", "c\n\n\nd", "e"]),
         ("a\nb\nc", "auto", ["a", "b", "c"]),
+        ("\n\na\nb\nc\n\n\n", "auto", ["a", "b", "c"]),
         ("a\n\nb<|endoftext|>\n\nc", "blank_line", ["a", "b", "c"]),
     ],
 )
@@ -177,6 +185,9 @@ def test_tinystories_from_its_original_files(original_files, tmp_path, capfd):
     assert first == sample.decode().split("<|endoftext|>")[0].strip()
     assert first.startswith("Once upon a time there was a little boy named Ben.")
     assert "tensorflow" not in sys.modules
+    # A text is what its stories are, whatever stands between them.
+    tinystories(tmp_path / "same", b"\n\n" + sample + b"<|endoftext|>\n", sample[:1200])
+    assert text.load_text(config, tmp_path / "same", tmp_path / "cache").sha256 == found.sha256
     # Other files under the same names are another text.
     tinystories(tmp_path / "other", sample[:2500], sample[:1200])
     assert text.load_text(config, tmp_path / "other", tmp_path / "cache").train.stories < 3
@@ -186,6 +197,9 @@ def test_tinystories_that_cannot_be_had_says_what_to_do(tmp_path):
     tinystories(tmp_path / "data", b"a<|endoftext|>b", b"\xff")
     config = dataclasses.replace(PRESETS["tinystories"], vocab=300, validation=0)
     with pytest.raises(InputError, match=r"TinyStories-valid.txt is not UTF-8"):
+        text.load_text(config, tmp_path / "data", tmp_path / "cache")
+    (tmp_path / "data" / "TinyStories-valid.txt").write_text(" \n<|endoftext|>\n")
+    with pytest.raises(InputError, match=r"TinyStories-valid.txt is empty"):
         text.load_text(config, tmp_path / "data", tmp_path / "cache")
     (tmp_path / "data" / "TinyStories-valid.txt").unlink()
     with pytest.raises(InputError, match=r"put TinyStories-valid.txt into DIR/tinystories/ and pass --data-dir DIR"):

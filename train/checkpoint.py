@@ -112,6 +112,8 @@ class Checkpoints:
         found: Any = self._manager.restore(number, args=items)
         progress = dict(found.progress)
         step = jax.device_put(jnp.asarray(progress.pop("step"), state.step.dtype), state.step.sharding)
+        if unknown := progress.keys() - {field.name for field in dataclasses.fields(Progress)}:
+            raise InputError(f"{self._manager.directory / str(number)} has {min(unknown)!r}: it is of another version")
         return TrainState(found.params, found.opt_state, step), Progress(**progress)
 
     def _check_space(self, state: TrainState):

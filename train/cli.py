@@ -18,6 +18,7 @@ from sqs_jax.train.config import (
     TrainConfig,
     check,
     from_json,
+    located,
     preset,
 )
 from sqs_jax.train.run_folder import RunFolder, read_config
@@ -103,10 +104,9 @@ def parse(args: Sequence[str]) -> tuple[Any, Path, Places]:
         base = preset("text" if getattr(first.run, "text", "") else first.run.data)
     command = _read(args, base)
     config = command.run
-    if isinstance(config, TextConfig) and config.text:
-        # Absolute, so that the run can be resumed from elsewhere.
-        data = "text" if config.data == TextConfig.data else config.data
-        config = dataclasses.replace(config, data=data, text=str(Path(config.text).absolute()))
+    if isinstance(config, TextConfig) and config.text and config.data == TextConfig.data:
+        config = dataclasses.replace(config, data="text")
+    config = located(config)
     check(config)
     return config, command.files.run_dir or Path("runs") / _run_name(config), command.files
 
@@ -141,7 +141,7 @@ def _run(config: TrainConfig, run_dir: Path, places: Places) -> None:
     print(f"test loss {test['loss']:.4f}  {figures}  ({summary['seconds']:.1f} s of training)")
     if places.report and not RunFolder(run_dir).report.exists():
         print("reading the weights", flush=True)
-        with one_line_errors(ValueError):
+        with one_line_errors(ValueError, ArithmeticError):
             _write_report(config, run_dir, places.data_dir)
     for file in ("report.html", "eigenvectors.png", "curves.png", "samples.txt", "summary.json"):
         if (run_dir / file).exists():

@@ -1,6 +1,7 @@
 """The configuration of a run: frozen dataclasses, one for images and one for text, their presets and their checks."""
 
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -8,12 +9,17 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from sqs_jax.activation import SQS, check_parameters
+from sqs_jax.activation import SQS, check_parameters, sqs
 from sqs_jax.gates import GATES, Gate, nearest
 
 
 class InputError(ValueError):
     """A mistake of the caller's, told in one line."""
+
+
+def known(value: Any) -> bool:
+    """Whether a field of a configuration is a number already, not one that a compiled program is given."""
+    return isinstance(value, int | float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +69,12 @@ class TrainConfig:
 
     @property
     def sigma(self) -> str | Gate:
-        """The gate, as modules take it."""
-        return SQS(self.c, self.lam, self.p) if self.gate == "sqs" else self.gate
+        """The gate, as modules take it; c and λ may be traced."""
+        if self.gate != "sqs":
+            return self.gate
+        if known(self.c) and known(self.lam):
+            return SQS(self.c, self.lam, self.p)
+        return functools.partial(sqs, c=self.c, lam=self.lam, p=self.p)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +230,8 @@ def check(config: TrainConfig) -> None:
         if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
             choices = ", ".join(get_args(kind))
             raise InputError(f"`{name}` is {getattr(config, name)!r}: one of {choices} is needed")
+        if kind is int and type(getattr(config, name)) is not int:
+            raise InputError(f"`{name}` is {getattr(config, name)!r}: a whole number is needed")
     for name in ("layers", "batch_size", "save_every"):
         _in_range(config, name, least=1)
     for name in ("warmup", "clip", "weight_decay", "noise_std", "validation"):
@@ -245,8 +257,9 @@ def _check_images(config: ImageConfig):
 
 
 def _check_text(config: TextConfig):
-    for name in ("width", "heads", "context", "accumulate", "evaluate_every", "test"):
+    for name in ("width", "heads", "accumulate", "evaluate_every", "test"):
         _in_range(config, name, least=1)
+    _in_range(config, "context", least=2)
     for name in ("hidden", "steps", "samples"):
         _in_range(config, name, least=0)
     _in_range(config, "epochs", least=0 if config.steps else 1)
@@ -255,7 +268,9 @@ def _check_text(config: TextConfig):
         raise InputError(f"`heads` is {config.heads}: `width` {config.width} must be an even multiple of it")
     if config.batch_size % config.accumulate:
         raise InputError(f"`accumulate` is {config.accumulate}: it must divide `batch_size`, {config.batch_size}")
-    if bool(config.text) != (config.data == "text"):
+    if config.data == "text" and not config.text:
+        raise InputError("`data` is 'text' without a file: --text FILE is needed")
+    if config.text and config.data != "text":
         raise InputError(f"`text` is {config.text!r} and `data` {config.data!r}: a file goes with the data 'text'")
 
 
@@ -264,6 +279,13 @@ def _in_range(config, name, least, most=math.inf):
     if not (math.isfinite(value) and least <= value <= most):
         bounds = f"≥ {least}" if most == math.inf else f"from {least} to {most}"
         raise InputError(f"`{name}` is {value}: a number {bounds} is needed")
+
+
+def located(config: Any) -> Any:
+    """The same configuration, a file of text by its absolute path: the run can then be resumed from anywhere."""
+    if isinstance(config, TextConfig) and config.text:
+        return dataclasses.replace(config, text=str(Path(config.text).absolute()))
+    return config
 
 
 def to_json(config: TrainConfig) -> str:

@@ -3,10 +3,11 @@
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from sqs_jax.train.config import ImageConfig, InputError
 from sqs_jax.train.data import Dataset, load, split_validation
@@ -23,36 +24,73 @@ from sqs_jax.train.step import (
 from sqs_jax.train.task import Task
 
 
-def make_task(config: ImageConfig, data_dir: Path | None) -> Task:
-    """Loads the images, builds and lays out all that is trained. Raises InputError for what does not fit."""
+class Images(NamedTuple):
+    """A data set on the device, and how a configuration takes it: what an epoch and an evaluation are called with."""
+
+    images: jax.Array
+    """Training images uint8 (n, …), with"""
+    labels: jax.Array
+    """their labels (n,),"""
+    training: jax.Array
+    """those that are trained on, by index,"""
+    validation: jax.Array
+    """those that are held out,"""
+    test: tuple[jax.Array, jax.Array, jax.Array]
+    """and the images, labels and indices of the test set."""
+    inputs: int
+    """Numbers in an image."""
+    outputs: int
+    """Classes."""
+    steps: int
+    """Steps an epoch."""
+
+
+def load_images(config: ImageConfig, data_dir: Path | None, everywhere: NamedSharding) -> Images:
+    """Loads what a configuration trains on. Raises InputError for what does not fit."""
     data = load(config.data, data_dir)
-    _check_sizes(config, data)
+    check_sizes(config, data)
     _check_memory(data)
-    mesh = data_mesh()
-    everywhere = replicated(mesh)
-    steps = _steps_per_epoch(config, data)
-    optimizer = make_optimizer(config, steps * config.epochs)
-    model = make_model(config, math.prod(data.shape), len(data.classes))
-    epoch, evaluation = make_epoch(config, model, optimizer, mesh), make_evaluation(model, mesh)
     indices = split_validation(len(data.train_labels), config.validation)
     arrays = (np.asarray(data.train_images), np.asarray(data.train_labels), *indices)
     images, labels, training, validation = jax.device_put(arrays, everywhere)
+    test = (np.asarray(data.test_images), np.asarray(data.test_labels), np.arange(len(data.test_labels)))
+    return Images(
+        images=images,
+        labels=labels,
+        training=training,
+        validation=validation,
+        test=jax.device_put(test, everywhere),
+        inputs=math.prod(data.shape),
+        outputs=len(data.classes),
+        steps=_steps_per_epoch(config, data),
+    )
+
+
+def make_task(config: ImageConfig, data_dir: Path | None) -> Task:
+    """Loads the images, builds and lays out all that is trained. Raises InputError for what does not fit."""
+    mesh = data_mesh()
+    everywhere = replicated(mesh)
+    check_devices(config.batch_size)
+    found = load_images(config, data_dir, everywhere)
+    steps = found.steps
+    optimizer = make_optimizer(config, steps * config.epochs)
+    model = make_model(config, found.inputs, found.outputs)
+    epoch, evaluation = make_epoch(config, model, optimizer, mesh), make_evaluation(model, mesh)
 
     def run(state, end, stopping):
         del end, stopping  # an epoch is not interrupted
-        state, losses = epoch(state, images, labels, training)
+        state, losses = epoch(state, found.images, found.labels, found.training)
         return state, np.asarray(losses)
 
     def evaluate(params) -> dict[str, Any]:
-        if not len(validation):
+        if not len(found.validation):
             return {}
-        found = evaluation(params, images, labels, validation)
-        return {"validation_loss": float(found.loss), "validation_accuracy": float(found.accuracy)}
+        metrics = evaluation(params, found.images, found.labels, found.validation)
+        return {"validation_loss": float(metrics.loss), "validation_accuracy": float(metrics.accuracy)}
 
     def test(params) -> dict[str, float]:
-        arrays = (np.asarray(data.test_images), np.asarray(data.test_labels), np.arange(len(data.test_labels)))
-        found = evaluation(params, *jax.device_put(arrays, everywhere))
-        return {"loss": float(found.loss), "accuracy": float(found.accuracy)}
+        metrics = evaluation(params, *found.test)
+        return {"loss": float(metrics.loss), "accuracy": float(metrics.accuracy)}
 
     return Task(
         begin=lambda: jax.device_put(first_state(model, optimizer), everywhere),
@@ -72,7 +110,7 @@ def _steps_per_epoch(config: ImageConfig, data: Dataset) -> int:
     return (len(data.train_labels) - config.validation) // config.batch_size
 
 
-def _check_sizes(config: ImageConfig, data: Dataset):
+def check_sizes(config: ImageConfig, data: Dataset):
     """Raises InputError where the configuration does not fit the data set, before the run's folder is made."""
     size = len(data.train_labels)
     if config.validation >= size:
@@ -87,7 +125,6 @@ def _check_sizes(config: ImageConfig, data: Dataset):
             f"`batch_size` is {config.batch_size}: at most the {size - config.validation} training images are needed"
         )
     learning_rate(config, _steps_per_epoch(config, data) * config.epochs)
-    check_devices(config.batch_size)
 
 
 def _check_memory(data: Dataset):

@@ -1,5 +1,6 @@
 """Training a language model, as the loop wants it: a compiled step, called for each batch of windows."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -12,7 +13,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sqs_jax.generation import Sampling, generate
-from sqs_jax.train.config import InputError, TextConfig
+from sqs_jax.train.config import InputError, TextConfig, check
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
 from sqs_jax.train.run_folder import RunFolder
 from sqs_jax.train.step import (
@@ -76,6 +77,7 @@ def load_language(run_dir: Path, number: int | None = None) -> tuple[Transformer
 
     run = RunFolder(Path(run_dir))
     config = read_config(run)
+    check(config)
     if not isinstance(config, TextConfig):
         raise InputError(f"{run.path} is a run on images ({config.data}), not on text")
     if not run.checkpoints.is_dir():
@@ -83,16 +85,35 @@ def load_language(run_dir: Path, number: int | None = None) -> tuple[Transformer
     tokenizer = read_tokenizer(run.tokenizer)
     params = restore_params(run.checkpoints, number)
     vocab = tokenizer.get_vocab_size()
-    if len(params["embedding"]) != vocab:
+    if "embedding" in params and len(params["embedding"]) != vocab:
         raise InputError(f"{run.tokenizer} has {vocab} tokens, and the checkpoint {len(params['embedding'])}")
+    if read_facts(run).get("tokenizer", _fingerprint(tokenizer)) != _fingerprint(tokenizer):
+        raise InputError(f"{run.tokenizer} is not the tokenizer that {run.text} says the run was trained with")
     model = make_model(config, vocab)
     check_architecture(params, parameters(model), run.checkpoints)
     return with_parameters(model, params), tokenizer, config
 
 
+def read_facts(run: RunFolder) -> dict[str, Any]:
+    """What the `text.json` of a run says. Raises InputError where it is missing or damaged."""
+    try:
+        found = json.loads(run.text.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {run.text}: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{run.text} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{run.text} is damaged: it is not a JSON object")
+    return found
+
+
+def _fingerprint(tokenizer: Any) -> str:
+    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+
+
 def make_task(config: TextConfig, data_dir: Path | None) -> Task:
     """Loads the text, builds and lays out all that is trained. Raises InputError for what does not fit."""
-    check_devices(config.batch_size // config.accumulate)
+    check_devices(config.batch_size // config.accumulate, "batch_size` / `accumulate")
     text = load_text(config, data_dir)
     count = count_windows(text.train, config.context)
     steps = config.steps or -(-config.epochs * count // config.batch_size)
@@ -126,7 +147,8 @@ def make_task(config: TextConfig, data_dir: Path | None) -> Task:
             row["samples"] = _samples(with_parameters(model, params), text.tokenizer, config)
         return row
 
-    facts = {"sha256": text.sha256, "vocab": text.tokenizer.get_vocab_size()}
+    facts: dict[str, Any] = {"sha256": text.sha256, "vocab": text.tokenizer.get_vocab_size()}
+    facts["tokenizer"] = _fingerprint(text.tokenizer)
     for part in ("train", "validation", "test"):
         stream = getattr(text, part)
         facts[part] = {"stories": stream.stories, "tokens": len(stream.tokens) - 1, "bytes": stream.bytes}

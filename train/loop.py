@@ -12,7 +12,7 @@ import numpy as np
 
 from sqs_jax.train import run_folder
 from sqs_jax.train.checkpoint import Checkpoints, Progress
-from sqs_jax.train.config import TextConfig, TrainConfig, check
+from sqs_jax.train.config import TextConfig, TrainConfig, check, located
 from sqs_jax.train.run_folder import RunFolder
 from sqs_jax.train.step import TrainState, all_finite
 from sqs_jax.train.stop import Stopped, StopSignals
@@ -73,6 +73,7 @@ def train(
       OSError: the folder cannot be written.
     """
     check(config)
+    config = located(config)
     run = RunFolder(Path(run_dir))
     if resume:
         run_folder.check_same_config(run, config)
@@ -115,7 +116,8 @@ def _fit(config: TrainConfig, task: Task, run: RunFolder, report: Report, signal
         step = int(state.step)
         if step < end:
             _check_parameters(state, run)
-            checkpoints.save(task.checkpoint(step), state, progress)
+            if step > first:
+                checkpoints.save(task.checkpoint(step), state, progress)
             raise Stopped(signals.received)
         row = _row(task, state, progress.losses, run)
         progress = progress.evaluated(row, time.perf_counter() - start - training)

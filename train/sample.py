@@ -42,8 +42,14 @@ def main(args: Sequence[str]) -> None:
     """Prints samples; they are drawn together, and each is shown when those before it are complete."""
     options = read(Options, args, prog=f"{program('train', 'sqs')} sample", description=_DESCRIPTION)
     for name, least in (("n", 1), ("tokens", 0), ("seed", 0)):
-        if getattr(options, name) < least:
-            raise InputError(f"`{name}` is {getattr(options, name)}: a whole number ≥ {least} is needed")
+        if not least <= getattr(options, name) < 2**31:
+            raise InputError(
+                f"`{name}` is {getattr(options, name)}: a whole number from {least} to {2**31 - 1} is needed"
+            )
+    try:
+        options.prompt.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"`prompt` is {options.prompt!r}: it is not UTF-8") from None
     for piece in _pieces(options):
         sys.stdout.write(piece)
         sys.stdout.flush()

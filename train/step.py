@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sqs_jax.modules import GLUClassifier
-from sqs_jax.train.config import ImageConfig, InputError
+from sqs_jax.train.config import ImageConfig, InputError, known
 
 # What a random number is for: folded into the run's key before the step or epoch.
 _INIT, _ORDER, _NOISE = 0, 1, 2
@@ -45,11 +45,11 @@ def data_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
-def check_devices(batch_size: int) -> None:
+def check_devices(batch_size: int, name: str = "batch_size") -> None:
     """Raises InputError for a batch that the devices cannot share evenly."""
     devices = jax.device_count()
     if batch_size % devices:
-        raise InputError(f"`batch_size` is {batch_size}: a multiple of the {devices} devices is needed")
+        raise InputError(f"`{name}` is {batch_size}: a multiple of the {devices} devices is needed")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -109,11 +109,11 @@ def scale_pixels(images: jax.Array) -> jax.Array:
 
 def add_noise(x: jax.Array, key: jax.Array, std: float, prob: float) -> jax.Array:
     """x (n, d) plus Gaussian noise of this standard deviation, for each row with chance `prob`."""
-    if std == 0 or prob == 0:
+    if (known(std) and std == 0) or (known(prob) and prob == 0):
         return x
     value_key, chance_key = jax.random.split(key)
     noise = std * jax.random.normal(value_key, x.shape)
-    if prob < 1:
+    if not known(prob) or prob < 1:
         noise *= jax.random.bernoulli(chance_key, prob, (len(x), 1))
     return x + noise
 
@@ -122,28 +122,39 @@ Epoch = Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainState
 
 
 def make_epoch(config: ImageConfig, model: GLUClassifier, optimizer: optax.GradientTransformation, mesh: Mesh) -> Epoch:
-    """The compiled epoch: (state, images, labels, indices) → (state, losses (steps,)).
+    """The compiled epoch, as `epoch_function`, each batch split over the devices. The state that goes in is used up."""
+    across = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.jit(epoch_function(config, model, optimizer, config.seed, across), donate_argnums=0)
+
+
+def epoch_function(
+    config: ImageConfig,
+    model: GLUClassifier,
+    optimizer: optax.GradientTransformation,
+    noise_seed: Any,
+    across: NamedSharding | None = None,
+) -> Epoch:
+    """(state, images, labels, indices) → (state, losses (steps,)), a function to be compiled.
 
     One scan over the batches of a shuffle of `indices` (n,), which point into uint8 images (m, …) and
-    labels (m,) on the device. Whatever is random comes from the seed and the step alone. The state that
-    goes in is used up.
+    labels (m,) on the device. Whatever is random comes from the two seeds and the step alone; seed, learning rate,
+    weight decay, noise, c and λ of the configuration may be traced.
     """
-    key = jax.random.key(config.seed)
-    across = NamedSharding(mesh, PartitionSpec("data"))
 
     def loss_of(params, x, labels):
         logits = with_parameters(model, params)(x)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    @jax.jit(donate_argnums=0)
     def epoch(state, images, labels, indices):
         steps = len(indices) // config.batch_size
-        order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, _ORDER), state.step), indices)
+        key = jax.random.fold_in(jax.random.key(config.seed), _ORDER)
+        order = jax.random.permutation(jax.random.fold_in(key, state.step), indices)
         batches = order[: steps * config.batch_size].reshape(steps, config.batch_size)
 
         def step(state, batch):
-            x = jax.lax.with_sharding_constraint(scale_pixels(images[batch]), across)
-            x = add_noise(x, noise_key(config.seed, state.step), config.noise_std, config.noise_prob)
+            x = scale_pixels(images[batch])
+            x = x if across is None else jax.lax.with_sharding_constraint(x, across)
+            x = add_noise(x, noise_key(noise_seed, state.step), config.noise_std, config.noise_prob)
             loss, gradient = jax.value_and_grad(loss_of)(state.params, x, labels[batch])
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
             params: Any = optax.apply_updates(state.params, updates)
@@ -155,17 +166,21 @@ def make_epoch(config: ImageConfig, model: GLUClassifier, optimizer: optax.Gradi
 
 
 def make_evaluation(model: GLUClassifier, mesh: Mesh) -> Callable[..., Metrics]:
-    """The compiled evaluation: (params, images, labels, indices) → Metrics, without noise."""
+    """The compiled evaluation, as `evaluation_function`, each batch split over the devices."""
     across = NamedSharding(mesh, PartitionSpec(None, "data"))
+    return jax.jit(evaluation_function(model, mesh.size, across))
 
-    @jax.jit
+
+def evaluation_function(model: GLUClassifier, devices: int = 1, across: NamedSharding | None = None):
+    """(params, images, labels, indices) → Metrics, without noise: a function to be compiled."""
+
     def evaluation(params, images, labels, indices):
         network = with_parameters(model, params)
         # Whole batches that every device shares evenly; what they lack is filled up and counts for nothing.
-        batch = min(_EVALUATION_BATCH, -(-len(indices) // mesh.size) * mesh.size)
+        batch = min(_EVALUATION_BATCH, -(-len(indices) // devices) * devices)
         batches = -(-len(indices) // batch)
         padded = jnp.pad(indices, (0, batches * batch - len(indices)), constant_values=-1).reshape(batches, batch)
-        padded = jax.lax.with_sharding_constraint(padded, across)
+        padded = padded if across is None else jax.lax.with_sharding_constraint(padded, across)
 
         def part(index):
             counts = index >= 0

@@ -18,6 +18,7 @@ import numpy as np
 from sqs_jax.cache import default_cache_dir
 from sqs_jax.train.config import InputError, TextConfig
 from sqs_jax.train.originals import exclusive, find_originals, prepare
+from sqs_jax.train.run_folder import write
 from sqs_jax.train.sources import END_OF_TEXT, TINYSTORIES
 from sqs_jax.train.stories import stories
 
@@ -69,7 +70,8 @@ def load_text(config: TextConfig, data_dir: Path | None = None, cache_dir: Path 
     if data_dir and not data_dir.is_dir():
         raise InputError(f"`data_dir` is {data_dir}: no such folder")
     identity, read = _stories_of(config, data_dir, cache_dir)
-    key = json.dumps([identity, config.vocab, config.validation, config.test, _VERSION])
+    held = [config.validation, 0 if config.data == TINYSTORIES.name else config.test]
+    key = json.dumps([identity, config.vocab, *held, _VERSION])
     key = hashlib.sha256(key.encode()).hexdigest()
     folder = cache_dir / "text" / key[:32]
     if not folder.is_dir():
@@ -77,6 +79,20 @@ def load_text(config: TextConfig, data_dir: Path | None = None, cache_dir: Path 
             if not folder.is_dir():
                 _tokenize(folder, config, *read())
     return _open(config, key, folder)
+
+
+def token_bytes(tokenizer: Any, token: int) -> bytes:
+    """What a token stands for: byte-level BPE spells each byte by a letter of its own."""
+    return bytes(_BYTES[letter] for letter in tokenizer.id_to_token(token))
+
+
+def _spelled_bytes() -> dict[str, int]:
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]  # printable in Latin-1: they spell themselves
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _spelled_bytes()
 
 
 def decode(tokenizer: Any, tokens) -> str:
@@ -146,11 +162,24 @@ def _stories_of(config: TextConfig, data_dir: Path | None, cache_dir: Path) -> t
     # tensorflow-datasets knows a set by its name alone: other files go to another place.
     place = cache_dir / "local" / _sha256(json.dumps(files).encode())[:16] if files else cache_dir
 
+    @functools.cache
     def read():
         records = prepare(TINYSTORIES, data_dir, place)
         return tuple(_Records(records[split]) for split in ("train", "test"))
 
-    return ["tinystories", files], read
+    return ["tinystories", _records_sha256(place / "tfds" / "tinystories.sha256", read)], read
+
+
+def _records_sha256(place: Path, read) -> str:
+    """The checksum of a prepared set's stories, wherever its files came from; kept in a file, for it takes a while."""
+    if not place.is_file():
+        checksum = hashlib.sha256()
+        for split in read():
+            for story in split:
+                checksum.update(story.encode() + b"\0")
+            checksum.update(b"\0")
+        write(place, checksum.hexdigest())
+    return place.read_text()
 
 
 class _Records:
@@ -184,21 +213,22 @@ def _read_file(path: Path) -> str:
 
 def _text_sha256(path: Path) -> str:
     """The checksum of a file of any size; InputError where it is empty or not UTF-8."""
-    checksum, decoder, size = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")(), 0
+    checksum, decoder, size, blank = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")(), 0, True
     with path.open("rb") as file:
         while part := file.read(2**22):
             checksum.update(part)
-            _decoded(path, decoder, part, size)
+            found = _decoded(path, decoder, part, size)
+            blank = blank and not found.replace(END_OF_TEXT, "").strip()
             size += len(part)
     _decoded(path, decoder, b"", size)
-    if not size:
+    if blank:
         raise InputError(f"{path} is empty")
     return checksum.hexdigest()
 
 
-def _decoded(path: Path, decoder, part: bytes, start: int):
+def _decoded(path: Path, decoder, part: bytes, start: int) -> str:
     try:
-        decoder.decode(part, final=not part)
+        return decoder.decode(part, final=not part)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8: {error.reason} near byte {start + error.start}") from None
 
@@ -211,12 +241,12 @@ _PATTERNS = {
 
 
 def _parted(content: str, separator: str) -> list[str]:
-    content = content.replace("\r\n", "\n")
+    content = content.replace("\r\n", "\n").strip()
     if separator == "auto":
         separator = next((name for name, pattern in _PATTERNS.items() if re.search(pattern, content)), "newline")
     # A literal end inside of a story would become the token that ends it.
-    parts = re.split(_PATTERNS[separator], content)
-    return [part.strip() for part in parts if part.replace(END_OF_TEXT, "").strip()]
+    parts = [part.replace(END_OF_TEXT, "").strip() for part in re.split(_PATTERNS[separator], content)]
+    return [part for part in parts if part]
 
 
 def _tokenize(folder: Path, config: TextConfig, training, test):
@@ -252,7 +282,7 @@ def _train_tokenizer(training: Iterator[str], vocab: int) -> Any:
     def part():
         size = 0
         for story in training:
-            size += len(story)
+            size += len(story.encode())
             yield story
             if size > _TOKENIZER_BYTES:
                 return
@@ -273,7 +303,7 @@ def _train_tokenizer(training: Iterator[str], vocab: int) -> Any:
 
 def _batches(part) -> Iterator[list[str]]:
     rest = iter(part)
-    while batch := [story.replace(END_OF_TEXT, "") for story in islice(rest, _BATCH)]:
+    while batch := list(islice(rest, _BATCH)):
         yield batch
 
 
