@@ -12,7 +12,7 @@ import tyro
 from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import NotConvergedError
 from sqs_jax.train.config import InputError, TextConfig
-from sqs_jax.train.run_folder import RunFolder, read_config
+from sqs_jax.train.run_folder import RunFolder, SweepFolder, read_config
 from sqs_jax.train.terminal import one_line_errors, program, read
 
 _DESCRIPTION = """Read the weights of gated linear units.
@@ -28,7 +28,7 @@ class Report:
     """The report of a run, into its folder, or of weights from a file of any framework."""
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
-    """Folder of a finished run."""
+    """Folder of a finished run, or of a sweep."""
     method: Method | None = None
     """Of a run: gains that the spectrum is read with, by default joint; all are measured."""
     against: tuple[Path, ...] = ()
@@ -112,6 +112,13 @@ def _report(command: Report) -> None:
     if named := [name for name in (*_NAMES, *_OF_WEIGHTS) if getattr(command, name)]:
         raise InputError(f"--{named[0].replace('_', '-')} belongs to --weights FILE: a run has its own")
     assert command.run
+    if SweepFolder(command.run).grid.is_file():
+        from sqs_jax.analysis.sweep_report import write_sweep_report
+
+        if command.method or command.against:
+            raise InputError("a sweep is shown by its table alone: no --method, no --against")
+        print(write_sweep_report(command.run))
+        return
     if isinstance(read_config(RunFolder(command.run)), TextConfig):
         from sqs_jax.analysis.language_report import report_language
 

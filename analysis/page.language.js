@@ -73,4 +73,3 @@ function tokenFinder(found) {
   list();
 }
 if (data.language) showLanguage(data.language);
-document.documentElement.dataset.ready = "yes";

@@ -19,7 +19,9 @@ def render(content: dict[str, Any], texts: dict[str, str]) -> str:
 
     parts = {name: html.escape(text) for name, text in texts.items()}
     folder = files("sqs_jax.analysis")
-    parts |= {name: (folder / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js", "language.js")}
+    parts |= {
+        name: (folder / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js", "language.js", "sweep.js")
+    }
     data = json.dumps(content, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     parts |= {"data": data.replace("<", "\\u003c"), "plotly": get_plotlyjs().replace("</script", "<\\/script")}
     pieces = (folder / "page.html").read_text(encoding="utf-8").split("{{")

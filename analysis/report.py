@@ -273,15 +273,19 @@ def _verdict(figures) -> str:
     ).replace("-", "−")
 
 
-def page_texts(title, subtitle, verdict, vectors="Each is a direction among the inputs.") -> dict[str, str]:
+_STORED = (
+    "Every number here lies in the files beside this page: summary.json, spectrum.npz and, of a run, metrics.jsonl."
+)
+
+
+def page_texts(
+    title, subtitle, verdict, vectors="Each is a direction among the inputs.", stored=_STORED
+) -> dict[str, str]:
     """What the page says in words, but for the command that made it."""
     seen = provenance()
     versions = ", ".join(f"{name} {seen['versions'][name]}" for name in ("sqs-jax", "jax") if name in seen["versions"])
     device = f"{seen['device']['count']} × {seen['device']['kind']}"
     source = f"{versions}, on {device}" + (f", code at {seen['git'][:12]}" if seen["git"] else "")
-    stored = (
-        "Every number here lies in the files beside this page: summary.json, spectrum.npz and, of a run, metrics.jsonl."
-    )
     return {
         "title": title,
         "subtitle": subtitle,

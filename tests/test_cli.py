@@ -103,7 +103,7 @@ def test_resuming_with_another_setting_is_refused(tmp_path, capsys):
 
 def test_a_set_larger_than_the_memory_is_refused_with_both_sizes(tmp_path, monkeypatch, capsys):
     digits = data.load("digits")
-    monkeypatch.setattr(images, "_free_memory", lambda: 2**10)
+    monkeypatch.setattr(images, "free_memory", lambda: 2**10)
     assert (digits.train_images.nbytes + digits.test_images.nbytes) / 2**20 > 0.1
     with pytest.raises(SystemExit) as end:
         main(["--run-dir", str(tmp_path / "run")])

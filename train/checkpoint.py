@@ -116,6 +116,10 @@ class Checkpoints:
             raise InputError(f"{self._manager.directory / str(number)} has {min(unknown)!r}: it is of another version")
         return TrainState(found.params, found.opt_state, step), Progress(**progress)
 
+    def close(self) -> None:
+        """Ends the manager's threads; checkpoints stay."""
+        self._manager.close()
+
     def _check_space(self, state: TrainState):
         # Asked first, for Orbax writes in threads that each report a full disk on their own.
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _OVERHEAD

@@ -1,4 +1,4 @@
-"""The command line: `python -m train [data] [flags]`, and `python -m train sample …`."""
+"""The command line: `python -m train [data] [flags]`, `python -m train sweep …` and `python -m train sample …`."""
 
 import dataclasses
 import shlex
@@ -34,6 +34,7 @@ _DESCRIPTION = f"""Train gated linear units (GLU) in a classifier of images or a
   python -m train --run-dir runs/silu --resume     after Ctrl-C, SIGTERM or a crash
   python -m train --config runs/silu/config.json --seed 1
   python -m train sample runs/stories-sqs-seed0 --prompt "Once upon a time"
+  python -m train sweep mnist --gate sqs,bilinear --seeds 5   many networks at once, one table
 
 Images: {", ".join(IMAGES)}, tfds:<name>. Text: {", ".join(TEXTS[:-1])}, or --text FILE. Each has defaults
 and flags of its own, shown by python -m train <data> --help. A run's folder holds config.json, metrics.jsonl,
@@ -81,6 +82,10 @@ def main(args: Sequence[str] | None = None) -> None:
             from sqs_jax.train.sample import main as sample
 
             sample(args[1:])
+        elif args and args[0] == "sweep":
+            from sqs_jax.train.sweep_cli import main as sweep
+
+            sweep(args[1:])
         else:
             _run(*parse(args))
 

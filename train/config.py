@@ -302,6 +302,11 @@ def from_json(path: Path) -> Any:
         fields = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"cannot read the configuration {path}: {error}") from None
+    return from_fields(fields, path)
+
+
+def from_fields(fields: Any, path: Path) -> Any:
+    """The configuration in what was read from a JSON file, which errors name. Raises as `from_json`."""
     if not isinstance(fields, dict):
         raise InputError(f"the configuration {path} is not a JSON object")
     data = fields.get("data", "digits")

@@ -45,11 +45,16 @@ class Images(NamedTuple):
     """Steps an epoch."""
 
 
-def load_images(config: ImageConfig, data_dir: Path | None, everywhere: NamedSharding) -> Images:
-    """Loads what a configuration trains on. Raises InputError for what does not fit."""
+def load_images(config: ImageConfig, data_dir: Path | None) -> Dataset:
+    """The data set of a configuration. Raises InputError for what does not fit."""
     data = load(config.data, data_dir)
     check_sizes(config, data)
     _check_memory(data)
+    return data
+
+
+def place_images(config: ImageConfig, data: Dataset, everywhere: NamedSharding) -> Images:
+    """What a configuration takes of a data set, on the devices."""
     indices = split_validation(len(data.train_labels), config.validation)
     arrays = (np.asarray(data.train_images), np.asarray(data.train_labels), *indices)
     images, labels, training, validation = jax.device_put(arrays, everywhere)
@@ -71,7 +76,7 @@ def make_task(config: ImageConfig, data_dir: Path | None) -> Task:
     mesh = data_mesh()
     everywhere = replicated(mesh)
     check_devices(config.batch_size)
-    found = load_images(config, data_dir, everywhere)
+    found = place_images(config, load_images(config, data_dir), everywhere)
     steps = found.steps
     optimizer = make_optimizer(config, steps * config.epochs)
     model = make_model(config, found.inputs, found.outputs)
@@ -110,7 +115,7 @@ def _steps_per_epoch(config: ImageConfig, data: Dataset) -> int:
     return (len(data.train_labels) - config.validation) // config.batch_size
 
 
-def check_sizes(config: ImageConfig, data: Dataset):
+def check_sizes(config: ImageConfig, data: Dataset) -> None:
     """Raises InputError where the configuration does not fit the data set, before the run's folder is made."""
     size = len(data.train_labels)
     if config.validation >= size:
@@ -129,12 +134,12 @@ def check_sizes(config: ImageConfig, data: Dataset):
 
 def _check_memory(data: Dataset):
     """Raises InputError where the images are more than what a device has free."""
-    needed, free = data.train_images.nbytes + data.test_images.nbytes, _free_memory()
+    needed, free = data.train_images.nbytes + data.test_images.nbytes, free_memory()
     if needed > free:
         raise InputError(f"{data.name} takes {needed / 2**20:.1f} MiB, and the device has {free / 2**20:.1f} MiB free")
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Bytes free on a device; where it does not tell (a CPU), the whole memory of the machine."""
     statistics = jax.local_devices()[0].memory_stats()
     if statistics and "bytes_limit" in statistics:

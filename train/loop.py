@@ -12,7 +12,7 @@ import numpy as np
 
 from sqs_jax.train import run_folder
 from sqs_jax.train.checkpoint import Checkpoints, Progress
-from sqs_jax.train.config import TextConfig, TrainConfig, check, located
+from sqs_jax.train.config import TextConfig, TrainConfig, check, located, to_json
 from sqs_jax.train.run_folder import RunFolder
 from sqs_jax.train.step import TrainState, all_finite
 from sqs_jax.train.stop import Stopped, StopSignals
@@ -80,12 +80,12 @@ def train(
         if run.summary.is_file():
             return json.loads(run.summary.read_text())
     else:
-        run_folder.check_free(run)
+        run_folder.check_free(run.path)
     task = _make_task(config, Path(data_dir) if data_dir else None)
     if resume:
         run_folder.check_same_files(run, task.files)
     else:
-        run_folder.create(run, config, task.files)
+        run_folder.create(run.path, task.files | {run.config.name: to_json(config)})
     with StopSignals() as signals:
         state, progress = _fit(config, task, run, report, signals)
         return _finish(config, task, run, state, progress)
@@ -150,11 +150,9 @@ def _finish(config: TrainConfig, task: Task, run: RunFolder, state: TrainState, 
     test = task.test(state.params)
     if not math.isfinite(test["loss"]):
         raise _not_finite("test_loss", test["loss"], int(state.step), run)
-    last = progress.history[-1]
-    validation = {part: last[f"validation_{part}"] for part in test} if config.validation else None
-    summary: dict[str, Any] = {"test": test, "validation": validation}
-    summary |= {"seconds": round(progress.seconds, 3), "epochs": last["epoch"]}
+    summary = run_folder.summary(test, progress.history, progress.seconds)
     if task.tokens:
+        last = progress.history[-1]
         summary |= {"steps": last["step"], "tokens_per_second": task.tokens * last["step"] / progress.training}
     summary |= run_folder.provenance()
     run_folder.write(run.summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")

@@ -1,5 +1,6 @@
 """The folder of a run: its files, each written whole, and how a run is begun and found again."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -7,12 +8,13 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from sqs_jax.train.config import InputError, TrainConfig, from_json, to_json
+from sqs_jax.train.config import InputError, TrainConfig, from_json
 
 _PACKAGES = (
     "sqs-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "tokenizers", "numpy",
@@ -35,32 +37,58 @@ class RunFolder:
         self.tokenizer = path / "tokenizer.json"
         self.text = path / "text.json"
         self.samples = path / "samples.txt"
+        self.diverged = path / "diverged.json"
 
 
-def check_free(run: RunFolder) -> None:
-    """Raises InputError where something lies already in the folder of a run that is to begin."""
-    if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
-        raise InputError(f"{run.path} exists already: go on with it by --resume, or choose another --run-dir")
+class SweepFolder:
+    """Where things lie in the folder of a sweep."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.grid = path / "sweep.json"
+        self.members = path / "members"
+        self.results = path / "results.csv"
+        self.report = path / "report.html"
+        self.lock = path / ".lock"
+
+    def member(self, name: str) -> RunFolder:
+        """The folder of one network, that of an ordinary run."""
+        return RunFolder(self.members / name)
 
 
-def create(run: RunFolder, config: TrainConfig, files: dict[str, str]) -> None:
-    """Begins a run: its folder appears with the configuration and these files in it. Raises as `check_free`."""
-    check_free(run)
-    files = files | {run.config.name: to_json(config)}  # the configuration last: with it the folder is a run's
-    if run.path.is_dir():  # and empty
+def check_free(path: Path, flag: str = "--run-dir") -> None:
+    """Raises InputError where something lies already in the folder of what is to begin, which `flag` names."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} exists already: go on with it by --resume, or choose another {flag}")
+
+
+def create(path: Path, files: dict[str, str], flag: str = "--run-dir") -> None:
+    """Begins a run or a sweep: its folder appears with these files in it. Raises as `check_free`.
+
+    The last file is what makes the folder one of its kind.
+    """
+    check_free(path, flag)
+    if path.is_dir():  # and empty
         for name, content in files.items():
-            write(run.path / name, content)
+            write(path / name, content)
         return
-    run.path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{run.path.name}.", dir=run.path.parent))
-    try:
-        partial.chmod(0o755)
+    with appearing(path) as partial:
         for name, content in files.items():
             (partial / name).write_text(content, encoding="utf-8")
-        partial.rename(run.path)  # never onto a run that began meanwhile
+
+
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A folder to be filled beside its place, then moved there: it is whole or absent, and never replaces another."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        partial.chmod(0o755)
+        yield partial
+        partial.rename(path)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(error.errno, error.strerror, str(run.path)) from None
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def read_config(run: RunFolder) -> TrainConfig:
@@ -107,6 +135,13 @@ def write_metrics(run: RunFolder, history: list[dict[str, Any]]) -> None:
     if any(row.get("samples") for row in history):
         parts = [f"step {row['step']}\n\n" + "\n\n---\n\n".join(row["samples"]) for row in history]
         write(run.samples, "\n\n==========\n\n".join(parts) + "\n")
+
+
+def summary(test: dict[str, float], history: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """What `summary.json` says of a finished run, whatever was trained, beside its provenance."""
+    last = history[-1]
+    validated = {part: last[f"validation_{part}"] for part in test if f"validation_{part}" in last}
+    return {"test": test, "validation": validated or None, "seconds": round(seconds, 3), "epochs": last["epoch"]}
 
 
 def provenance() -> dict[str, Any]:

@@ -1,0 +1,132 @@
+"""The page of a sweep, drawn from its table alone: curves, final figures, and what each value does."""
+
+import json
+import shlex
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sqs_jax.analysis import page
+from sqs_jax.analysis.report import page_texts
+from sqs_jax.train.config import InputError
+from sqs_jax.train.run_folder import SweepFolder, provenance, write
+from sqs_jax.train.sweep import read_grid
+from sqs_jax.train.table import RESULTS, Row, read_csv
+
+
+def write_sweep_report(sweep_dir: str | Path) -> Path:
+    """Writes `report.html` into the folder of a sweep, from its `results.csv`, and returns its path.
+
+    Raises InputError where that is no sweep, or no network of it is finished.
+    """
+    folder = SweepFolder(Path(sweep_dir))
+    grid, rows = read_grid(folder.path), read_csv(folder.results)
+    if not rows:
+        raise InputError(f"{folder.path} has no finished network yet")
+    groups = by_configuration(rows)
+    content = {
+        "sweep": {"groups": groups, "axes": by_axis(groups)},
+        "cards": _cards(groups),
+        "provenance": json.loads(folder.grid.read_text()) | provenance(),
+    }
+    count = sum(len(group["seeds"]) for group in groups)
+    best = max((group for group in groups if group["accuracy"]), key=_accuracy, default=None)
+    verdict = f"{count} networks in {len(groups)} configurations, {len(groups[0]['seeds'])} seeds of the first."
+    if best:
+        verdict += f" The highest mean test accuracy, {_accuracy(best):.4f}, is that of {best['name']}."
+    shared = " All networks drew the same noise: the spread between seeds leaves its share out." * grid.share_noise
+    base = grid.base
+    subtitle = (
+        f"Unless varied: {base.layers} GLU layer{'s' * (base.layers > 1)} of {base.hidden} on an embedding of "
+        f"{base.width}, noise {base.noise_std:g}, batch {base.batch_size}, {base.epochs} epochs, learning "
+        f"rate {base.lr:g}.{shared}"
+    )
+    texts = page_texts(f"Sweep on {base.data}", subtitle, verdict, stored="Every number here lies in results.csv.")
+    command = ["python", "-m", "analysis", "report", str(sweep_dir)]
+    write(folder.report, page.render(content, texts | {"command": shlex.join(command)}))
+    return folder.report
+
+
+def by_configuration(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The networks that differ only in their seed together: their curves' mean and range, and how each ended.
+
+    A mean is of the networks that have that epoch; what diverged is counted.
+    """
+    fields = [name for name in rows[0] if name not in RESULTS and name != "seed"]
+    varied = [name for name in fields if len({row[name] for row in rows if row[name] is not None}) > 1]
+    found: dict[tuple, list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in fields), []).append(row)
+    groups = []
+    for values, own in found.items():
+        settings = {name: value for name, value in zip(fields, values, strict=True) if value is not None}
+        last = [row for row in own if row["test_accuracy"] is not None]
+        groups.append(
+            {
+                "name": _name(settings, varied),
+                "settings": {name: settings[name] for name in varied if name in settings},
+                "seeds": sorted({row["seed"] for row in own}),
+                "train": _curve(own, "train_loss"),
+                "validation": _curve(own, "validation_loss"),
+                "loss": [row["test_loss"] for row in last],
+                "accuracy": [row["test_accuracy"] for row in last],
+                "diverged": sum(row["diverged_at"] is not None for row in own),
+            }
+        )
+    return groups
+
+
+def by_axis(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each number that varies: mean test accuracy and loss against it, a line for all else that is the same."""
+    names = dict.fromkeys(name for group in groups for name in group["settings"])
+    axes = []
+    for axis in names:
+        lines: dict[str, list[Any]] = {}
+        for group in groups:
+            value = group["settings"].get(axis)
+            if isinstance(value, int | float) and group["accuracy"]:
+                rest = {name: other for name, other in group["settings"].items() if name != axis}
+                point = (float(value), statistics.mean(group["accuracy"]), statistics.mean(group["loss"]))
+                lines.setdefault(_name(rest, list(rest)), []).append(point)
+        lines = {name: sorted(points) for name, points in lines.items() if len(points) > 1}
+        if lines:
+            axes.append({"name": axis, "lines": [{"name": name, "points": points} for name, points in lines.items()]})
+    return axes
+
+
+def _curve(rows, name) -> dict[str, list[Any]] | None:
+    epochs = sorted({row["epoch"] for row in rows if row[name] is not None})
+    if not epochs:
+        return None
+    columns = [[row[name] for row in rows if row["epoch"] == epoch and row[name] is not None] for epoch in epochs]
+    return {
+        "epoch": epochs,
+        "mean": page.rounded([statistics.mean(column) for column in columns]),
+        "low": page.rounded([min(column) for column in columns]),
+        "high": page.rounded([max(column) for column in columns]),
+    }
+
+
+_SIGNS = {"lam": "λ", "noise_std": "noise", "noise_prob": "noise chance", "weight_decay": "weight decay"}
+
+
+def _name(settings: dict[str, Any], varied: Sequence[str]) -> str:
+    """What sets a configuration apart: its gate, then the rest of what varies."""
+    words = [str(settings["gate"])] if "gate" in settings else []
+    words += [f"{_SIGNS.get(name, name)} {settings[name]}" for name in varied if name in settings and name != "gate"]
+    return ", ".join(words) or "all"
+
+
+def _accuracy(group) -> float:
+    return statistics.mean(group["accuracy"])
+
+
+def _cards(groups) -> list[list[str]]:
+    ended = [group for group in groups if group["accuracy"]]
+    cards = [[str(sum(len(group["seeds"]) for group in groups)), "networks"]]
+    if ended:
+        low, high = min(map(_accuracy, ended)), max(map(_accuracy, ended))
+        cards += [[f"{high:.4f}", "highest mean test accuracy"], [f"{low:.4f}", "lowest mean test accuracy"]]
+    diverged = sum(group["diverged"] for group in groups)
+    return [*cards, [str(diverged), "diverged"]]

@@ -1,0 +1,83 @@
+"""The grid of a sweep: every combination of the values that fields of a configuration take."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, get_type_hints
+
+from sqs_jax.train.config import ImageConfig, InputError, check
+
+# What only the gate sqs has: for the others its values are left as they are, and make no members.
+SQS_FIELDS = ("c", "lam", "p", "learnable")
+
+Axes = Mapping[str, Sequence[Any]]
+
+
+def parse_values(name: str, text: str) -> tuple[Any, ...]:
+    """The values of a field in a comma-separated list. Raises InputError for one that is none of its kind."""
+    kind = get_type_hints(ImageConfig)[name]
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise InputError(f"`{name}` is {text!r}: one value or more, with commas between, is needed")
+    return tuple(_parse(name, word, kind) for word in words)
+
+
+def _parse(name, word, kind):
+    if kind is bool:
+        if word.lower() not in ("true", "false"):
+            raise InputError(f"`{name}` has {word!r}: true or false is needed")
+        return word.lower() == "true"
+    if kind not in (int, float):
+        return word  # of which `check` knows the choices
+    try:
+        return kind(word)
+    except ValueError:
+        needed = "a whole number" if kind is int else "a number"
+        raise InputError(f"`{name}` has {word!r}: {needed} is needed") from None
+
+
+def members(base: ImageConfig, axes: Axes) -> dict[str, ImageConfig]:
+    """The configurations of a grid by name, the first axis changing slowest.
+
+    Args:
+      base: what all have in common.
+      axes: the values of fields, by name. Those of c, λ, p and learnable are for the gate sqs alone.
+
+    Raises InputError for an empty grid, an unknown field, a value twice, and as `check` for any value out of range.
+    """
+    check_axes(base, axes)
+    found: dict[str, ImageConfig] = {}
+    for combination in itertools.product(*axes.values()):
+        fields = dict(zip(axes, combination, strict=True))
+        gate = fields.get("gate", base.gate)
+        fields = {name: value for name, value in fields.items() if gate == "sqs" or name not in SQS_FIELDS}
+        config = dataclasses.replace(base, **fields)
+        config = config if gate == "sqs" else dataclasses.replace(config, learnable=False)
+        check(config)
+        found[_name(config, [name for name in fields if len(axes[name]) > 1])] = config
+    sqs_only = [name for name in axes if name in SQS_FIELDS]
+    if sqs_only and all(config.gate != "sqs" for config in found.values()):
+        raise InputError(f"`{sqs_only[0]}` has values, but no `gate` of the grid is sqs")
+    return found
+
+
+def check_axes(base: ImageConfig, axes: Axes) -> None:
+    """Raises InputError for an unknown field, one without values, and a value twice."""
+    for name, values in axes.items():
+        if name not in get_type_hints(type(base)) or name == "data":
+            raise InputError(f"`{name}` is no field that a grid can have")
+        if not len(values):
+            raise InputError(f"`{name}` has no values: the grid is empty")
+        for i, value in enumerate(values):
+            if value in values[:i]:
+                raise InputError(f"`{name}` has {value!r} twice")
+
+
+def _name(config: ImageConfig, varied: list[str]) -> str:
+    """The gate, what else varies, and the seed: sqs-lam0.5-seed0."""
+    parts = [f"{name}{_text(getattr(config, name))}" for name in varied if name not in ("gate", "seed")]
+    return "-".join([config.gate, *parts, f"seed{config.seed}"])
+
+
+def _text(value) -> str:
+    return str(value).lower().removesuffix(".0")

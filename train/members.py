@@ -1,0 +1,210 @@
+"""Many networks trained by one compiled program: what differs between them is given to it as numbers."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from sqs_jax.train.config import ImageConfig
+from sqs_jax.train.images import Images
+from sqs_jax.train.optimizer import learning_rate, make_optimizer
+from sqs_jax.train.step import (
+    Metrics,
+    Parameters,
+    TrainState,
+    all_finite,
+    data_mesh,
+    epoch_function,
+    evaluation_function,
+    first_state,
+    make_model,
+)
+
+
+class Member(NamedTuple):
+    """A trained network of a group."""
+
+    config: ImageConfig
+    state: TrainState
+    history: list[dict[str, Any]]
+    """A row an epoch, as `metrics.jsonl` has them."""
+    test: dict[str, float] | None
+    """Loss and accuracy on the test set; None where training diverged."""
+    diverged: int
+    """The step after which a loss or a parameter was not finite; 0 where all are."""
+
+
+def program_of(config: ImageConfig) -> ImageConfig:
+    """The configuration without what its program is given: equal for networks that one program can train together."""
+    neutral = ImageConfig(noise_prob=0.5)
+    return dataclasses.replace(config, **{name: getattr(neutral, name) for name in _given(config)})
+
+
+def _given(config: ImageConfig) -> list[str]:
+    """The fields that a program takes as numbers."""
+    names = ["seed", "lr", "weight_decay"]
+    if config.gate == "sqs" and not config.learnable:
+        names += ["c", "lam"]
+    if config.noise_std and config.noise_prob:
+        names += ["noise_std"] + (["noise_prob"] if config.noise_prob < 1 else [])
+    return names
+
+
+def train_together(
+    configs: Sequence[ImageConfig],
+    images: Images,
+    *,
+    noise_seed: int | None = None,
+    stopping: Callable[[], Any] = lambda: False,
+) -> list[Member]:
+    """Trains networks of one program at once, each to the numbers that it has alone, to rounding.
+
+    Args:
+      configs: of the networks, `program_of` all of them the same.
+      images: what they are trained on.
+      noise_seed: what all of them draw the noise of a step from; None for the seed of each.
+      stopping: asked after each epoch whether to stop there.
+
+    Returns the networks in their order; none where `stopping()` said so.
+    """
+    # Every device has as many; those that fill it up are left out at the end.
+    size = len(configs) + -len(configs) % jax.device_count()
+    padded = [*configs, *[configs[-1]] * (size - len(configs))]
+    values = _values(padded, noise_seed)
+    batched = frozenset(name for name, value in values.items() if np.ndim(value))
+    programs = _programs(program_of(configs[0]), images.inputs, images.outputs, images.steps, size, batched)
+    state = programs.begin(values)
+    losses, validation, finite = [], [], []
+    for _ in range(configs[0].epochs):
+        state, found = programs.epoch(values, state, images.images, images.labels, images.training)
+        losses.append(np.asarray(found, np.float64).reshape(size, -1))
+        finite.append(np.asarray(programs.finite(state.params)).reshape(size))
+        if len(images.validation):
+            found = programs.evaluation(values, state.params, images.images, images.labels, images.validation)
+            validation.append(_for_all(found, size))
+        if stopping():
+            return []
+    tests = _for_all(programs.evaluation(values, state.params, *images.test), size)
+    return [
+        _member(config, i, images.steps, _pick(state, i, size), losses, finite, validation, tests)
+        for i, config in enumerate(configs)
+    ]
+
+
+def memory_of_one(config: ImageConfig, images: Images) -> int:
+    """Bytes that one network takes while it is trained, as the compiler counts them."""
+    values = _values([config], None)
+    programs = _programs(program_of(config), images.inputs, images.outputs, images.steps, 1, frozenset())
+    state = jax.eval_shape(programs.begin, values)
+    compiled = programs.epoch.lower(values, state, images.images, images.labels, images.training).compile()
+    counted: Any = compiled.memory_analysis()
+    return counted.temp_size_in_bytes + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+def _values(configs, noise_seed) -> dict[str, np.ndarray]:
+    """What the program is given: a number where it is that of all, else one for each network."""
+    found = {name: [getattr(config, name) for config in configs] for name in _given(configs[0])}
+    found["noise_seed"] = found["seed"] if noise_seed is None else [noise_seed] * len(configs)
+    # A group has at least one axis of members.
+    batched = {name for name, row in found.items() if len(row) > 1 and (name == "lr" or len(set(row)) > 1)}
+    dtypes = {name: np.int32 if name.endswith("seed") else np.float32 for name in found}
+    return {name: np.asarray(row if name in batched else row[0], dtypes[name]) for name, row in found.items()}
+
+
+def _for_all(metrics: Metrics, size: int) -> dict[str, np.ndarray]:
+    return {name: np.asarray(part).reshape(size) for name, part in metrics._asdict().items()}
+
+
+def _member(config, i, steps, state, losses, finite, validation, tests) -> Member:
+    rate = learning_rate(config, steps * config.epochs)
+    history, diverged = [], 0
+    for epoch, found in enumerate(losses):
+        end = steps * (epoch + 1)
+        row = {"epoch": epoch + 1, "step": end, "learning_rate": float(np.asarray(rate(end - 1)))}
+        row["train_loss"] = float(np.mean(found[i]))
+        if validation:
+            row |= {f"validation_{name}": float(part[i]) for name, part in validation[epoch].items()}
+        if not (finite[epoch][i] and np.all(np.isfinite(found[i])) and np.isfinite(row.get("validation_loss", 0))):
+            first = np.flatnonzero(~np.isfinite(found[i]))[:1]
+            diverged = steps * epoch + int(first[0]) + 1 if len(first) else end
+            break
+        history.append(row)
+    test = {name: float(part[i]) for name, part in tests.items()}
+    if not diverged and not np.isfinite(test["loss"]):
+        diverged = steps * config.epochs
+    return Member(config, state, history, None if diverged else test, diverged)
+
+
+class _Programs(NamedTuple):
+    """What is compiled for a group. Arrays of a group of one have no axis of members."""
+
+    begin: Callable[..., TrainState]
+    epoch: Any
+    evaluation: Callable[..., Metrics]
+    finite: Callable[[Parameters], jax.Array]
+
+
+@functools.lru_cache(maxsize=2)
+def _programs(
+    base: ImageConfig, inputs: int, outputs: int, steps: int, size: int, batched: frozenset[str]
+) -> _Programs:
+    """The programs for `size` networks of a configuration, those values that are `batched` given for each of them."""
+
+    def build(values):
+        config = dataclasses.replace(base, **{name: values[name] for name in _given(base)})
+        return config, make_model(config, inputs, outputs), make_optimizer(config, steps * base.epochs)
+
+    def begin(values):
+        return first_state(*build(values)[1:])
+
+    def epoch(values, state, images, labels, indices):
+        return epoch_function(*build(values), values["noise_seed"])(state, images, labels, indices)
+
+    def evaluation(values, params, *data):
+        return evaluation_function(build(values)[1])(params, *data)
+
+    if size == 1:
+        return _Programs(jax.jit(begin), jax.jit(epoch, donate_argnums=1), jax.jit(evaluation), all_finite)
+    values = {name: 0 if name in batched else None for name in (*_given(base), "noise_seed")}
+    state = TrainState(params=0, opt_state=0, step=None)  # pyright: ignore[reportArgumentType] - axes, not arrays
+    data = (None, None, None)
+    return _Programs(
+        _for_each(begin, (values,), state),
+        _for_each(epoch, (values, state, *data), (state, 0), donate=1),
+        _for_each(evaluation, (values, 0, *data), 0),
+        _for_each(all_finite, (0,), 0),
+    )
+
+
+def _for_each(function, in_axes, out_axes, donate=()):
+    """The function of one network for a group of them, the group split over the devices."""
+    function, mesh = jax.vmap(function, in_axes, out_axes), data_mesh()
+    if mesh.size > 1:
+        in_specs, out_specs = (
+            jax.tree.map(
+                lambda axis: PartitionSpec() if axis is None else PartitionSpec("data"), axes, is_leaf=_is_none
+            )
+            for axes in (in_axes, out_axes)
+        )
+        function = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return jax.jit(function, donate_argnums=donate)
+
+
+def _spec(axis) -> PartitionSpec:
+    return PartitionSpec() if axis is None else PartitionSpec("data")
+
+
+def _is_none(value) -> bool:
+    return value is None
+
+
+def _pick(state: TrainState, i: int, size: int) -> TrainState:
+    """The state of one network of a group."""
+    if size == 1:
+        return state
+    params, opt_state = jax.tree.map(lambda leaf: leaf[i], (state.params, state.opt_state))
+    return TrainState(params, opt_state, state.step)

@@ -1,0 +1,252 @@
+"""Sweeps: the networks of a grid, trained in groups by one compiled program each, into one folder and one table."""
+
+import contextlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import jax
+
+from sqs_jax.train import run_folder
+from sqs_jax.train.checkpoint import Checkpoints, Progress
+from sqs_jax.train.config import ImageConfig, InputError, from_fields, to_json
+from sqs_jax.train.data import Dataset
+from sqs_jax.train.grid import Axes, check_axes, members
+from sqs_jax.train.images import Images, check_sizes, free_memory, load_images, place_images
+from sqs_jax.train.members import Member, memory_of_one, program_of, train_together
+from sqs_jax.train.run_folder import RunFolder, SweepFolder, write
+from sqs_jax.train.step import data_mesh, replicated
+from sqs_jax.train.stop import Stopped, StopSignals
+from sqs_jax.train.table import Row, member_rows, to_csv
+
+# Of the free memory; the compiler does not count everything.
+_USABLE = 0.8
+
+Report = Callable[[str, dict[str, Any], int, int, float], None]
+
+
+class Grid(NamedTuple):
+    """What is swept."""
+
+    base: ImageConfig
+    """What all networks have in common."""
+    axes: Axes
+    """Fields, and the values that they take."""
+    share_noise: bool = False
+    """Whether all draw the noise of a step from the first seed."""
+
+
+def print_member(name: str, end: Mapping[str, Any], done: int, count: int, seconds: float) -> None:
+    """Prints a finished network, how many of how many are done, and the seconds it took."""
+    if "diverged_at" in end:
+        figures = f"diverged at step {end['diverged_at']}"
+    else:
+        figures = f"test loss {end['test']['loss']:.4f}  accuracy {end['test']['accuracy']:.4f}"
+    print(f"[{done:>{len(str(count))}}/{count}]  {name}  {figures}  {seconds:.1f} s", flush=True)
+
+
+def sweep(
+    grid: Grid,
+    sweep_dir: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    resume: bool = False,
+    at_once: int = 0,
+    memory: float = 0.0,
+    report: Report = print_member,
+) -> list[Row]:
+    """Trains every network of a grid. Networks that differ only in numbers are trained by one compiled program.
+
+    Each comes to the numbers that `train` gives it alone, to rounding; with `share_noise`, to others. In `sweep_dir`:
+    `members/<name>/`, the folder of each as an ordinary run's, with its last checkpoint; `results.csv`, a row a network
+    and epoch. A network that diverges ends there, and has a `diverged.json` instead of checkpoints and a summary.
+
+    Args:
+      grid: the configuration, and the fields whose values are combined. c, λ, p and learnable are the gate sqs's alone.
+        With `share_noise` the noise is drawn once for all that are trained at once, which costs less; the results of
+        two seeds are then not independent.
+      sweep_dir: the folder; there must be nothing there, or with `resume` a sweep of the same grid.
+      data_dir: as for `train`.
+      resume: goes on with the networks that are not finished.
+      at_once: networks trained at once, at most; 0 for what was measured to be fastest on such a device, and fits.
+      memory: GiB that they may take on a device; 0 for most of what it has free.
+      report: called after each network with its name, its summary or where it diverged, how many are done, of how many,
+        and the seconds it took: its share of its group's.
+
+    Returns the rows of `results.csv`.
+
+    Raises:
+      InputError: a grid that is empty or has a value out of range, a data set that cannot be had or does not fit, a
+        folder in the way or in use.
+      Stopped: SIGINT or SIGTERM; the group in training is lost, those before it are kept.
+      OSError: the folder cannot be written.
+    """
+    folder = SweepFolder(Path(sweep_dir))
+    configs = members(grid.base, grid.axes)
+    for name, value in (("at_once", at_once), ("memory", memory)):
+        if not 0 <= value < math.inf:
+            raise InputError(f"`{name}` is {value}: a number ≥ 0 is needed")
+    if resume:
+        _check_same(folder, grid)
+    else:
+        run_folder.check_free(folder.path, "--sweep-dir")
+    data = load_images(grid.base, Path(data_dir) if data_dir else None)
+    for config in configs.values():
+        check_sizes(config, data)
+    if not resume:
+        run_folder.create(folder.path, {folder.grid.name: _to_json(grid)}, "--sweep-dir")
+    with _alone(folder), StopSignals() as signals:
+        folder.members.mkdir(exist_ok=True)
+        for killed in folder.members.glob(".*"):
+            shutil.rmtree(killed)
+        about = run_folder.provenance()
+        noise_seed = min(config.seed for config in configs.values()) if grid.share_noise else None
+        left = _left(folder, configs)
+        for name, member, seconds in _trained(left, data, noise_seed, at_once, memory, lambda: signals.received):
+            end = _file(folder.member(name), member, seconds, about)
+            report(name, end, len(configs) - len(_left(folder, configs)), len(configs), seconds)
+            write(folder.results, to_csv(_rows(folder, grid)))
+    return _rows(folder, grid)
+
+
+def read_grid(sweep_dir: Path) -> Grid:
+    """The grid of an existing sweep. Raises InputError where there is none, or it is damaged."""
+    path = SweepFolder(sweep_dir).grid
+    if not path.is_file():
+        raise InputError(f"{sweep_dir} is not the folder of a sweep: it has no {path.name}")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        base, axes = from_fields(fields["base"], path), {name: tuple(row) for name, row in fields["axes"].items()}
+        grid = Grid(base, axes, bool(fields["share_noise"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    check_axes(grid.base, grid.axes)
+    return grid
+
+
+def _to_json(grid: Grid) -> str:
+    fields = {"base": json.loads(to_json(grid.base)), "axes": grid.axes, "share_noise": grid.share_noise}
+    return json.dumps(fields, indent=2) + "\n"
+
+
+def _check_same(folder: SweepFolder, grid: Grid):
+    stored = read_grid(folder.path)
+    if _to_json(stored) != _to_json(grid):
+        raise InputError(f"{folder.path} has another grid, see {folder.grid}: a resumed sweep keeps its own")
+
+
+@contextlib.contextmanager
+def _alone(folder: SweepFolder) -> Iterator[None]:
+    """Holds the sweep's lock, which the system lets go when a process dies."""
+    try:
+        with filelock.FileLock(folder.lock, timeout=0):
+            yield
+    except filelock.Timeout:
+        raise InputError(f"another process is at work on the sweep {folder.path}") from None
+
+
+def _left(folder: SweepFolder, configs: Mapping[str, ImageConfig]) -> dict[str, ImageConfig]:
+    """The networks that are not finished."""
+    return {name: config for name, config in configs.items() if not folder.member(name).path.exists()}
+
+
+def _rows(folder: SweepFolder, grid: Grid) -> list[Row]:
+    """The rows of all finished networks, in the order of the grid."""
+    varied = [name for name, values in grid.axes.items() if len(values) > 1]
+    configs = members(grid.base, grid.axes).items()
+    found = [(folder.member(name), config) for name, config in configs if folder.member(name).path.exists()]
+    return [row for run, config in found for row in member_rows(run, config, varied)]
+
+
+def _file(run: RunFolder, member: Member, seconds: float, about: dict[str, Any]) -> dict[str, Any]:
+    """Writes the folder of a network, and returns how it ended."""
+    with run_folder.appearing(run.path) as path:
+        partial = RunFolder(path)
+        write(partial.config, to_json(member.config))
+        run_folder.write_metrics(partial, member.history)
+        if member.test is None:
+            end: dict[str, Any] = {"diverged_at": member.diverged}
+            write(partial.diverged, json.dumps(end) + "\n")
+            return end
+        progress = Progress(len(member.history), seconds, 0.0, member.history)
+        checkpoints = Checkpoints(partial.checkpoints, has_validation=member.config.validation > 0)
+        checkpoints.save(len(member.history), member.state, progress)
+        checkpoints.close()
+        end = run_folder.summary(member.test, member.history, seconds) | about
+        write(partial.summary, json.dumps(end, indent=2, allow_nan=False) + "\n")
+        return end
+
+
+def _trained(
+    configs: dict[str, ImageConfig], data: Dataset, noise_seed: int | None, at_once: int, memory: float, stopping
+) -> Iterator[tuple[str, Member, float]]:
+    """Trains the networks, group by group: each with its name, and its share of the group's seconds."""
+    images, taken = None, None
+    for group in _groups(configs):
+        first = configs[group[0]]
+        if images is None or taken != (first.batch_size, first.validation):
+            images, taken = place_images(first, data, replicated(data_mesh())), (first.batch_size, first.validation)
+        yield from _train_group(group, configs, images, noise_seed, at_once, memory, stopping)
+
+
+def _groups(configs: dict[str, ImageConfig]) -> list[list[str]]:
+    """Names by program; also by seed where a seed has several networks: these see the same batches and noise."""
+    programs: dict[ImageConfig, list[str]] = {}
+    for name, config in configs.items():
+        programs.setdefault(program_of(config), []).append(name)
+    groups = []
+    for names in programs.values():
+        seeds: dict[int, list[str]] = {}
+        for name in names:
+            seeds.setdefault(configs[name].seed, []).append(name)
+        groups += [names] if len(seeds) == len(names) else seeds.values()
+    return groups
+
+
+def _at_once(configs: list[ImageConfig], images: Images, noise_seed: int | None, memory: float) -> int:
+    """How many networks of a program are trained at once: all that fit, but where that was measured to be slower.
+
+    A processor gains nothing from a batch of networks whose batches of images and noise differ: `benchmarks.sweep`.
+    """
+    devices = jax.device_count()
+    alike = noise_seed is not None or len({config.seed for config in configs}) == 1
+    if len(configs) <= devices or (jax.default_backend() == "cpu" and not alike):
+        return devices
+    room = memory * 2**30 or _USABLE * free_memory()
+    return devices * max(1, int(room // memory_of_one(configs[0], images)))
+
+
+def _train_group(names: list[str], configs, images: Images, noise_seed, at_once, memory, stopping):
+    """Trains networks of one program, as many at once as is fastest and fits; halved where that was too many."""
+    size = at_once or _at_once([configs[name] for name in names], images, noise_seed, memory)
+    size = _even(len(names), size)
+    while names:
+        if stop := stopping():
+            raise Stopped(stop)
+        part, start = names[:size], time.perf_counter()
+        try:
+            found = train_together([configs[name] for name in part], images, noise_seed=noise_seed, stopping=stopping)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            if len(part) == 1:
+                raise InputError(f"{part[0]} alone is more than the memory holds: {error}") from None
+            size = -(-len(part) // 2)
+            print(f"out of memory with {len(part)} networks at once: going on with {size}", flush=True)
+            continue
+        if not found:
+            continue  # to the stop
+        seconds = (time.perf_counter() - start) / len(part)
+        for name, member in zip(part, found, strict=True):
+            yield name, member, seconds
+        names = names[size:]
+
+
+def _even(count: int, most: int) -> int:
+    """The size of as few parts of `count` as hold `most` or fewer, all about the same."""
+    return -(-count // -(-count // most))

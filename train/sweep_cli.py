@@ -1,0 +1,150 @@
+"""The command line `python -m train sweep DATA --gate A,B --seeds N …`: a grid of networks, one table and one page."""
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from sqs_jax.train.config import IMAGES, ImageConfig, InputError, from_json, preset
+from sqs_jax.train.grid import Axes, parse_values
+from sqs_jax.train.terminal import fail, one_line_errors, program, read
+
+_DESCRIPTION = """Train every network of a grid of values, many at once where that is faster.
+
+  python -m train sweep mnist --gate sqs,bilinear,relu,gelu,silu --seeds 5
+  python -m train sweep mnist --lam 0.1,0.5,1.0 --c 0.001,0.01,0.1 --p 1,2
+  python -m train sweep --sweep-dir sweeps/mnist --resume
+
+Each flag of a configuration takes one value or several, with commas between; its default is the data set's. The
+sweep's folder holds results.csv (a row a network and epoch), report.html, and members/<name>/, each the folder of an
+ordinary run, which python -m analysis reads. c, lam, p and learnable are varied for the gate sqs alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to sweep, and how."""
+
+    data: tyro.conf.Positional[str | None] = None
+    """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, cifar10_jpeg or tfds:<name>."""
+    seeds: int | None = None
+    """Number of seeds, from 0; or name them by --seed."""
+    seed: str | None = None
+    """Seeds of initial weights, order of the images and noise."""
+    gate: str | None = None
+    """Gates: sqs, bilinear, relu, gelu, silu."""
+    lam: str | None = None
+    """SQS: shrink rates λ ≥ 0."""
+    c: str | None = None
+    """SQS: shifts c ≥ 0."""
+    p: str | None = None
+    """SQS: exponents p ≥ 1."""
+    learnable: str | None = None
+    """SQS: true to train c and λ too, false, or both."""
+    layers: str | None = None
+    """Numbers of GLU layers."""
+    width: str | None = None
+    """Widths of the embedding; 0 for none."""
+    hidden: str | None = None
+    """Widths of the GLU layers."""
+    residual: str | None = None
+    """true to add each GLU layer's input to its output, false, or both."""
+    bias: str | None = None
+    """true for biases, false, or both."""
+    lr: str | None = None
+    """Peak learning rates."""
+    weight_decay: str | None = None
+    """Weight decays."""
+    noise_std: str | None = None
+    """Standard deviations of the noise on training images."""
+    noise_prob: str | None = None
+    """Chances with which an image gets noise."""
+    warmup: str | None = None
+    """Steps of warm-up."""
+    clip: str | None = None
+    """Largest norms of the gradient; 0 for no clipping."""
+    epochs: str | None = None
+    """Passes over the training images."""
+    batch_size: str | None = None
+    """Images a step."""
+    validation: str | None = None
+    """Images cut from the training set for validation."""
+    dtype: str | None = None
+    """Dtypes of the computation: float32, bfloat16, float16."""
+    share_noise: bool = False
+    """Draw the noise of a step once for all networks. Faster where it is most of a step; the networks of two seeds then
+    have seen the same noise, so the spread between seeds leaves its share out."""
+    at_once: int = 0
+    """Networks trained at once, at most; 0 for what was measured to be fastest."""
+    memory: float = 0.0
+    """GiB of a device that they may take; 0 for most of what is free."""
+    sweep_dir: Path | None = None
+    """Folder of the sweep; default sweeps/<data>."""
+    data_dir: Path | None = None
+    """Folder with the original files; default SQS_DATA_DIR."""
+    config: Path | None = None
+    """A config.json to take the other values from, instead of the data set's own."""
+    resume: bool = False
+    """Go on with the sweep in --sweep-dir."""
+    report: bool = True
+    """Write report.html when all is trained."""
+
+
+_HOW = ("data", "seeds", "share_noise", "at_once", "memory", "sweep_dir", "data_dir", "config", "resume", "report")
+
+
+def main(args: Sequence[str]) -> None:
+    """Runs a sweep; exits with 2 on bad input and 128 + the signal's number when it is stopped."""
+    options = read(Options, args, prog=_program(), description=_DESCRIPTION)
+    base, axes, sweep_dir = _grid(options)
+    # Imported after the flags are known to be good: it takes a second.
+    from sqs_jax.train.run_folder import SweepFolder
+    from sqs_jax.train.stop import Stopped
+    from sqs_jax.train.sweep import Grid, read_grid, sweep
+
+    grid = Grid(base, axes, options.share_noise) if base else read_grid(sweep_dir)
+    how = {"at_once": options.at_once, "memory": options.memory, "data_dir": options.data_dir}
+    try:
+        sweep(grid, sweep_dir, resume=options.resume, **how)
+    except Stopped as stop:
+        command = f"{_program()} --sweep-dir {shlex.quote(str(sweep_dir))} --resume"
+        fail(f"{stop}; go on with: {command}", 128 + stop.number)
+    folder = SweepFolder(sweep_dir)
+    print(folder.results)
+    if options.report:
+        from sqs_jax.analysis.sweep_report import write_sweep_report
+
+        with one_line_errors(ValueError):
+            print(write_sweep_report(sweep_dir))
+
+
+def _grid(options: Options) -> tuple[ImageConfig | None, Axes, Path]:
+    """Base, axes and folder; no base where all is to be taken from the folder of a sweep that is resumed."""
+    texts = {field.name: getattr(options, field.name) for field in dataclasses.fields(Options)}
+    axes: dict[str, Any] = {
+        name: parse_values(name, text) for name, text in texts.items() if name not in _HOW and text is not None
+    }
+    if options.seeds is not None:
+        if "seed" in axes:
+            raise InputError("--seeds and --seed exclude each other")
+        if options.seeds < 1:
+            raise InputError(f"`seeds` is {options.seeds}: a whole number ≥ 1 is needed")
+        axes["seed"] = tuple(range(options.seeds))
+    if options.resume and not (axes or options.data or options.config):
+        if options.sweep_dir is None:
+            raise InputError("--resume needs the folder of a sweep: --sweep-dir DIR")
+        return None, {}, options.sweep_dir
+    base = from_json(options.config) if options.config else preset(options.data or "digits")
+    if options.config and options.data:
+        base = dataclasses.replace(base, data=options.data)
+    if not isinstance(base, ImageConfig):
+        raise InputError(f"`data` is {base.data!r}: a sweep is on images, of {', '.join(IMAGES)} or tfds:<name>")
+    base = dataclasses.replace(base, **{name: values[0] for name, values in axes.items() if len(values) == 1})
+    axes = {name: values for name, values in axes.items() if len(values) > 1}
+    return base, axes, options.sweep_dir or Path("sweeps") / base.data.replace(":", "-")
+
+
+def _program() -> str:
+    return f"{program('train', 'sqs')} sweep"

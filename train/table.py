@@ -1,0 +1,82 @@
+"""The table of a sweep: a row a network and epoch, as a .csv file."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sqs_jax.train.config import ImageConfig, InputError
+from sqs_jax.train.grid import SQS_FIELDS
+from sqs_jax.train.run_folder import RunFolder
+
+_FIRST = ("gate", "lam", "c", "p", "seed")
+_TEXTS = ("gate", "dtype")
+# What was measured; the columns before it say of what.
+RESULTS = (
+    "epoch", "step", "train_loss", "validation_loss", "validation_accuracy",
+    "test_loss", "test_accuracy", "diverged_at",
+)  # fmt: skip
+
+Row = dict[str, Any]
+
+
+def member_rows(run: RunFolder, config: ImageConfig, varied: Sequence[str]) -> list[Row]:
+    """The rows of one network: what it is, an epoch's losses, and on the last row how it ended.
+
+    One that diverged before the end of its first epoch has a row of epoch 0.
+    """
+    names = [*_FIRST, *(name for name in varied if name not in _FIRST)]
+    fields = {name: getattr(config, name) for name in names}
+    if config.gate != "sqs":
+        fields |= {name: None for name in SQS_FIELDS if name in fields}
+    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()] or [{"epoch": 0, "step": 0}]
+    if run.summary.is_file():
+        test = json.loads(run.summary.read_text())["test"]
+        rows[-1] |= {f"test_{name}": value for name, value in test.items()}
+    else:
+        rows[-1] |= json.loads(run.diverged.read_text())
+    return [fields | {name: row.get(name) for name in RESULTS} for row in rows]
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The rows as the text of a `results.csv`; what a row has no value for is empty."""
+    names = list(rows[0]) if rows else [*_FIRST, *RESULTS]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def read_csv(path: Path) -> list[Row]:
+    """The rows of a `results.csv`, numbers as numbers and None for what is empty.
+
+    Raises InputError where the file is missing, or lacks a column that every such table has.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = [{name: _value(name, text) for name, text in row.items()} for row in reader]
+    except OSError as error:
+        raise InputError(f"cannot read the table {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"the table {path} is damaged: {error.reason}") from None
+    for name in ("gate", "seed", *RESULTS):
+        if name not in (reader.fieldnames or ()):
+            raise InputError(f"the table {path} is damaged: it has no column {name!r}")
+    return rows
+
+
+def _value(name, text):
+    if not text:
+        return None
+    if name in _TEXTS:
+        return text
+    if text in ("True", "False"):
+        return text == "True"
+    try:
+        return float(text) if "." in text or "e" in text else int(text)
+    except ValueError:
+        raise InputError(f"the table has {text!r} as its {name!r}: a number is needed") from None
