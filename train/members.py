@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -71,13 +72,8 @@ def train_together(
 
     Returns the networks in their order; none where `stopping()` said so.
     """
-    # Every device has as many; those that fill it up are left out at the end.
-    size = len(configs) + -len(configs) % jax.device_count()
-    padded = [*configs, *[configs[-1]] * (size - len(configs))]
-    values = _values(padded, noise_seed)
-    batched = frozenset(name for name, value in values.items() if np.ndim(value))
-    programs = _programs(program_of(configs[0]), images.inputs, images.outputs, images.steps, size, batched)
-    state = programs.begin(values)
+    values, programs = _prepared(configs, images, noise_seed)
+    state, size = programs.begin(values), programs.size
     losses, validation, finite = [], [], []
     for _ in range(configs[0].epochs):
         state, found = programs.epoch(values, state, images.images, images.labels, images.training)
@@ -95,6 +91,17 @@ def train_together(
     ]
 
 
+def epoch_seconds(configs: Sequence[ImageConfig], images: Images, *, noise_seed: int | None = None) -> Iterator[float]:
+    """The seconds of one epoch after another of a group, the first of which compiles: for measurements."""
+    values, programs = _prepared(configs, images, noise_seed)
+    state = programs.begin(values)
+    while True:
+        start = time.perf_counter()
+        state, losses = programs.epoch(values, state, images.images, images.labels, images.training)
+        np.asarray(losses)
+        yield time.perf_counter() - start
+
+
 def memory_of_one(config: ImageConfig, images: Images) -> int:
     """Bytes that one network takes while it is trained, as the compiler counts them."""
     values = _values([config], None)
@@ -103,6 +110,14 @@ def memory_of_one(config: ImageConfig, images: Images) -> int:
     compiled = programs.epoch.lower(values, state, images.images, images.labels, images.training).compile()
     counted: Any = compiled.memory_analysis()
     return counted.temp_size_in_bytes + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+def _prepared(configs, images, noise_seed) -> tuple[dict[str, np.ndarray], "_Programs"]:
+    # Every device has as many; those that fill it up are left out at the end.
+    size = len(configs) + -len(configs) % jax.device_count()
+    values = _values([*configs, *[configs[-1]] * (size - len(configs))], noise_seed)
+    batched = frozenset(name for name, value in values.items() if np.ndim(value))
+    return values, _programs(program_of(configs[0]), images.inputs, images.outputs, images.steps, size, batched)
 
 
 def _values(configs, noise_seed) -> dict[str, np.ndarray]:
@@ -142,6 +157,7 @@ def _member(config, i, steps, state, losses, finite, validation, tests) -> Membe
 class _Programs(NamedTuple):
     """What is compiled for a group. Arrays of a group of one have no axis of members."""
 
+    size: int
     begin: Callable[..., TrainState]
     epoch: Any
     evaluation: Callable[..., Metrics]
@@ -168,11 +184,12 @@ def _programs(
         return evaluation_function(build(values)[1])(params, *data)
 
     if size == 1:
-        return _Programs(jax.jit(begin), jax.jit(epoch, donate_argnums=1), jax.jit(evaluation), all_finite)
+        return _Programs(1, jax.jit(begin), jax.jit(epoch, donate_argnums=1), jax.jit(evaluation), all_finite)
     values = {name: 0 if name in batched else None for name in (*_given(base), "noise_seed")}
     state = TrainState(params=0, opt_state=0, step=None)  # pyright: ignore[reportArgumentType] - axes, not arrays
     data = (None, None, None)
     return _Programs(
+        size,
         _for_each(begin, (values,), state),
         _for_each(epoch, (values, state, *data), (state, 0), donate=1),
         _for_each(evaluation, (values, 0, *data), 0),

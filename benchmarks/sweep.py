@@ -1,0 +1,70 @@
+"""What training several networks at once gains on this device: milliseconds of a step, for each network.
+
+    python -m benchmarks.sweep [--widths 64 512] [--at-once 5] [--epochs 3]
+
+MNIST, batch 2048, noise 0.5, embedding and GLU of one width. One network after the other, beside groups trained by one
+program: of different seeds; the same with the noise shared; and of one seed, whose batches and noise are the same. The
+first epoch, which compiles, is not counted. Writes benchmarks/results/sweep-<platform>.json, from which
+`sqs_jax.train.sweep` takes what it does by default.
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+from pathlib import Path
+
+import tyro
+
+from benchmarks.train import processor
+from sqs_jax.train import PRESETS
+from sqs_jax.train.images import load_images, place_images
+from sqs_jax.train.members import epoch_seconds
+from sqs_jax.train.run_folder import provenance
+from sqs_jax.train.step import data_mesh, replicated
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main(widths: tuple[int, ...] = (64, 512), at_once: int = 5, epochs: int = 3) -> None:
+    """Measures, prints a table and writes the result.
+
+    Args:
+        widths: Of embedding and GLU layer.
+        at_once: Networks in a group.
+        epochs: That are counted, of each group.
+    """
+    base = dataclasses.replace(PRESETS["mnist"], validation=0, noise_std=0.5)
+    images = place_images(base, load_images(base, None), replicated(data_mesh()))
+    found: dict[str, dict[str, float]] = {}
+    for width in widths:
+        config = dataclasses.replace(base, width=width, hidden=width)
+        seeds = [dataclasses.replace(config, seed=seed) for seed in range(at_once)]
+        rates = [dataclasses.replace(config, lr=config.lr * (i + 1) / at_once) for i in range(at_once)]
+        runs = {
+            "one after the other": epoch_seconds(seeds[:1], images),
+            "seeds": epoch_seconds(seeds, images),
+            "seeds, shared noise": epoch_seconds(seeds, images, noise_seed=0),
+            "one seed": epoch_seconds(rates, images),
+        }
+        counts = {name: 1 if name == "one after the other" else at_once for name in runs}
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(epochs + 1):  # in turns, so that all have the same weather
+            for name, run in runs.items():
+                seconds[name].append(1e3 * next(run) / counts[name] / images.steps)
+        found[str(width)] = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+        print(f"width {width}: " + ", ".join(f"{name} {value:.1f} ms" for name, value in found[str(width)].items()))
+    _write(found, f"python -m benchmarks.sweep --widths {' '.join(map(str, widths))} --at-once {at_once}")
+
+
+def _write(found, command: str) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    result = {"command": command, "milliseconds_a_step_and_network_by_width": found}
+    result |= {"machine": {"processor": processor(), "cores": os.cpu_count()}} | provenance()
+    path = RESULTS / f"sweep-{result['device']['platform']}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

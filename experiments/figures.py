@@ -1,0 +1,101 @@
+"""Pictures of the experiments, drawn from tables alone."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from sqs_jax.train.table import Row
+
+COLORS = {"sqs": "#b2182b", "bilinear": "#0b6e99", "relu": "#7a7a7a", "gelu": "#b8640a", "silu": "#5e8c31"}
+_MORE = ("#b2182b", "#b8640a", "#0b6e99", "#5e8c31", "#7b5ea7", "#7a7a7a")
+Lines = Mapping[str, Sequence[Row]]
+
+
+def loss_curves(
+    panels: Mapping[str, Lines], quantity: str = "validation_loss", label: str = "validation loss (nats)"
+) -> Figure:
+    """A panel a setting, a line a group of rows: the mean over seeds, the band from the lowest to the highest."""
+    figure, axes = _panels(len(panels))
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+        for i, (name, rows) in enumerate(lines.items()):
+            epochs = sorted({row["epoch"] for row in rows if row[quantity] is not None})
+            columns = [
+                [row[quantity] for row in rows if row["epoch"] == epoch and row[quantity] is not None]
+                for epoch in epochs
+            ]
+            color = COLORS.get(name, _MORE[i % len(_MORE)])
+            axis.plot(epochs, [statistics.mean(column) for column in columns], color=color, label=name, linewidth=1.6)
+            axis.fill_between(
+                epochs, list(map(min, columns)), list(map(max, columns)), color=color, alpha=0.15, linewidth=0
+            )
+        axis.set(title=title, xlabel="epoch", ylabel=label, yscale="log")
+        axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def dots(
+    panels: Mapping[str, Mapping[str, Sequence[float]]], label: str, marks: dict[str, float] | None = None
+) -> Figure:
+    """A panel a setting, a row a group: each network a dot, their mean a line; `marks` are the figures of the paper."""
+    figure, axes = _panels(len(panels), height=0.34 * max(map(len, panels.values())) + 1.6)
+    for axis, (title, groups) in zip(axes, panels.items(), strict=True):
+        for place, (name, values) in enumerate(groups.items()):
+            color = COLORS.get(name, _MORE[2])
+            axis.plot(values, [place] * len(values), "o", color=color, alpha=0.6, markersize=5)
+            if values:
+                axis.plot([statistics.mean(values)] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2)
+        for name, value in (marks or {}).items():
+            axis.axvline(value, color=COLORS.get(name, "#222222"), linewidth=1.1, linestyle=":", label=f"paper, {name}")
+        if marks:
+            axis.legend(frameon=False, fontsize=8)
+        axis.set(title=title, xlabel=label, ylim=(len(groups) - 0.4, -0.6))
+        axis.set_yticks(range(len(groups)), list(groups))
+    return figure
+
+
+def by_rank(panels: dict[str, dict[str, dict]], label: str, bound: float) -> Figure:
+    """A panel a gate, a line an arm of a comparison: mean and 95 % interval by rank, and a bound."""
+    figure, axes = _panels(len(panels))
+    for axis, (title, arms) in zip(axes, panels.items(), strict=True):
+        for i, (name, found) in enumerate(arms.items()):
+            ranks = range(1, len(found["mean"]) + 1)
+            mean, low, high = (
+                [float("nan") if x is None else x for x in found[part]] for part in ("mean", "low", "high")
+            )
+            axis.plot(ranks, mean, color=_MORE[i], label=name, linewidth=1.6)
+            axis.fill_between(ranks, low, high, color=_MORE[i], alpha=0.15, linewidth=0)
+        axis.axhline(bound, color="#222222", linewidth=0.9, linestyle=":")
+        axis.set(title=title, xlabel="rank by |λ|", ylabel=label, ylim=(0, 1.02))
+        axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def heat(
+    panels: dict[str, list[list[float]]], columns: Sequence[str], rows: Sequence[str], labels: tuple[str, str]
+) -> Figure:
+    """A panel a quantity: its value in each cell of a grid, written and coloured."""
+    figure, axes = _panels(len(panels), width=0.85 * len(columns) + 1.6, height=0.62 * len(rows) + 1.4)
+    for axis, (title, values) in zip(axes, panels.items(), strict=True):
+        axis.imshow(values, cmap="viridis", aspect="auto")
+        middle = statistics.median(value for row in values for value in row)
+        for i, row in enumerate(values):
+            for j, value in enumerate(row):
+                axis.text(
+                    j, i, f"{value:.3f}", ha="center", va="center", fontsize=8, color="w" if value <= middle else "k"
+                )
+        axis.set(title=title, xlabel=labels[0], ylabel=labels[1])
+        axis.set_xticks(range(len(columns)), columns)
+        axis.set_yticks(range(len(rows)), rows)
+        axis.grid(visible=False)
+        axis.spines[:].set_visible(False)
+    return figure
+
+
+def _panels(count: int, width: float = 4.4, height: float = 3.5):
+    figure = Figure(figsize=(width * count, height), layout="constrained")
+    axes = list(figure.subplots(1, count, squeeze=False)[0])
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes

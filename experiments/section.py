@@ -1,0 +1,97 @@
+"""What every experiment gives: a section with its verdicts, table and figure; and the page that they make."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from experiments.verdicts import Interval, Verdict
+from sqs_jax.analysis.plots import png
+from sqs_jax.train.run_folder import write
+from sqs_jax.train.table import Row
+
+
+class Section(NamedTuple):
+    """One experiment."""
+
+    name: str
+    """Of its picture."""
+    title: str
+    text: str
+    """What was done."""
+    verdicts: list[Verdict]
+    tables: list[str]
+    """As Markdown."""
+    figure: Figure | None
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table as Markdown."""
+    lines = [[_cell(value) for value in row] for row in (heads, *rows)]
+    lines.insert(1, ["---"] * len(heads))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value) -> str:
+    return str(value).replace("|", "\\|")  # |cos| would end the cell
+
+
+def final(rows: Sequence[Row], **settings) -> dict[int, Row]:
+    """The last row of each network with these settings, by seed; without those that diverged."""
+    return {row["seed"]: row for row in rows if row["test_loss"] is not None and _fits(row, settings)}
+
+
+def at_epoch(rows: Sequence[Row], epoch: int, **settings) -> dict[int, Row]:
+    """The row of an epoch of each network with these settings, by seed."""
+    return {row["seed"]: row for row in rows if row["epoch"] == epoch and _fits(row, settings)}
+
+
+def diverged(rows: Sequence[Row], **settings) -> int:
+    """How many networks with these settings diverged."""
+    return sum(row["diverged_at"] is not None and _fits(row, settings) for row in rows)
+
+
+def column(rows: dict[int, Row], name: str) -> dict[int, float]:
+    """One value of each network, by seed."""
+    return {seed: row[name] for seed, row in rows.items() if row[name] is not None}
+
+
+def _fits(row: Row, settings) -> bool:
+    return all(row.get(name) == value for name, value in settings.items())
+
+
+_CLAIMS = ("claim", "criterion", "found, 95 % interval", "verdict")
+
+
+def write_page(path: Path, title: str, head: str, sections: Sequence[Section], tail: str, pictures: Path) -> None:
+    """Writes the page of some sections as Markdown, the summary of verdicts first, and their pictures beside it."""
+    rows = [
+        (f"[{v.claim}](#{_anchor(s.title)})", v.criterion, _digits(v.found), f"**{v.outcome}**")
+        for s in sections
+        for v in s.verdicts
+    ]
+    parts = [f"# {title}", head, "## Verdicts", table(_CLAIMS, rows)]
+    pictures.mkdir(parents=True, exist_ok=True)
+    for section in sections:
+        parts += [f"## {section.title}", section.text, *section.tables]
+        if section.verdicts:
+            parts.append(
+                "\n".join(f"* {v.claim}: **{v.outcome}** ({v.criterion}; {_digits(v.found)})" for v in section.verdicts)
+            )
+        if section.figure is not None:
+            picture = pictures / f"{section.name}.png"
+            write(picture, png(section.figure))
+            parts.append(f"![{section.title}]({os.path.relpath(picture, path.parent)})")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, "\n\n".join([*parts, tail]) + "\n")
+
+
+def _digits(found: Interval) -> str:
+    return found.text(3 if abs(found.mean) >= 0.1 else 4)
+
+
+def _anchor(title: str) -> str:
+    kept = "".join(letter for letter in title.lower() if letter.isalnum() or letter in " -_")
+    return kept.replace(" ", "-")

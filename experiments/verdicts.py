@@ -1,0 +1,78 @@
+"""Verdicts: what a claim says of a figure, against its interval over seeds."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy.stats import t as student
+
+Outcome = Literal["shown", "refuted", "not decided"]
+
+
+class Interval(NamedTuple):
+    """A mean, and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def text(self, digits: int = 4) -> str:
+        """As tables show it; without an interval where there is none."""
+        if not math.isfinite(self.mean):
+            return "–"
+        mean, *ends = (f"{round(value, digits) + 0.0:.{digits}f}" for value in self if math.isfinite(value))
+        return f"{mean} [{', '.join(ends)}]" if ends else mean
+
+
+class Verdict(NamedTuple):
+    """A claim, what it was held against, and how it came out."""
+
+    claim: str
+    criterion: str
+    found: Interval
+    outcome: Outcome
+
+
+def interval(values: Iterable[float]) -> Interval:
+    """Mean of independent values and its 95 % interval by Student's t; no interval of fewer than 2, NaN of none."""
+    known = np.asarray([value for value in values if value is not None and math.isfinite(value)], np.float64)
+    if len(known) < 2:
+        return Interval(float(known.mean()) if len(known) else math.nan, math.nan, math.nan)
+    half = student.ppf(0.975, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
+    return Interval(float(known.mean()), float(known.mean() - half), float(known.mean() + half))
+
+
+def difference(a: dict[int, float], b: dict[int, float]) -> Interval:
+    """Mean of a - b over the seeds that both have: networks of one seed share their start, batches and noise."""
+    return interval([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
+
+
+def above(found: Interval, bound: float) -> Outcome:
+    """Shown where the whole interval lies above the bound, refuted where it lies below."""
+    if not (math.isfinite(found.low) and math.isfinite(found.high)):
+        return "not decided"
+    if found.low > bound:
+        return "shown"
+    return "refuted" if found.high < bound else "not decided"
+
+
+def below(found: Interval, bound: float) -> Outcome:
+    """Shown where the whole interval lies below the bound, refuted where it lies above."""
+    return above(Interval(-found.mean, -found.high, -found.low), -bound)
+
+
+def within(found: Interval, low: float, high: float) -> Outcome:
+    """Shown where the whole interval lies from low to high, refuted where none of it does."""
+    if not (math.isfinite(found.low) and math.isfinite(found.high)):
+        return "not decided"
+    if low <= found.low and found.high <= high:
+        return "shown"
+    return "refuted" if found.high < low or found.low > high else "not decided"
+
+
+def all_of(outcomes: Sequence[Outcome]) -> Outcome:
+    """That of a claim of several parts: shown where all are, refuted where one is."""
+    if "refuted" in outcomes:
+        return "refuted"
+    return "shown" if outcomes and all(outcome == "shown" for outcome in outcomes) else "not decided"

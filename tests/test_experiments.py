@@ -1,0 +1,201 @@
+"""Experiments: verdicts on planted tables, the functions of the paper, and a quick run from end to end."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import paper
+from experiments.plan import FULL, GATES, QUICK
+from experiments.readings import template_matches
+from experiments.section import Section, column, diverged, final, write_page
+from experiments.verdicts import Interval, Verdict, above, all_of, below, difference, interval, within
+from sqs_jax.train.grid import members
+
+
+def test_an_interval_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    found = [interval(rng.normal(3, 2, 5)) for _ in range(2000)]
+    share = np.mean([low <= 3 <= high for _, low, high in found])
+    assert abs(share - 0.95) < 5 * math.sqrt(0.95 * 0.05 / 2000)
+
+
+def test_few_values_have_no_interval_and_decide_nothing():
+    one = interval([0.5])
+    assert one.mean == 0.5
+    assert not math.isfinite(one.low)
+    assert not math.isfinite(interval([]).mean)
+    assert interval([1.0, math.nan, 3.0]).mean == 2
+    for outcome in (above(one, 0), below(one, 1), within(one, 0, 1)):
+        assert outcome == "not decided"
+    assert one.text(2) == "0.50"
+    assert interval([]).text() == "–"
+    assert Interval(-0.00001, -0.1, 0.1).text(2) == "0.00 [-0.10, 0.10]"
+
+
+@pytest.mark.parametrize(
+    ("found", "outcomes"),
+    [
+        (Interval(2, 1, 3), ("shown", "refuted", "not decided")),
+        (Interval(-2, -3, -1), ("refuted", "shown", "refuted")),
+        (Interval(0, -1, 1), ("not decided", "not decided", "not decided")),
+        (Interval(1.2, 1.1, 1.3), ("shown", "refuted", "shown")),
+    ],
+)
+def test_verdicts(found, outcomes):
+    assert (above(found, 0.5), below(found, 0.5), within(found, 0.9, 1.5)) == outcomes
+
+
+def test_a_claim_of_parts():
+    assert all_of(["shown", "shown"]) == "shown"
+    assert all_of(["shown", "not decided"]) == "not decided"
+    assert all_of(["not decided", "refuted", "shown"]) == "refuted"
+    assert all_of([]) == "not decided"
+
+
+def test_differences_are_of_the_same_seeds():
+    found = difference({0: 1.0, 1: 2.0, 2: 3.0}, {1: 1.5, 2: 2.5, 3: 9.0})
+    assert found == Interval(0.5, 0.5, 0.5)
+
+
+def row(gate, seed, noise=1.0, epoch=2, validation=0.5, loss=0.4, accuracy=0.9, **more):
+    return {
+        "gate": gate, "seed": seed, "noise_std": noise, "lam": 0.5, "c": 0.01, "p": 1.0, "epoch": epoch,
+        "validation_loss": validation, "test_loss": loss, "test_accuracy": accuracy, "diverged_at": None,
+    } | more  # fmt: skip
+
+
+def planted(accuracies, early, losses):
+    """Tables of both noises, three seeds: accuracy, loss after one epoch and final loss by gate."""
+    rows = []
+    for noise in paper.NOISES:
+        for gate in GATES:
+            for seed, wobble in enumerate((-0.0005, 0.0, 0.0005)):
+                first = {"epoch": 1, "validation": early[gate] + wobble, "loss": None, "accuracy": None}
+                rows.append(row(gate, seed, noise, **first))
+                rows.append(row(gate, seed, noise, loss=losses[gate] + wobble, accuracy=accuracies[gate] + wobble))
+    return rows
+
+
+ACCURACY = {"sqs": 0.979, "bilinear": 0.974, "relu": 0.98, "gelu": 0.981, "silu": 0.99}
+EARLY = {"sqs": 0.3, "bilinear": 0.4, "relu": 0.2, "gelu": 0.3, "silu": 0.3}
+LOSSES = {"sqs": 0.1, "bilinear": 0.1, "relu": 0.2, "gelu": 0.1, "silu": 0.1}
+
+
+def outcomes(section, place):
+    return {verdict.claim: verdict.outcome for verdict in section.verdicts if place in verdict.claim}
+
+
+def test_claims_of_accuracy_on_planted_tables():
+    found = paper.accuracy("mnist", planted(ACCURACY, EARLY, LOSSES), {"bilinear": 0.978, "sqs": 0.979}, 1)
+    assert outcomes(found, "noise 0.5") == {
+        "Claim 1: bilinear reaches 0.978 on mnist, noise 0.5": "refuted",
+        "Claim 1: sqs reaches 0.979 on mnist, noise 0.5": "shown",
+        "Claim 1: sqs above bilinear on mnist, noise 0.5": "shown",
+    }
+    assert "| 1.0 | sqs | 0.9790 [0.9778, 0.9802] | 0.9785, 0.9790, 0.9795 | 0.979 |" in found.tables[0]
+
+
+def test_claims_of_loss_on_planted_tables():
+    found = outcomes(paper.loss({"mnist": planted(ACCURACY, EARLY, LOSSES)}), "noise 1.0")
+    assert found == {
+        "Claim 3: sqs has the lower loss after one epoch than relu, mnist, noise 1.0": "refuted",
+        "Claim 3: sqs ends with a lower test loss than relu, mnist, noise 1.0": "shown",
+        "Claim 3: sqs has the lower loss after one epoch than bilinear, mnist, noise 1.0": "shown",
+        "Claim 3: sqs ends with a lower test loss than bilinear, mnist, noise 1.0": "not decided",
+        "Claim 3: accuracy of sqs on par with gelu, mnist, noise 1.0": "shown",
+        "Claim 3: accuracy of sqs on par with silu, mnist, noise 1.0": "refuted",
+    }
+
+
+def comparison(*means):
+    arm = {"mean": list(means), "low": [mean - 0.05 for mean in means], "high": [mean + 0.05 for mean in means]}
+    return {"measures": {"rank_cosine": {"shared": arm, "random": arm}}}
+
+
+@pytest.mark.parametrize(
+    ("means", "outcome"), [((0.9, 0.8, 0.6), "shown"), ((0.9, 0.3, 0.6), "refuted"), ((0.9, 0.8, 0.52), "not decided")]
+)
+def test_similarity_counts_every_rank(means, outcome):
+    found = paper.similarity({"sqs": comparison(*means)}, "mnist")
+    assert [verdict.outcome for verdict in found.verdicts] == [outcome]
+    assert found.verdicts[0].found.mean == min(means)
+
+
+def test_failures_on_planted_tables():
+    rows = [row("sqs", seed, lam=lam, c=0.01) for seed in range(2) for lam in (0.0, 0.5, 2.0)]
+    rows[0] |= {"test_loss": None, "diverged_at": 7}
+    readings = {str(i): found | {"r2_joint": 0.9, "template": 0.5, "variation": 0.4} for i, found in enumerate(rows)}
+    found = paper.failures(
+        rows,
+        readings,
+        {(0.5, 0.01): comparison(0.9, 0.9, 0.9), (2.0, 0.01): comparison(0.9, 0.9, 0.8)},
+        {1.0: [1.0, 1.1], 2.0: [1.5, 1.6, 1.55]},
+    )
+    assert [verdict.outcome for verdict in found.verdicts] == ["shown", "refuted", "shown"]
+    assert diverged(rows, lam=0.0) == 1
+    assert column(final(rows, lam=0.0), "test_loss") == {1: 0.4}
+
+
+def test_language_and_stress_on_planted_tables():
+    runs = {gate: [{"test": {"bits_per_byte": bits + wobble}} for wobble in (0, 0.001, 0.002)] for gate, bits in
+            {"sqs": 1.4, "bilinear": 1.5, "relu": 1.4, "gelu": 1.401, "silu": 1.3}.items()}  # fmt: skip
+    assert [verdict.outcome for verdict in paper.language(runs).verdicts] == ["shown", "refuted"]
+    rows = [row(gate, seed, accuracy=ACCURACY[gate] + seed / 1e4) for gate in GATES for seed in range(3)]
+    assert [verdict.outcome for verdict in paper.stress(rows).verdicts] == ["shown", "shown", "shown", "refuted"]
+
+
+def test_templates_are_matched_with_their_own_class():
+    rng = np.random.default_rng(0)
+    templates = rng.normal(size=(4, 50))
+    labels = np.arange(4000) % 4
+    x = (templates[labels] + 0.5 * rng.normal(size=(4000, 50))).astype(np.float32)
+    own, others = template_matches(-templates + templates.mean(0), x, labels)
+    assert own > 0.99
+    assert others < 0.5
+
+
+def test_the_page_shows_every_verdict_and_picture(tmp_path):
+    section = Section(
+        "one",
+        "One: a claim",
+        "What was done.",
+        [Verdict("a", "b > 0", Interval(1, 0.5, 1.5), "shown")],
+        ["| x |"],
+        None,
+    )
+    drawn = paper.accuracy("mnist", planted(ACCURACY, EARLY, LOSSES), {"sqs": 0.979}, 1)
+    page = tmp_path / "docs" / "results" / "page.md"
+    write_page(page, "Title", "Head.", [section, drawn], "Tail.", tmp_path / "docs" / "images" / "paper")
+    text = page.read_text()
+    assert "| [a](#one-a-claim) | b > 0 | 1.000 [0.500, 1.500] | **shown** |" in text
+    assert "![Claim 1: accuracy on mnist](../images/paper/accuracy_mnist.png)" in text
+    assert (page.parent / "../images/paper/accuracy_mnist.png").resolve().stat().st_size > 5000
+
+
+def test_every_plan_is_a_grid_that_can_be_trained():
+    assert {name: len(members(*grid[:2])) for name, grid in FULL.items()} == {
+        "mnist": 50, "fashion_mnist": 50, "sensitivity": 54, "extremes": 45, "cifar10_jpeg": 15,
+    }  # fmt: skip
+    assert set(QUICK) < set(FULL)
+
+
+def test_the_quick_experiments_from_end_to_end(tmp_path):
+    command = [sys.executable, "-m", "experiments", "--quick", "--sweeps", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    page = tmp_path / "quick" / "paper.md"
+    assert done.stdout.splitlines()[-1] == str(page)
+    text = page.read_text()
+    assert text.count("**shown**") + text.count("**refuted**") + text.count("**not decided**") >= 2 * 25
+    for name in (
+        "accuracy_digits",
+        "loss",
+        "similarity_digits",
+        "classes_digits",
+        "ablation",
+        "sensitivity",
+        "frechet",
+    ):
+        assert (tmp_path / "quick" / "pictures" / f"{name}.png").stat().st_size > 5000
