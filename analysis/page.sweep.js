@@ -42,6 +42,7 @@ function showSweep(found) {
     ]);
   }
   // All are there before one is drawn: they share the width.
+  if (found.axes.length) show("sweep-axes");
   const ids = found.axes.map((axis) => `plot-axis-${axis.name}`);
   $("axis-plots").append(...found.axes.map((axis, i) => element("div", { class: "plot", id: ids[i], role: "img", "aria-label": `Test accuracy by ${axis.name}` })));
   found.axes.forEach((axis, i) => {

@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from sqs_jax.train import PRESETS, ImageConfig, InputError, preset
+from sqs_jax.train import PRESETS, ImageConfig, InputError, TextConfig, preset, train
+from sqs_jax.train.cli import parse
 from sqs_jax.train.config import check, from_json, to_json
 
 
@@ -77,3 +78,43 @@ def test_bad_files_are_told(content, message, tmp_path):
 
 def test_every_field_is_written():
     assert set(json.loads(to_json(ImageConfig()))) == {field.name for field in dataclasses.fields(ImageConfig)}
+
+
+TEXT = TextConfig(vocab=300, context=32, width=16, layers=2, heads=2, steps=25, batch_size=4, warmup=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab": 65536}, "`vocab` is 65536: a number from 257 to 65535"),
+        ({"vocab": 256}, "`vocab` is 256"),
+        ({"heads": 3}, "`heads` is 3"),
+        ({"context": 1}, "`context` is 1"),
+        ({"context": 32.5}, "`context` is 32.5: a whole number is needed"),
+        ({"data": "text"}, "--text FILE is needed"),
+        ({"accumulate": 3}, "`accumulate` is 3: it must divide `batch_size`, 4"),
+        ({"steps": 0, "epochs": 0}, "`epochs` is 0"),
+        ({"test": 0}, "`test` is 0"),
+        ({"remat": "all"}, "`remat` is 'all'"),
+        ({"text": "x.txt"}, "a file goes with the data 'text'"),
+        ({"data": "mnist"}, "`data` is 'mnist': a TextConfig is not for it"),
+        ({"warmup": 25}, "`warmup` is 25: fewer than the run's 25 steps"),
+    ],
+)
+def test_a_configuration_of_text_out_of_range_is_named(change, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        train(dataclasses.replace(TEXT, **change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_flags_of_text_and_of_images():
+    config, run_dir, _ = parse(["--text", "book.txt", "--layers", "6"])
+    assert config == dataclasses.replace(PRESETS["text"], text=config.text, layers=6)
+    assert config.text.startswith("/")
+    assert run_dir.name == "book-sqs-seed0"
+    assert parse(["stories", "--heads", "2"])[0] == dataclasses.replace(PRESETS["stories"], heads=2)
+    assert parse(["--run-dir", "stories", "--residual", "--layers", "2"])[0].data == "digits"
+    with pytest.raises(InputError, match="--heads"):
+        parse(["mnist", "--heads", "2"])
+    with pytest.raises(InputError, match="--residual"):
+        parse(["stories", "--residual"])

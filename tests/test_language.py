@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sqs_jax.train import PRESETS, InputError, TextConfig, language, loop, train
+from sqs_jax.train import InputError, TextConfig, language, loop, train
 from sqs_jax.train.checkpoint import restore_params
-from sqs_jax.train.cli import main, parse
+from sqs_jax.train.cli import main
 from sqs_jax.train.optimizer import make_optimizer
 from sqs_jax.train.sample import in_order
 from sqs_jax.train.step import data_mesh, first_state, parameters
@@ -337,43 +337,6 @@ def test_another_text_is_no_continuation(reference, tmp_path):
         train(CONFIG, run_dir, resume=True, report=quiet)
     with pytest.raises(InputError, match=r"`width` is 32, but the run .* has 16"):
         train(dataclasses.replace(CONFIG, width=32), run_dir, resume=True, report=quiet)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"vocab": 65536}, "`vocab` is 65536: a number from 257 to 65535"),
-        ({"vocab": 256}, "`vocab` is 256"),
-        ({"heads": 3}, "`heads` is 3"),
-        ({"context": 1}, "`context` is 1"),
-        ({"context": 32.5}, "`context` is 32.5: a whole number is needed"),
-        ({"data": "text"}, "--text FILE is needed"),
-        ({"accumulate": 3}, "`accumulate` is 3: it must divide `batch_size`, 4"),
-        ({"steps": 0, "epochs": 0}, "`epochs` is 0"),
-        ({"test": 0}, "`test` is 0"),
-        ({"remat": "all"}, "`remat` is 'all'"),
-        ({"text": "x.txt"}, "a file goes with the data 'text'"),
-        ({"data": "mnist"}, "`data` is 'mnist': a TextConfig is not for it"),
-        ({"warmup": 25}, "`warmup` is 25: fewer than the run's 25 steps"),
-    ],
-)
-def test_a_configuration_out_of_range_is_named(change, message, tmp_path):
-    with pytest.raises(InputError, match=message):
-        train(dataclasses.replace(CONFIG, **change), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_flags_of_text_and_of_images():
-    config, run_dir, _ = parse(["--text", "book.txt", "--layers", "6"])
-    assert config == dataclasses.replace(PRESETS["text"], text=config.text, layers=6)
-    assert config.text.startswith("/")
-    assert run_dir.name == "book-sqs-seed0"
-    assert parse(["stories", "--heads", "2"])[0] == dataclasses.replace(PRESETS["stories"], heads=2)
-    assert parse(["--run-dir", "stories", "--residual", "--layers", "2"])[0].data == "digits"
-    with pytest.raises(InputError, match="--heads"):
-        parse(["mnist", "--heads", "2"])
-    with pytest.raises(InputError, match="--residual"):
-        parse(["stories", "--residual"])
 
 
 def test_a_stop_before_the_first_step_leaves_a_run_to_resume(reference, tmp_path, monkeypatch):
