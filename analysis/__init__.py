@@ -11,7 +11,7 @@ from sqs_jax.analysis.eigen import (
     spectrum,
     top_eigenpairs,
 )
-from sqs_jax.analysis.fidelity import Fidelity, ablation, fidelity, truncation
+from sqs_jax.analysis.fidelity import Fidelity, ablation, deep_fidelity, fidelity, truncation
 from sqs_jax.analysis.interaction import GLUWeights, interaction_matrices
 from sqs_jax.analysis.load import load_weights, read_weights
 
@@ -24,6 +24,7 @@ __all__ = [
     "ablation",
     "calibrate",
     "calibrated",
+    "deep_fidelity",
     "effective_rank",
     "eigengaps",
     "eigenpairs",

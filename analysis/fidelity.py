@@ -1,6 +1,6 @@
 """Fidelity: how well quadratic forms stand for the network that they were read from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -46,6 +46,35 @@ def fidelity(weights: GLUWeights, calibration: Calibration, x, labels, gate: str
     read = calibrated(weights, calibration)
     parts = [_quadratic(read, batch, calibration.offset) for batch in as_batches(weights, x)()]
     return Fidelity(*(array[0] for array in _compare(y, np.concatenate(parts)[:, :, None], labels)))
+
+
+def deep_fidelity(
+    layers: Sequence[GLUWeights], calibrations: Sequence[Calibration], x, labels, gates: Sequence[str | Gate]
+) -> Fidelity:
+    """Measures a deep network whose every GLU is replaced by its quadratic layer against the network itself.
+
+    Each quadratic layer reads what the one before it gives, so errors add up.
+
+    Args:
+      layers: the weights of each GLU, the first with the embedding, the last with the head as `out`, the others with
+        the identity, as `sqs_jax.analysis.layer_weights` gives them.
+      calibrations: from `calibrate`, of each layer on its own inputs in the network.
+      x: (n, inputs) of the first layer; labels: (n,) int; gates: of each layer.
+
+    Raises ValueError for lists of different lengths, and as `fidelity`.
+    """
+    if not len(layers) == len(calibrations) == len(gates) > 0:
+        counts = f"{len(layers)}, {len(calibrations)} and {len(gates)}"
+        raise ValueError(f"`layers`, `calibrations` and `gates` have {counts} entries: as many of each are needed")
+    inner = list(as_batches(layers[0], x)())
+    quadratic = list(inner)
+    for weights, calibration, gate in zip(layers[:-1], calibrations[:-1], gates[:-1], strict=True):
+        inner = [_logits(weights, batch, get_gate(gate)) for batch in inner]
+        quadratic = [_quadratic(calibrated(weights, calibration), batch, calibration.offset) for batch in quadratic]
+    y, labels = _network(layers[-1], inner, labels, gates[-1])
+    read, offset = calibrated(layers[-1], calibrations[-1]), calibrations[-1].offset
+    predicted = np.concatenate([np.asarray(_quadratic(read, batch, offset)) for batch in quadratic])
+    return Fidelity(*(array[0] for array in _compare(y, predicted[:, :, None], labels)))
 
 
 def truncation(

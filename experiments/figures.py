@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
+from experiments.verdicts import Interval
 from sqs_jax.train.table import Row
 
 COLORS = {"sqs": "#b2182b", "bilinear": "#0b6e99", "relu": "#7a7a7a", "gelu": "#b8640a", "silu": "#5e8c31"}
@@ -68,6 +69,41 @@ def by_rank(panels: dict[str, dict[str, dict]], label: str, bound: float) -> Fig
         axis.axhline(bound, color="#222222", linewidth=0.9, linestyle=":")
         axis.set(title=title, xlabel="rank by |λ|", ylabel=label, ylim=(0, 1.02))
         axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def along(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Interval]]]], label: str) -> Figure:
+    """A panel a quantity, a line a gate: mean and 95 % interval by the value of a setting, evenly spaced."""
+    figure, axes = _panels(len(panels), width=3.6)
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+        values = sorted({value for points in lines.values() for value, _ in points})
+        for name, points in lines.items():
+            places = [values.index(value) for value, _ in points]
+            mean, low, high = zip(*(found for _, found in points), strict=True)
+            axis.plot(places, mean, "o-", color=COLORS.get(name), label=name, linewidth=1.6, markersize=4)
+            axis.fill_between(places, low, high, color=COLORS.get(name), alpha=0.15, linewidth=0)
+        axis.set(title=title, xlabel=label)
+        axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+Places = Mapping[str, tuple[float, float]]
+
+
+def fronts(panels: Mapping[str, tuple[Places, Sequence[str], Places]], label: str) -> Figure:
+    """A panel a kind of fidelity: settings as dots, those on the Pareto front numbered and named, and other gates."""
+    figure, axes = _panels(len(panels), width=6.6, height=4.4)
+    for axis, (title, (settings, front, others)) in zip(axes, panels.items(), strict=True):
+        axis.plot(*zip(*settings.values(), strict=True), "o", color="#9a9a9a", markersize=4, label="sqs")
+        axis.plot(*zip(*(settings[name] for name in front), strict=True), "o-", color=COLORS["sqs"], label="front")
+        for i, name in enumerate(front, 1):
+            axis.annotate(str(i), settings[name], xytext=(3, 4), textcoords="offset points", fontsize=8)
+            axis.plot([], [], " ", label=f"{i}  {name}")
+        for name, place in others.items():
+            axis.plot(*place, "D", color=COLORS[name], markersize=6, label=name)
+        axis.set(xlabel=label, ylabel=title)
+        axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

@@ -1,7 +1,7 @@
 """The paper's claims, experiments and predicted failures, each a function of saved tables: arXiv 2509.01874."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments import figures
@@ -57,7 +57,7 @@ def loss(tables: dict[str, Rows]) -> Section:
             starts = {gate: at_epoch(rows, 1, gate=gate, noise_std=noise) for gate in GATES}
             for gate in GATES:
                 parts = ((starts, "validation_loss"), (ends, "validation_loss"), (ends, "test_loss"))
-                body.append((data, noise, gate, *(_mean(found[gate], name) for found, name in parts)))
+                body.append((data, noise, gate, *(mean(found[gate], name) for found, name in parts)))
             verdicts += _loss_verdicts(starts, ends, f"{data}, noise {noise}")
     text = (
         "Losses in nats, mean over seeds [95 %]. Differences are between networks of one seed, which share their "
@@ -93,15 +93,15 @@ def similarity(comparisons: dict[str, dict[str, Any]], data: str) -> Section:
     """Claim 4 and experiment 3: |cos| of eigenvectors of each gate's and of bilinear networks, by rank."""
     verdicts, body, panels = [], [], {}
     for gate, found in comparisons.items():
-        arms = {arm: found["measures"]["rank_cosine"].get(arm) for arm in _ARMS}
+        arms = {arm: found["rank_cosine"].get(arm) for arm in _ARMS}
         arms = {arm: values for arm, values in arms.items() if values}
         panels[f"{data}: {gate}"] = {arm: values for arm, values in arms.items() if arm != "random"}
         for arm, values in arms.items():
             ranks = [rank for rank in (0, 1, 2, 4, 9) if rank < len(values["mean"])]
-            body.append((gate, arm, *(_at(values, rank).text(2) for rank in ranks)))
+            body.append((gate, arm, *(at(values, rank).text(2) for rank in ranks)))
         for arm, words in (("shared", "one initialisation"), ("disjoint", "different seeds")):
             if arm in arms and gate == "sqs":
-                first = [_at(arms[arm], rank) for rank in range(3)]
+                first = [at(arms[arm], rank) for rank in range(3)]
                 claim = f"Claim 4: |cos| above {_SIMILAR} at each of the first three ranks, {words}, {data}"
                 criterion = f"mean |cos| of each rank > {_SIMILAR}; the lowest is shown"
                 outcome = all_of([above(rank, _SIMILAR) for rank in first])
@@ -125,7 +125,7 @@ def classes(readings: Readings, data: str) -> Section:
     for noise in NOISES:
         found = {gate: _read(readings, gate=gate, noise_std=noise) for gate in GATES}
         panels[f"{data}, noise {noise}"] = {gate: list(column(own, "template").values()) for gate, own in found.items()}
-        body += [(noise, gate, *(_mean(own, name, 3) for name in names)) for gate, own in found.items()]
+        body += [(noise, gate, *(mean(own, name, 3) for name in names)) for gate, own in found.items()]
         own, place = found["sqs"], f"{data}, noise {noise}"
         more = difference(column(own, "template"), column(own, "template_others"))
         claim = f"Claim 5: leading eigenvectors of sqs look more like their class than like others, {place}"
@@ -173,7 +173,7 @@ def ablation(rows: Rows, by_gate: Rows) -> Section:
         less = difference(column(ends[name], "test_loss"), column(ends["relu"], "test_loss"))
         claim = f"Experiment 2: {name} ends with a lower test loss than relu"
         verdicts.append(Verdict(claim, "difference of loss < 0", less, below(less, 0)))
-    body = [(name, *(_mean(own, part) for part in ("test_loss", "test_accuracy"))) for name, own in ends.items()]
+    body = [(name, *(mean(own, part) for part in ("test_loss", "test_accuracy"))) for name, own in ends.items()]
     text = "c = 0.01, p = 1, noise 1.0. Differences are between networks of one seed."
     tables = [table(("network", "test loss [95 %]", "test accuracy [95 %]"), body)]
     picture = figures.loss_curves({"by λ": lines | {"relu": relu}})
@@ -195,7 +195,7 @@ def sensitivity(rows: Rows, readings: Readings) -> Section:
                 for name, found in parts.items():
                     cells[f"{name}, p = {p:g}"][i][j] = found.mean
                 means = [found.text() for found in parts.values()]
-                body.append((f"{p:g}", lam, c, _mean(ends, "test_loss"), *means, diverged(rows, **settings)))
+                body.append((f"{p:g}", lam, c, mean(ends, "test_loss"), *means, diverged(rows, **settings)))
         panels |= cells
     text = "Noise 1.0; means over seeds [95 %]."
     tables = [table(("p", "λ", "c", "test loss", *shown, "diverged"), body)]
@@ -228,7 +228,7 @@ def stress(rows: Rows) -> Section:
         gap = difference(column(ends["sqs"], "test_accuracy"), column(ends[other], "test_accuracy"))
         claim = f"Experiment 6: sqs on par with {other}, or better, on cifar10_jpeg"
         verdicts.append(Verdict(claim, f"difference of accuracy > -{_ON_PAR}", gap, above(gap, -_ON_PAR)))
-    body = [(gate, *(_mean(own, name) for name in ("test_loss", "test_accuracy"))) for gate, own in ends.items()]
+    body = [(gate, *(mean(own, name) for name in ("test_loss", "test_accuracy"))) for gate, own in ends.items()]
     text = (
         "cifar10_jpeg is CIFAR-10 saved as JPEG, which loses detail: nothing here is comparable with figures of "
         "CIFAR-10. CIFAR-100 was not at hand: its part of the experiment is not decided."
@@ -245,20 +245,20 @@ def failures(
     seconds: dict[float, list[float]],
 ) -> Section:
     """Predicted failures: divergence for a small λ, similarity lost past λ = 1 or c = 0.1, slower steps for p > 1."""
-    cosines = {place: found["measures"]["rank_cosine"]["shared"] for place, found in comparisons.items()}
+    cosines = {place: found["rank_cosine"]["shared"] for place, found in comparisons.items()}
     body = []
     for lam, c in sorted({(row["lam"], row["c"]) for row in rows}):
         ends, own = final(rows, lam=lam, c=c), _read(readings, lam=lam, c=c)
-        similar = [_at(cosines[lam, c], rank).text(2) if (lam, c) in cosines else "–" for rank in (0, 2)]
-        parts = [_mean(own, name, 3) for name in ("r2_joint", "template", "variation")]
-        body.append((lam, c, diverged(rows, lam=lam, c=c), _mean(ends, "test_accuracy"), *parts, *similar))
+        similar = [at(cosines[lam, c], rank).text(2) if (lam, c) in cosines else "–" for rank in (0, 2)]
+        parts = [mean(own, name, 3) for name in ("r2_joint", "template", "variation")]
+        body.append((lam, c, diverged(rows, lam=lam, c=c), mean(ends, "test_accuracy"), *parts, *similar))
     count = sum(diverged(rows, lam=lam, c=0.01) for lam in (0.0, 0.01))
     claim = "Failure 1: training diverges for λ = 0 or 0.01"
     outcome = "shown" if count else "refuted"
     verdicts = [Verdict(claim, "networks that diverge > 0", Interval(count, count, count), outcome)]
     for lam, c in cosines:
         if lam > 1 or c > 0.1:
-            found = _at(cosines[lam, c], 2)
+            found = at(cosines[lam, c], 2)
             claim = f"Failure 2: similarity to bilinear is lost at λ = {lam:g}, c = {c:g}"
             criterion = f"|cos| at rank 3, one initialisation, < {_SIMILAR}"
             verdicts.append(Verdict(claim, criterion, found, below(found, _SIMILAR)))
@@ -281,7 +281,8 @@ def _read(readings: Readings, **settings) -> dict[int, Row]:
     return {row["seed"]: row for row in rows if all(row[name] == value for name, value in settings.items())}
 
 
-def _mean(rows: dict[int, Row], name: str, digits: int = 4) -> str:
+def mean(rows: Mapping[int, Row], name: str, digits: int = 4) -> str:
+    """One value of some networks, its mean and interval as tables show them."""
     return interval(column(rows, name).values()).text(digits)
 
 
@@ -289,5 +290,6 @@ def _merged(ends: dict[int, Row], readings: dict[int, Row], name: str) -> Interv
     return interval(column(ends if name in next(iter(ends.values()), {}) else readings, name).values())
 
 
-def _at(arm: dict[str, Any], rank: int) -> Interval:
+def at(arm: dict[str, Any], rank: int) -> Interval:
+    """What an arm of a comparison has at a rank, from 0."""
     return Interval(*(float("nan") if arm[part][rank] is None else arm[part][rank] for part in ("mean", "low", "high")))

@@ -4,30 +4,35 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from sqs_jax.analysis import interpret
-from sqs_jax.analysis.calibration import calibrate, calibrated
+from sqs_jax.analysis.calibration import Calibration, Method, calibrate, calibrated
 from sqs_jax.analysis.eigen import spectrum
-from sqs_jax.analysis.fidelity import fidelity
-from sqs_jax.analysis.load import layer_weights, load_run
-from sqs_jax.analysis.report import layer_samples
+from sqs_jax.analysis.fidelity import deep_fidelity
+from sqs_jax.analysis.interaction import GLUWeights
+from sqs_jax.analysis.load import Run, layer_weights, load_run
+from sqs_jax.analysis.report import layer_inputs
 from sqs_jax.analysis.study import CALIBRATION_SAMPLES, drawn, first_positive, number
+from sqs_jax.modules import GLU
 from sqs_jax.train.grid import members
 from sqs_jax.train.run_folder import SweepFolder, write
 from sqs_jax.train.sweep import read_grid
 
-METHODS = ("identity", "joint")
+METHODS: tuple[Method, ...] = ("identity", "joint")
 _PAIRS = 10
+_SETTINGS = ("gate", "lam", "c", "p", "learnable", "seed", "noise_std", "noise_prob", "layers", "width")
 
 
 def read_networks(sweep_dir: Path, *, data_dir: Path | None = None) -> dict[str, dict[str, Any]]:
     """The readings of every network of a sweep that did not diverge, by name; what was read before is not read again.
 
-    Of each: its `gate`, `lam`, `c`, `p`, `seed` and `noise_std`; R² and agreement with both kinds of gains, as
-    `r2_joint`; and of the last layer's form, read with joint gains, means over the classes of their leading
-    eigenvector: |correlation| with the class's mean image (`template`) and with other classes' (`template_others`),
-    AUC for the class (`auc`), and total variation over that of shuffled pixels (`variation`).
+    Of each: its settings and its accuracy on the test set; of the quadratic network with both kinds of gains, every
+    GLU replaced, R² (`r2_joint`, …) and `agreement`. With learnt c and λ, what they came to. Of a network of one layer
+    also, read with joint gains, means over the classes of their leading eigenvector: |correlation| with the class's
+    mean image (`template`) and with other classes' (`template_others`), AUC for the class (`auc`), and total variation
+    over that of shuffled pixels (`variation`).
     """
     folder, grid = SweepFolder(sweep_dir), read_grid(sweep_dir)
     path = folder.path / "readings.json"
@@ -39,8 +44,7 @@ def read_networks(sweep_dir: Path, *, data_dir: Path | None = None) -> dict[str,
             continue
         if name not in known:
             print(f"reading {run.path}", flush=True)
-            settings = {field: getattr(config, field) for field in ("gate", "lam", "c", "p", "seed", "noise_std")}
-            known[name] = settings | _reading(run.path, data_dir)
+            known[name] = {field: getattr(config, field) for field in _SETTINGS} | _reading(run.path, data_dir)
             write(path, json.dumps(known, indent=1, allow_nan=False) + "\n")
         rows[name] = known[name]
     return rows
@@ -48,24 +52,45 @@ def read_networks(sweep_dir: Path, *, data_dir: Path | None = None) -> dict[str,
 
 def _reading(run_dir: Path, data_dir: Path | None) -> dict[str, float | None]:
     run = load_run(run_dir, data_dir=data_dir)
-    weights, gate, samples = layer_weights(run.model), run.model.layers[-1].sigma(), layer_samples(run)
-    seen = samples.train[drawn(len(samples.train), CALIBRATION_SAMPLES)]
+    count = len(run.model.layers)
+    layers, gates = [layer_weights(run.model, layer) for layer in range(count)], [x.sigma() for x in run.model.layers]
+    images = run.data.train_images[drawn(len(run.data.train_images), CALIBRATION_SAMPLES)]
+    inputs = [layer_inputs(run, images, layer) for layer in range(count)]
+    test, labels = layer_inputs(run, run.data.test_images, 0), np.asarray(run.data.test_labels)
     found: dict[str, Any] = {}
-    gains = {}
+    gains: dict[Method, list[Calibration]] = {}
     for method in METHODS:
-        gains[method] = calibrate(weights, seen, gate, method=method)
-        measured = fidelity(weights, gains[method], samples.test, samples.test_labels, gate)
+        gains[method] = [calibrate(*each, method=method) for each in zip(layers, inputs, gates, strict=True)]
+        measured = deep_fidelity(layers, gains[method], test, labels, gates)
         found |= {f"{name}_{method}": getattr(measured, name) for name in ("r2", "agreement")}
-    pairs = spectrum(calibrated(weights, gains["joint"]), count=_PAIRS)
+        found["accuracy"] = measured.network_accuracy
+    if run.config.learnable:
+        found |= learnt(run.model.layers[0])
+    if count == 1:
+        found |= _leading(run, calibrated(layers[0], gains["joint"][0]), test)
+    return {name: number(value) for name, value in found.items()}
+
+
+def learnt(glu: GLU) -> dict[str, float]:
+    """The c and λ that a layer came to."""
+    return {f"learnt_{name}": float(jax.nn.softplus(getattr(glu, f"{name}_raw")[...])) for name in ("c", "lam")}
+
+
+def _leading(run: Run, read: GLUWeights, test: np.ndarray) -> dict[str, float]:
+    """Means over the classes of what each one's leading eigenvector shows."""
+    x, labels = layer_inputs(run, run.data.train_images, 0), np.asarray(run.data.train_labels)
+    pairs = spectrum(read, count=_PAIRS)
     places = first_positive(pairs.values)
-    vectors = np.asarray(pairs.vectors)[np.arange(len(places)), places][:, None, : samples.train.shape[1]]
-    own, others = template_matches(vectors[:, 0], samples.train, samples.train_labels)
-    found |= {"template": own, "template_others": others}
-    found["auc"] = np.mean(interpret.selectivity(vectors, samples.test, samples.test_labels))
+    vectors = np.asarray(pairs.vectors)[np.arange(len(places)), places][:, None, : x.shape[1]]
+    own, others = template_matches(vectors[:, 0], x, labels)
     images = vectors.reshape(len(vectors), *run.data.shape)
     images = np.moveaxis(images, -1, 1) if images.ndim == 4 else images[:, None]
-    found["variation"] = np.mean(interpret.smoothness(images))
-    return {name: number(value) for name, value in found.items()}
+    return {
+        "template": own,
+        "template_others": others,
+        "auc": float(np.mean(interpret.selectivity(vectors, test, np.asarray(run.data.test_labels)))),
+        "variation": float(np.mean(interpret.smoothness(images))),
+    }
 
 
 def template_matches(vectors: np.ndarray, x: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

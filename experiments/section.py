@@ -1,7 +1,7 @@
 """What every experiment gives: a section with its verdicts, table and figure; and the page that they make."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ def diverged(rows: Sequence[Row], **settings) -> int:
     return sum(row["diverged_at"] is not None and _fits(row, settings) for row in rows)
 
 
-def column(rows: dict[int, Row], name: str) -> dict[int, float]:
+def column(rows: Mapping[int, Row], name: str) -> dict[int, float]:
     """One value of each network, by seed."""
     return {seed: row[name] for seed, row in rows.items() if row[name] is not None}
 

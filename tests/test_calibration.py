@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 from sqs_jax import GATES, SQS
 from sqs_jax.analysis import GLUWeights, interaction_matrices, spectrum
 from sqs_jax.analysis.calibration import calibrate, calibrated, gaussian_gains
-from sqs_jax.analysis.fidelity import ablation, fidelity, linear_share, truncation
+from sqs_jax.analysis.fidelity import ablation, deep_fidelity, fidelity, linear_share, truncation
 
 METHODS = ("identity", "bussgang", "output", "joint", "gaussian")
 
@@ -41,6 +41,58 @@ def logits64(weights, x, gate):
     s = np.asarray(GATES[gate](jnp.asarray(u, jnp.float32)), np.float64)
     linear = (0 if skip is None else z @ skip) + (0 if out_bias is None else out_bias)
     return (a * s) @ out + linear, a, u, s
+
+
+def deep(gate, residual=False):
+    """Three layers, their inputs in the network, and its logits in float64."""
+    first = network(d=12, h=10, outputs=10, embed=8, biases=True)._replace(out=jnp.eye(10), out_bias=None)
+    inner = network(d=10, h=10, outputs=10, seed=3)._replace(out=jnp.eye(10))
+    last = network(d=10, h=10, outputs=4, seed=4)
+    if residual:
+        inner, last = inner._replace(skip=jnp.eye(10)), last._replace(skip=last.out)
+    layers, inputs = [first, inner, last], [samples(first, 2000)]
+    for layer in layers:
+        inputs.append(logits64(layer, inputs[-1], gate)[0].astype(np.float32))
+    return layers, inputs
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_deep_network_is_replaced_layer_after_layer(residual):
+    layers, inputs = deep("sqs", residual)
+    found = [calibrate(layer, x, "sqs") for layer, x in zip(layers, inputs, strict=False)]
+    x = samples(layers[0], 500, seed=2)
+    y = h = x
+    for layer, gains in zip(layers, found, strict=True):
+        y = logits64(layer, y, "sqs")[0]
+        scaled = layer._replace(w=np.asarray(layer.w) * np.asarray(gains.gain))
+        if layer.w_bias is not None:
+            scaled = scaled._replace(w_bias=np.asarray(layer.w_bias) * np.asarray(gains.gain))
+        h = logits64(scaled, h, "bilinear")[0] + np.asarray(gains.offset, np.float64)
+    labels = y.argmax(1)
+    measured = deep_fidelity(layers, found, x, labels, ["sqs"] * 3)
+    r2 = 1 - np.sum((y - h) ** 2) / np.sum((y - y.mean(0)) ** 2)
+    np.testing.assert_allclose(measured.r2, r2, rtol=1e-4)
+    assert measured.agreement == measured.accuracy == np.mean(h.argmax(1) == labels)
+    assert measured.network_accuracy == 1
+
+
+def test_a_deep_bilinear_network_is_its_own_quadratic_layers():
+    layers, inputs = deep("bilinear")
+    found = [calibrate(layer, x, "bilinear", method="identity") for layer, x in zip(layers, inputs, strict=False)]
+    measured = deep_fidelity(layers, found, inputs[0], np.zeros(2000, int), ["bilinear"] * 3)
+    assert measured.r2 > 1 - 1e-6
+
+
+def test_of_one_layer_deep_fidelity_is_fidelity_and_lengths_must_agree():
+    weights = network(biases=True)
+    x, labels = samples(weights, 300), np.zeros(300, int)
+    gains = calibrate(weights, x, "gelu")
+    for deep_value, value in zip(
+        deep_fidelity([weights], [gains], x, labels, ["gelu"]), fidelity(weights, gains, x, labels, "gelu"), strict=True
+    ):
+        np.testing.assert_allclose(deep_value, value, rtol=1e-6)
+    with pytest.raises(ValueError, match="1, 0 and 1 entries"):
+        deep_fidelity([weights], [], x, labels, ["gelu"])
 
 
 @pytest.mark.parametrize("embed", [0, 9])

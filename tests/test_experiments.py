@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import paper
-from experiments.plan import FULL, GATES, QUICK
+from experiments import beyond, paper
+from experiments.plan import BEYOND, FULL, GATES, QUICK, QUICK_BEYOND
 from experiments.readings import template_matches
 from experiments.section import Section, column, diverged, final, write_page
 from experiments.verdicts import Interval, Verdict, above, all_of, below, difference, interval, within
@@ -112,7 +112,7 @@ def test_claims_of_loss_on_planted_tables():
 
 def comparison(*means):
     arm = {"mean": list(means), "low": [mean - 0.05 for mean in means], "high": [mean + 0.05 for mean in means]}
-    return {"measures": {"rank_cosine": {"shared": arm, "random": arm}}}
+    return {"rank_cosine": {"shared": arm, "random": arm}}
 
 
 @pytest.mark.parametrize(
@@ -179,23 +179,88 @@ def test_every_plan_is_a_grid_that_can_be_trained():
     assert {name: len(members(*grid[:2])) for name, grid in FULL.items()} == {
         "mnist": 50, "fashion_mnist": 50, "sensitivity": 54, "extremes": 45, "cifar10_jpeg": 15,
     }  # fmt: skip
+    assert sum(len(members(*grid[:2])) for grid in BEYOND.values()) == 81
     assert set(QUICK) < set(FULL)
+    for grid in (QUICK | QUICK_BEYOND).values():
+        assert members(*grid[:2])
 
 
-def test_the_quick_experiments_from_end_to_end(tmp_path):
-    command = [sys.executable, "-m", "experiments", "--quick", "--sweeps", str(tmp_path)]
+def reading(seed, accuracy, r2=0.99, agreement=0.98, identity=0.95, **more):
+    return {
+        "seed": seed, "accuracy": accuracy, "r2_joint": r2, "r2_identity": 0.5, "agreement_joint": agreement,
+        "agreement_identity": identity, "template": 0.7, "auc": 0.9,
+    } | more  # fmt: skip
+
+
+def three(accuracy, **values):
+    """Readings of three seeds, a little apart."""
+    return {seed: reading(seed, accuracy + seed / 1e4, **values) for seed in range(3)}
+
+
+def test_readability_of_gates_on_planted_readings():
+    found = {gate: three(0.97) for gate in GATES} | {"relu": three(0.97, r2=0.9), "silu": three(0.97, identity=0.9)}
+    outcomes = [verdict.outcome for verdict in beyond.calibration(found, {}, "mnist").verdicts]
+    assert outcomes == ["shown"] * 5 + ["refuted", "refuted", "shown", "shown"]
+
+
+def test_along_an_axis_the_ends_are_compared_seed_by_seed():
+    arm = {"mean": [0.9, 0.8], "low": [0.85, 0.7], "high": [0.95, 0.85]}
+    beside = {"rank_cosine": {"shared": arm}, "overlap": {"shared": arm}}
+    points = [
+        beyond.Point(0.1, three(0.98, r2=0.999) | {9: reading(9, 0.1)}, beside),
+        beyond.Point(5.0, three(0.97, r2=0.999), None),
+    ]
+    found = beyond.along("lam", "Along λ", "λ", {"sqs": points})
+    assert [verdict.outcome for verdict in found.verdicts] == ["shown", "not decided", "not decided"]
+    np.testing.assert_allclose(found.verdicts[0].found, -0.01)
+    assert "0.9000 [0.8500, 0.9500] | 0.8000 [0.7000, 0.8500] |" in found.tables[0]
+    assert found.tables[0].splitlines()[-1].endswith("| – | – |")
+
+
+def test_a_default_is_recommended_where_it_is_shown_to_be_better():
+    cells = {
+        beyond.DEFAULT: three(0.97),
+        (0.1, 0.01, 1.0): three(0.96, identity=0.99),
+        (1.0, 0.01, 1.0): three(0.9, r2=0.9, identity=0.9),
+        (2.0, 0.01, 2.0): {seed: reading(seed, 0.971 + (seed - 1) / 100, r2=0.5) for seed in range(3)},
+    }
+    found = beyond.defaults(cells, {"gelu": three(0.98)})
+    assert [verdict.outcome for verdict in found.verdicts] == ["not decided", "refuted", "shown"]
+    rows = [line.split(" | ") for line in found.tables[0].splitlines()[2:]]
+    assert [row[2] for row in rows] == ["λ 0.5, c 0.01", "λ 0.5, c 0.01", "λ 0.1, c 0.01"]
+    assert [row[3] for row in rows] == ["λ 2, c 0.01, p 2", "λ 0.1, c 0.01", "λ 0.1, c 0.01"]
+
+
+def test_the_pareto_front_has_what_nothing_beats_in_both():
+    rng = np.random.default_rng(0)
+    places = {(float(i), 0.0, 1.0): tuple(rng.random(2)) for i in range(200)}
+    found = beyond.front(places)
+    assert 1 < len(found) < 30
+    assert [places[cell][1] for cell in found] == sorted((places[cell][1] for cell in found), reverse=True)
+    for cell, (a, b) in places.items():
+        assert (cell in found) != any(x > a and y > b for x, y in places.values())
+
+
+def test_learnt_values_are_held_against_fixed_ones():
+    learnt = {0.5: three(0.975, learnt_lam=0.8, learnt_c=0.02)}
+    found = beyond.learnable(learnt, {0.5: three(0.97)})
+    assert [verdict.outcome for verdict in found.verdicts] == ["shown", "not decided"]
+    assert "| 0.5 | learnt | 0.800 [0.800, 0.800] | 0.020 [0.020, 0.020] |" in found.tables[0]
+
+
+@pytest.mark.parametrize(
+    ("page", "verdicts", "pictures"),
+    [
+        ("paper", 25, ["accuracy_digits", "loss", "similarity_digits", "classes_digits", "ablation", "sensitivity"]),
+        ("beyond", 30, ["calibration_digits", "defaults", "lam", "c", "p", "noise", "depth", "width", "learnable"]),
+    ],
+)
+def test_the_quick_experiments_from_end_to_end(page, verdicts, pictures, tmp_path_factory):
+    sweeps = tmp_path_factory.getbasetemp() / "experiments"  # the second page takes the networks of the first
+    command = [sys.executable, "-m", "experiments", page, "--quick", "--sweeps", str(sweeps)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    page = tmp_path / "quick" / "paper.md"
-    assert done.stdout.splitlines()[-1] == str(page)
-    text = page.read_text()
-    assert text.count("**shown**") + text.count("**refuted**") + text.count("**not decided**") >= 2 * 25
-    for name in (
-        "accuracy_digits",
-        "loss",
-        "similarity_digits",
-        "classes_digits",
-        "ablation",
-        "sensitivity",
-        "frechet",
-    ):
-        assert (tmp_path / "quick" / "pictures" / f"{name}.png").stat().st_size > 5000
+    assert done.stdout.splitlines()[-1] == str(sweeps / "quick" / f"{page}.md")
+    text = (sweeps / "quick" / f"{page}.md").read_text()
+    assert text.count("**shown**") + text.count("**refuted**") + text.count("**not decided**") >= 2 * verdicts
+    for name in pictures:
+        assert (sweeps / "quick" / "pictures" / f"{name}.png").stat().st_size > 5000

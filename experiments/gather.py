@@ -1,0 +1,226 @@
+"""The sections of both pages, from saved sweeps: trains what is missing, and reads the weights."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import beyond, paper
+from experiments.comparisons import compared, networks
+from experiments.plan import BEYOND, FULL, GATES, QUICK, QUICK_BEYOND, trained
+from experiments.readings import read_networks
+from experiments.section import Section
+from sqs_jax.analysis import interpret
+from sqs_jax.analysis.calibration import calibrate, calibrated
+from sqs_jax.analysis.eigen import top_eigenpairs
+from sqs_jax.analysis.load import layer_weights, load_run
+from sqs_jax.analysis.report import layer_samples
+from sqs_jax.analysis.study import CALIBRATION_SAMPLES, drawn
+from sqs_jax.train.config import ImageConfig
+from sqs_jax.train.grid import members
+from sqs_jax.train.images import load_images, place_images
+from sqs_jax.train.members import epoch_seconds
+from sqs_jax.train.run_folder import SweepFolder
+from sqs_jax.train.step import data_mesh, replicated
+from sqs_jax.train.table import Row, read_csv
+
+_TEST_SAMPLES, _RANKS = 2000, 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweeps:
+    """Sweeps that are trained when they are asked for."""
+
+    root: Path
+    quick: bool = False
+    data_dir: Path | None = None
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What there is to train."""
+        return QUICK | QUICK_BEYOND if self.quick else FULL | BEYOND
+
+    def folder(self, name: str) -> SweepFolder:
+        """A sweep's folder, all of whose networks are trained."""
+        return SweepFolder(trained(name, self.root, quick=self.quick, data_dir=self.data_dir))
+
+    def rows(self, name: str) -> list[Row]:
+        """Its table."""
+        return read_csv(self.folder(name).results)
+
+    def readings(self, name: str) -> dict[str, Row]:
+        """What is read from its weights, by network."""
+        return read_networks(self.folder(name).path, data_dir=self.data_dir)
+
+    def beside(self, name: str, settings: dict[str, Any], other: str, bilinear: dict[str, Any]) -> dict[str, Any]:
+        """Networks of a sweep compared with bilinear ones of another, or of the same."""
+        folder = self.folder(name)
+        a = networks(folder, **settings)
+        b = networks(self.folder(other), gate="bilinear", **bilinear)
+        label = "-".join(f"{value}" if field == "gate" else f"{field}{value:g}" for field, value in settings.items())
+        return compared(folder, label, a, b, data_dir=self.data_dir)
+
+
+def paper_sections(sweeps: Sweeps, language: Path) -> Iterator[Section]:
+    """The paper's claims, experiments and predicted failures."""
+    images = [name for name in ("mnist", "fashion_mnist") if name in sweeps.plan]
+    data = {name: sweeps.plan[name].base.data for name in images}
+    claimed = ({"bilinear": 0.978, "sqs": 0.979}, {"bilinear": 0.846, "sqs": 0.862})
+    for number, (name, figures) in enumerate(zip(images, claimed, strict=False), 1):
+        yield paper.accuracy(data[name], sweeps.rows(name), figures, number)
+    yield paper.loss({data[name]: sweeps.rows(name) for name in images})
+    for name in images:
+        yield paper.similarity(
+            {gate: _beside_noisy(sweeps, name, gate) for gate in GATES if gate != "bilinear"}, data[name]
+        )
+    for name in images:
+        yield paper.classes(sweeps.readings(name), data[name])
+    if runs := _language_runs(language):
+        yield paper.language(runs)
+    yield paper.ablation(sweeps.rows("sensitivity"), sweeps.rows("mnist"))
+    yield paper.sensitivity(sweeps.rows("sensitivity"), sweeps.readings("sensitivity"))
+    yield paper.frechet({gate: _distances(sweeps, gate) for gate in GATES[:2]})
+    if "cifar10_jpeg" in sweeps.plan:
+        yield paper.stress(sweeps.rows("cifar10_jpeg"))
+    cells = ((0.0, 0.01), (0.01, 0.01), (0.5, 0.01), (2.0, 0.01), (5.0, 0.01), (0.5, 0.3), (0.5, 1.0))
+    axes = sweeps.plan["extremes"].axes
+    beside = {
+        (lam, c): _beside_cell(sweeps, "extremes", lam, c) for lam, c in cells if lam in axes["lam"] and c in axes["c"]
+    }
+    seconds = _seconds(sweeps.plan["mnist"].base, sweeps.data_dir)
+    yield paper.failures(sweeps.rows("extremes"), sweeps.readings("extremes"), beside, seconds)
+
+
+def beyond_sections(sweeps: Sweeps) -> Iterator[Section]:
+    """What the paper does not ask."""
+    yield beyond.calibration(
+        {gate: _of(sweeps.readings("mnist"), gate=gate, noise_std=1.0) for gate in GATES},
+        {gate: _beside_noisy(sweeps, "mnist", gate) for gate in GATES if gate != "bilinear"},
+        sweeps.plan["mnist"].base.data,
+    )
+    cells = _cells(sweeps)
+    yield beyond.defaults(
+        {cell: own for cell, (_, own) in cells.items()},
+        {gate: _of(sweeps.readings("mnist"), gate=gate, noise_std=1.0) for gate in GATES if gate != "sqs"},
+    )
+    for name, label, place in (("lam", "λ", 0), ("c", "c", 1), ("p", "p", 2)):
+        along = sorted(cell for cell in cells if all(cell[i] == beyond.DEFAULT[i] for i in range(3) if i != place))
+        points = [
+            beyond.Point(cell[place], cells[cell][1], _beside_cell(sweeps, cells[cell][0], *cell)) for cell in along
+        ]
+        yield beyond.along(name, f"Along {label}", label, {"sqs": points}, _AT_DEFAULT)
+    yield beyond.along("noise", "Along the noise", "noise", _lines(sweeps, ("noise", "mnist"), "noise_std"), _NOISE)
+    chances = _lines(sweeps, ("noise_prob", "mnist"), "noise_prob")
+    yield beyond.along("noise_prob", "Along the chance of noise", "chance", chances, _CHANCE)
+    yield beyond.along("depth", "Along the depth", "layers", _lines(sweeps, ("depth", "mnist"), "layers"), _DEEP)
+    widths = [name for name in sweeps.plan if name.startswith("width")]
+    yield beyond.along("width", "Along the width", "width", _lines(sweeps, (*widths, "mnist"), "width"), _WIDE)
+    starts = sweeps.plan["learnable"].axes["lam"]
+    learnt = {lam: _of(sweeps.readings("learnable"), lam=lam) for lam in starts}
+    yield beyond.learnable(learnt, {lam: cells[lam, 0.01, 1.0][1] for lam in starts})
+
+
+_AT_DEFAULT = "The other two of λ = 0.5, c = 0.01, p = 1 as they are; noise 1.0."
+_NOISE = "Standard deviation of the noise on training images, whose pixels lie in [0, 1]; test images have none."
+_CHANCE = "The chance with which an image gets the noise, of standard deviation 1.0, in a step."
+_DEEP = (
+    "Every GLU is replaced by its quadratic layer, and each reads what the one before it gives. Similarity is of the "
+    "last layer's forms, in the coordinates of its input: those of two deep networks need not be the same."
+)
+_WIDE = "Embedding and GLU are of one width."
+
+
+def _of(readings: dict[str, Row], **settings) -> dict[int, Row]:
+    """The readings with these settings, by seed."""
+    return {
+        row["seed"]: row for row in readings.values() if all(row[name] == value for name, value in settings.items())
+    }
+
+
+def _cells(sweeps: Sweeps) -> dict[beyond.Setting, tuple[str, dict[int, Row]]]:
+    """The sweep and the readings of every (λ, c, p) of noise 1.0 that has networks of the same seeds as the default."""
+    found: dict[beyond.Setting, tuple[str, dict[int, Row]]] = {}
+    for name in ("extremes", "sensitivity"):
+        grid, readings = sweeps.plan[name], sweeps.readings(name)
+        for config in members(grid.base, grid.axes).values():
+            own = _of(readings, lam=config.lam, c=config.c, p=config.p)
+            if own:  # none where all diverged
+                found[config.lam, config.c, config.p] = name, own
+    return found
+
+
+def _usual(sweeps: Sweeps) -> dict[str, Any]:
+    """What a network has where nothing else is asked for."""
+    return {"noise_std": 1.0, "noise_prob": 1.0, "layers": 1, "width": sweeps.plan["mnist"].base.width}
+
+
+def _lines(sweeps: Sweeps, names: tuple[str, ...], field: str) -> dict[str, list[beyond.Point]]:
+    """The networks of some sweeps along a field, all else as usual."""
+    lines: dict[str, list[beyond.Point]] = {}
+    for gate in GATES[:2]:
+        points = []
+        for name in names:
+            grid, readings = sweeps.plan[name], sweeps.readings(name)
+            for value in grid.axes.get(field, (getattr(grid.base, field),)):
+                settings = _usual(sweeps) | {field: value}
+                if own := _of(readings, gate=gate, **settings):
+                    beside = sweeps.beside(name, {"gate": gate} | settings, name, settings) if gate == "sqs" else None
+                    points.append(beyond.Point(value, own, beside))
+        lines[gate] = sorted(points, key=lambda point: point.value)
+    return lines
+
+
+def _beside_noisy(sweeps: Sweeps, name: str, gate: str) -> dict[str, Any]:
+    usual = _usual(sweeps)
+    return sweeps.beside(name, {"gate": gate} | usual, name, usual)
+
+
+def _beside_cell(sweeps: Sweeps, name: str, lam: float, c: float, p: float = 1.0) -> dict[str, Any]:
+    return sweeps.beside(name, {"lam": lam, "c": c, "p": p}, "mnist", _usual(sweeps))
+
+
+def _distances(sweeps: Sweeps, gate: str) -> dict[str, list[float]]:
+    """Mean Fréchet distance of each network's classes, by what the images are rebuilt from."""
+    rows: dict[str, list[float]] = {"eigenvectors": [], "pca": [], "random": []}
+    features = None
+    for path in networks(sweeps.folder("mnist"), gate=gate, noise_std=1.0):
+        run = load_run(path, data_dir=sweeps.data_dir)
+        weights, samples = layer_weights(run.model), layer_samples(run)
+        seen, tested = (
+            drawn(len(part), count)
+            for part, count in ((samples.train, CALIBRATION_SAMPLES), (samples.test, _TEST_SAMPLES))
+        )
+        train, labels = samples.train[seen], samples.train_labels[seen]
+        gains = calibrate(weights, train, run.model.layers[-1].sigma(), method="joint")
+        vectors = np.asarray(top_eigenpairs(calibrated(weights, gains), _RANKS).vectors)
+        features = features or interpret.train_features(train, labels)
+        found = interpret.reconstruction_distances(
+            vectors, features, train, labels, samples.test[tested], samples.test_labels[tested]
+        )
+        for name, values in found.items():
+            rows[name].append(float(np.nanmean(values)))
+    return rows
+
+
+def _seconds(base: ImageConfig, data_dir: Path | None) -> dict[float, list[float]]:
+    """Seconds of an epoch for p = 1 and p = 2, in turns."""
+    images = place_images(base, load_images(base, data_dir), replicated(data_mesh()))
+    configs = {p: dataclasses.replace(base, p=p) for p in (1.0, 2.0)}
+    runs = {p: epoch_seconds([config], images) for p, config in configs.items()}
+    found: dict[float, list[float]] = {p: [] for p in configs}
+    for _ in range(6):
+        for p, seconds in runs.items():
+            found[p].append(next(seconds))
+    return {p: values[1:] for p, values in found.items()}  # the first compiles
+
+
+def _language_runs(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The summaries of the language runs by gate, a seed each; nothing where there are none."""
+    found = {
+        gate: [json.loads(path.read_text()) for path in sorted(folder.glob(f"{gate}-[0-9]*/summary.json"))]
+        for gate in GATES
+    }
+    return found if all(found.values()) else {}
