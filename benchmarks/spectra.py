@@ -58,19 +58,25 @@ def main() -> None:
         rows = {name: [] for name in contenders}
         for _ in range(rounds):
             for name in contenders:
-                rows[name] += _in_its_own_process(what, name, options)
+                rows[name] += _in_its_own_process(what, name, options.run)
         found[what] = {name: _summary(values) for name, values in rows.items() if values}
         for name, row in found[what].items():
             ratio = row["seconds"] / found[what]["ours"]["seconds"]
             print(
                 f"{what:<8}{name:<8}{row['seconds']:9.4f} s  {ratio:6.2f} x ours  {row['peak_mb']:7.0f} MB", flush=True
             )
-    found["growth"] = _in_its_own_process("growth", "ours", options)[0]
+    found["growth"] = _in_its_own_process("growth", "ours", options.run)[0]
     _write(options, found)
 
 
-def _in_its_own_process(what: str, name: str, options: Options) -> list[dict]:
-    flags = ["--run", str(options.run), "--only", what, name]
+def measured(what: str, name: str, run: Path, rounds: int) -> dict | None:
+    """Seconds, memory and accuracy of a contender of a measurement; None for torch where it is not installed."""
+    rows = [row for _ in range(rounds) for row in _in_its_own_process(what, name, run)]
+    return _summary(rows) if rows else None
+
+
+def _in_its_own_process(what: str, name: str, run: Path) -> list[dict]:
+    flags = ["--run", str(run), "--only", what, name]
     done = subprocess.run([sys.executable, "-m", "benchmarks.spectra", *flags], capture_output=True, text=True)
     if done.returncode and "No module named 'torch'" in done.stderr:
         return []

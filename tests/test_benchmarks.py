@@ -1,12 +1,13 @@
-"""The benchmark of the kernels, in small and in an interpreter: its times mean nothing, its checks do."""
+"""The benchmarks of the kernels, in an interpreter, and of the peers, in small: their times mean nothing here."""
 
+import importlib.util
 import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, peers
 from sqs_jax import gated_linear, kernels
 
 
@@ -57,3 +58,29 @@ def test_a_device_without_kernels_ends_it(capsys):
         gpu.main([])
     assert end.value.code == 2
     assert "cpu has no kernels" in capsys.readouterr().err
+
+
+def test_seconds_to_the_same_loss_are_to_what_every_network_reached():
+    curves = {"fast": {"sqs-0": [0.3, 0.1], "sqs-1": [0.4, 0.2]}, "slow": {"sqs-0": [0.5, 0.3], "sqs-1": [0.5, 0.25]}}
+    found = {name: {"seconds": 8.0, "peak_mb": 1.0, "curves": curve} for name, curve in curves.items()}
+    rows = peers._figures(peers.Options(gates=("sqs",), seeds=2, data="digits", epochs=2), found)
+    assert rows["fast"]["seconds_to_the_same_loss"] == 4 * (1 + 2) / 2 / 2  # a loss of 0.3, after 1 epoch and after 2
+    assert rows["slow"]["seconds_to_the_same_loss"] == 4
+    assert rows["fast"]["images_a_second"] == 2 * (1237 // 128) * 128 / 4
+
+
+def test_the_peers_in_small(tmp_path):
+    options = peers.Options(gates=("sqs",), seeds=1, data="digits", epochs=2, out=tmp_path)
+    (tmp_path / "work").mkdir()
+    rows, pairs = peers.measure(options, tmp_path / "work")
+    torch = importlib.util.find_spec("torch") is not None
+    assert ({peers.TORCH, peers.SWEEP} <= rows.keys()) == torch
+    assert ("torch" in pairs) == torch
+    losses = [rows[name]["last_validation_loss"] for name in (peers.SWEEP, peers.COMMANDS)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert all(row["peak_mb"] > 50 for row in rows.values())
+    peers.write(options, rows, pairs)
+    page = (tmp_path / "docs" / "results" / "peers.md").read_text()
+    assert f"| {peers.SWEEP} | " in page
+    assert "1 networks on digits" in page
+    assert (tmp_path / "docs" / "images" / "peers.png").stat().st_size > 5000
