@@ -213,7 +213,8 @@ def write(options: Options, rows: dict[str, dict], pairs: dict[str, dict]) -> No
     from sqs_jax.train.run_folder import provenance
 
     flags = f"--gates {' '.join(options.gates)} --seeds {options.seeds} --data {options.data} --epochs {options.epochs}"
-    about = {"command": f"python -m benchmarks.peers {flags}"} | _machine() | provenance()
+    about: dict[str, Any] = {"command": f"python -m benchmarks.peers {flags}"} | provenance()
+    about["machine"] = {"processor": processor(), "cores": os.cpu_count()}
     places = ("benchmarks/results/peers-cpu.json", "docs/results/peers.md", "docs/images/peers.png")
     data, page, picture = (options.out / place for place in places)
     for path in (data, page, picture):
@@ -268,10 +269,6 @@ Ten outputs, a matrix over the pixels each, formed from the weights; more by `py
 
 Machine: {machine}. Versions: {versions}.
 """
-
-
-def _machine() -> dict[str, Any]:
-    return {"machine": {"processor": processor(), "cores": os.cpu_count()}}
 
 
 def _torch_version() -> dict[str, str]:
