@@ -45,7 +45,7 @@ QUICK_BEYOND = {
     "noise": _grid("digits", 2, {"noise_std": (0.0,), "gate": GATES[:2]}, **_SMALL),
     "noise_prob": _grid("digits", 2, {"noise_prob": (0.5,), "gate": GATES[:2]}, **_SMALL),
     "learnable": _grid("digits", 2, {"lam": (0.5,)}, **_SMALL, learnable=True),
-    "depth": _grid("digits", 2, {"layers": (2, 3), "gate": GATES[:2]}, **_SMALL),
+    "depth": _grid("digits", 2, {"layers": (2,), "gate": GATES[:2]}, **_SMALL),
     "width16": _grid("digits", 2, {"gate": GATES[:2]}, **_SMALL | {"width": 16, "hidden": 16}),
 }
 
