@@ -63,7 +63,8 @@ def train(data: dict, config: dict, gate: str, seed: int, loss, fused: bool) -> 
 
 
 def main(data_path: str, config_path: str, out_path: str, *flags: str) -> None:
-    """Trains every network that CONFIG asks for."""
+    """Trains every network that CONFIG asks for, on a GPU where torch finds one."""
+    torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
     data = {}
     for name, array in np.load(data_path).items():
         kind = torch.float32 if name.endswith("images") else torch.int64

@@ -6,9 +6,10 @@ Every gate and seed of the paper's setting on MNIST: as a command each, as one s
 one with torch.compile and the fused AdamW; same data, model, batch, noise and float32. Seconds are those of whole
 processes, from start to end: data and compilers are part of what is waited for. Then all eigenpairs of an sqs network,
 ours, by torch and by numpy. Without torch (`pip install .[bench]`) its rows are left out. Writes
-benchmarks/results/peers-cpu.json, docs/results/peers.md and docs/images/peers.png.
+benchmarks/results/peers-<platform>.json, docs/results/peers.md and docs/images/peers.png.
 """
 
+import csv
 import dataclasses
 import json
 import os
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -34,12 +35,12 @@ FLOOR = "matrix products alone"
 class Options:
     """What to measure."""
 
-    gates: tuple[str, ...] = ("sqs", "bilinear", "relu", "gelu", "silu")
+    gates: tuple[Literal["sqs", "bilinear", "relu", "gelu", "silu"], ...] = ("sqs", "bilinear", "relu", "gelu", "silu")
     """Gates of the networks."""
     seeds: int = 5
     """Networks of each gate."""
-    data: str = "mnist"
-    """Data set: mnist, or digits to try it."""
+    data: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
+    """Data set; digits to try it."""
     epochs: int = 20
     """Epochs of each network."""
     out: Path = ROOT
@@ -49,6 +50,10 @@ class Options:
 def main() -> None:
     """Runs every contender, prints the table and writes the results."""
     options = tyro.cli(Options, prog="python -m benchmarks.peers", description=(__doc__ or "").split("\n")[0])
+    for name in ("gates", "seeds", "epochs"):
+        if not (value := getattr(options, name)) or (name != "gates" and value < 1):
+            print(f"error: `{name}` is {value}: one or more are needed", file=sys.stderr)
+            sys.exit(2)
     with tempfile.TemporaryDirectory() as folder:
         rows, pairs = measure(options, Path(folder))
     for name, row in rows.items():
@@ -73,6 +78,7 @@ def measure(options: Options, folder: Path) -> tuple[dict[str, dict], dict[str, 
     return rows, {name: row for name, row in pairs.items() if row}
 
 
+# This process imports JAX only when all contenders are done: a child's peak memory is at least its parent's.
 def _one(arguments: list[str], folder: Path) -> dict[str, Any]:
     """Runs one Python process: its seconds from start to end, its peak memory in MB, its exit status and output."""
     log = folder / "output.txt"
@@ -119,11 +125,9 @@ def _sweep(options: Options, folder: Path) -> dict[str, Any]:
     seeds = ",".join(map(str, range(options.seeds)))
     flags = ["--gate", ",".join(options.gates), "--seed", seeds, "--no-report", "--sweep-dir", str(path)]
     done = _done(["-m", "sqs_jax.train", "sweep", *_common(options), *flags], folder)
-    from sqs_jax.train.table import read_csv
-
     curves: dict[str, list[float]] = {}
-    for row in read_csv(path / "results.csv"):
-        curves.setdefault(f"{row['gate']}-{row['seed']}", []).append(row["validation_loss"])
+    for row in csv.DictReader((path / "results.csv").read_text().splitlines()):
+        curves.setdefault(f"{row['gate']}-{row['seed']}", []).append(float(row["validation_loss"]))
     return done | {"curves": curves}
 
 
@@ -142,7 +146,6 @@ def _torch(options: Options, folder: Path, flags: list[str]) -> dict[str, Any] |
     return done | {"curves": json.loads(out.read_text())}
 
 
-# In a process of its own: a child's peak memory is at least what its parent holds when it starts it.
 _SAVE = """
 import dataclasses, json, pathlib, sys
 import numpy as np
@@ -215,7 +218,11 @@ def write(options: Options, rows: dict[str, dict], pairs: dict[str, dict]) -> No
     flags = f"--gates {' '.join(options.gates)} --seeds {options.seeds} --data {options.data} --epochs {options.epochs}"
     about: dict[str, Any] = {"command": f"python -m benchmarks.peers {flags}"} | provenance()
     about["machine"] = {"processor": processor(), "cores": os.cpu_count()}
-    places = ("benchmarks/results/peers-cpu.json", "docs/results/peers.md", "docs/images/peers.png")
+    places = (
+        f"benchmarks/results/peers-{about['device']['platform']}.json",
+        "docs/results/peers.md",
+        "docs/images/peers.png",
+    )
     data, page, picture = (options.out / place for place in places)
     for path in (data, page, picture):
         path.parent.mkdir(parents=True, exist_ok=True)
