@@ -31,6 +31,8 @@ def loss_curves(
                 epochs, list(map(min, columns)), list(map(max, columns)), color=color, alpha=0.15, linewidth=0
             )
         axis.set(title=title, xlabel="epoch", ylabel=label, yscale="log")
+        for place in ("major", "minor"):
+            getattr(axis.yaxis, f"set_{place}_formatter")(lambda value, _: f"{value:.2g}")
         axis.legend(frameon=False, fontsize=9)
     return figure
 
@@ -110,8 +112,8 @@ def fronts(panels: Mapping[str, tuple[Places, Sequence[str], Places]], label: st
 def heat(
     panels: dict[str, list[list[float]]], columns: Sequence[str], rows: Sequence[str], labels: tuple[str, str]
 ) -> Figure:
-    """A panel a quantity: its value in each cell of a grid, written and coloured."""
-    figure, axes = _panels(len(panels), width=0.85 * len(columns) + 1.6, height=0.62 * len(rows) + 1.4)
+    """A panel a quantity, three in a row: its value in each cell of a grid, written and coloured."""
+    figure, axes = _panels(len(panels), width=0.85 * len(columns) + 1.6, height=0.62 * len(rows) + 1.4, across=3)
     for axis, (title, values) in zip(axes, panels.items(), strict=True):
         axis.imshow(values, cmap="viridis", aspect="auto")
         middle = statistics.median(value for row in values for value in row)
@@ -128,9 +130,13 @@ def heat(
     return figure
 
 
-def _panels(count: int, width: float = 4.4, height: float = 3.5):
-    figure = Figure(figsize=(width * count, height), layout="constrained")
-    axes = list(figure.subplots(1, count, squeeze=False)[0])
+def _panels(count: int, width: float = 4.4, height: float = 3.5, across: int = 4):
+    across, down = min(count, across), -(-count // across)
+    figure = Figure(figsize=(width * across, height * down), layout="constrained")
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    axes = axes[:count]
     for axis in axes:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
