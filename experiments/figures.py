@@ -85,6 +85,8 @@ def along(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Interval]]]], 
             axis.plot(places, mean, "o-", color=COLORS.get(name), label=name, linewidth=1.6, markersize=4)
             axis.fill_between(places, low, high, color=COLORS.get(name), alpha=0.15, linewidth=0)
         axis.set(title=title, xlabel=label)
+        if axis.get_ylim()[0] < -1:  # R² has no lower end: what lies that low only says that nothing is left
+            axis.set_ylim(-1, 1.05)
         axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         axis.legend(frameon=False, fontsize=8)
     return figure
