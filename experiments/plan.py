@@ -42,7 +42,7 @@ QUICK = {
     "extremes": _grid("digits", 2, {"lam": (0.0, 0.5, 2.0), "c": (0.01, 0.3)}, **_SMALL),
 }
 QUICK_BEYOND = {
-    "noise": _grid("digits", 2, {"noise_std": (0.0,), "gate": GATES[:2]}, **_SMALL),
+    "noise": _grid("digits", 2, {"noise_std": (0.25,), "gate": GATES[:2]}, **_SMALL),
     "noise_prob": _grid("digits", 2, {"noise_prob": (0.5,), "gate": GATES[:2]}, **_SMALL),
     "learnable": _grid("digits", 2, {"lam": (0.5,)}, **_SMALL, learnable=True),
     "depth": _grid("digits", 2, {"layers": (2,), "gate": GATES[:2]}, **_SMALL),
