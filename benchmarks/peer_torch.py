@@ -67,9 +67,8 @@ def main(data_path: str, config_path: str, out_path: str, *flags: str) -> None:
     torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
     data = {}
     for name, array in np.load(data_path).items():
-        kind = torch.float32 if name.endswith("images") else torch.int64
-        data[name] = torch.tensor(array).to(kind) / (255 if name.endswith("images") else 1)
-        data[name] = data[name].flatten(1) if name.endswith("images") else data[name].long()
+        images = name.endswith("images")
+        data[name] = torch.tensor(array).float().flatten(1) / 255 if images else torch.tensor(array).long()
     config = json.loads(Path(config_path).read_text())
     compiled = "--compile" in flags
     loss = torch.compile(loss_of) if compiled else loss_of

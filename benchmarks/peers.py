@@ -4,8 +4,8 @@
 
 Every gate and seed of the paper's setting on MNIST: as a command each, as one sweep, by a plain PyTorch loop, and by
 one with torch.compile and the fused AdamW; same data, model, batch, noise and float32. Seconds are those of whole
-processes, from start to end: data and compilers are part of what is waited for. Then all eigenpairs of an sqs network,
-ours, by torch and by numpy. Without torch (`pip install .[bench]`) its rows are left out. Writes
+processes, from start to end: data and compilers are part of what is waited for. Then all eigenpairs of the first
+network, ours, by torch and by numpy. Without torch (`pip install .[bench]`) its rows are left out. Writes
 benchmarks/results/peers-<platform>.json, docs/results/peers.md and docs/images/peers.png.
 """
 
@@ -24,7 +24,7 @@ from typing import Any, Literal
 import tyro
 
 from benchmarks import spectra
-from benchmarks.train import processor
+from benchmarks.train import STEPS, processor
 
 ROOT = Path(__file__).parent.parent
 SWEEP, COMMANDS, TORCH, COMPILED = "ours, one sweep", "ours, a command each", "PyTorch", "PyTorch, compiled"
@@ -70,7 +70,7 @@ def measure(options: Options, folder: Path) -> tuple[dict[str, dict], dict[str, 
     rows = _figures(options, found)
     if options.data == "mnist":
         seconds = _one(["-m", "benchmarks.train", "--only", "products", "--epochs", "5"], folder)["output"]
-        epochs = options.epochs * _steps(options) / 29  # those of `benchmarks.train` hold no images out
+        epochs = options.epochs * _steps(options) / STEPS  # those of `benchmarks.train` hold no images out
         rows[FLOOR] = {"seconds_a_network": statistics.median(json.loads(seconds)) * epochs}
     run = folder / "commands" / f"{options.gates[0]}-0"
     rounds = 3 if options.data == "mnist" else 1
@@ -164,9 +164,9 @@ pathlib.Path(config_path).write_text(json.dumps(dataclasses.asdict(config)))
 def _steps(options: Options) -> int:
     from sqs_jax.train import PRESETS
     from sqs_jax.train.data import load
+    from sqs_jax.train.images import steps_per_epoch
 
-    config = PRESETS[options.data]
-    return (len(load(options.data).train_labels) - config.validation) // config.batch_size
+    return steps_per_epoch(PRESETS[options.data], load(options.data))
 
 
 def _figures(options: Options, found: dict[str, dict[str, Any]]) -> dict[str, dict[str, float | None]]:

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments import figures
-from experiments.paper import at, mean
-from experiments.section import Section, column, table
+from experiments.section import Section, at, column, mean, table
 from experiments.verdicts import Interval, Verdict, above, below, difference, interval
 from sqs_jax.train.table import Row
 

@@ -12,7 +12,7 @@ from experiments import beyond, paper
 from experiments.comparisons import compared, networks
 from experiments.plan import BEYOND, FULL, GATES, QUICK, QUICK_BEYOND, trained
 from experiments.readings import read_networks
-from experiments.section import Section
+from experiments.section import Section, with_settings
 from sqs_jax.analysis import interpret
 from sqs_jax.analysis.calibration import calibrate, calibrated
 from sqs_jax.analysis.eigen import top_eigenpairs
@@ -37,6 +37,8 @@ class Sweeps:
     root: Path
     quick: bool = False
     data_dir: Path | None = None
+    known: dict[str, SweepFolder] = dataclasses.field(default_factory=dict, compare=False)
+    """Sweeps that were asked for; to find one complete takes its data set."""
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -45,7 +47,9 @@ class Sweeps:
 
     def folder(self, name: str) -> SweepFolder:
         """A sweep's folder, all of whose networks are trained."""
-        return SweepFolder(trained(name, self.root, quick=self.quick, data_dir=self.data_dir))
+        if name not in self.known:
+            self.known[name] = SweepFolder(trained(name, self.root, quick=self.quick, data_dir=self.data_dir))
+        return self.known[name]
 
     def rows(self, name: str) -> list[Row]:
         """Its table."""
@@ -73,9 +77,7 @@ def paper_sections(sweeps: Sweeps, language: Path) -> Iterator[Section]:
         yield paper.accuracy(data[name], sweeps.rows(name), figures, number)
     yield paper.loss({data[name]: sweeps.rows(name) for name in images})
     for name in images:
-        yield paper.similarity(
-            {gate: _beside_noisy(sweeps, name, gate) for gate in GATES if gate != "bilinear"}, data[name]
-        )
+        yield paper.similarity(_gates_beside(sweeps, name), data[name])
     for name in images:
         yield paper.classes(sweeps.readings(name), data[name])
     if runs := _language_runs(language):
@@ -96,16 +98,11 @@ def paper_sections(sweeps: Sweeps, language: Path) -> Iterator[Section]:
 
 def beyond_sections(sweeps: Sweeps) -> Iterator[Section]:
     """What the paper does not ask."""
-    yield beyond.calibration(
-        {gate: _of(sweeps.readings("mnist"), gate=gate, noise_std=1.0) for gate in GATES},
-        {gate: _beside_noisy(sweeps, "mnist", gate) for gate in GATES if gate != "bilinear"},
-        sweeps.plan["mnist"].base.data,
-    )
+    gates = {gate: with_settings(sweeps.readings("mnist"), gate=gate, noise_std=1.0) for gate in GATES}
+    yield beyond.calibration(gates, _gates_beside(sweeps, "mnist"), sweeps.plan["mnist"].base.data)
     cells = _cells(sweeps)
-    yield beyond.defaults(
-        {cell: own for cell, (_, own) in cells.items()},
-        {gate: _of(sweeps.readings("mnist"), gate=gate, noise_std=1.0) for gate in GATES if gate != "sqs"},
-    )
+    others = {gate: own for gate, own in gates.items() if gate != "sqs"}
+    yield beyond.defaults({cell: own for cell, (_, own) in cells.items()}, others)
     for name, label, place in (("lam", "λ", 0), ("c", "c", 1), ("p", "p", 2)):
         along = sorted(cell for cell in cells if all(cell[i] == beyond.DEFAULT[i] for i in range(3) if i != place))
         points = [
@@ -119,7 +116,7 @@ def beyond_sections(sweeps: Sweeps) -> Iterator[Section]:
     widths = [name for name in sweeps.plan if name.startswith("width")]
     yield beyond.along("width", "Along the width", "width", _lines(sweeps, (*widths, "mnist"), "width"), _WIDE)
     starts = sweeps.plan["learnable"].axes["lam"]
-    learnt = {lam: _of(sweeps.readings("learnable"), lam=lam) for lam in starts}
+    learnt = {lam: with_settings(sweeps.readings("learnable"), lam=lam) for lam in starts}
     yield beyond.learnable(learnt, {lam: cells[lam, 0.01, 1.0][1] for lam in starts})
 
 
@@ -133,20 +130,13 @@ _DEEP = (
 _WIDE = "Embedding and GLU are of one width."
 
 
-def _of(readings: dict[str, Row], **settings) -> dict[int, Row]:
-    """The readings with these settings, by seed."""
-    return {
-        row["seed"]: row for row in readings.values() if all(row[name] == value for name, value in settings.items())
-    }
-
-
 def _cells(sweeps: Sweeps) -> dict[beyond.Setting, tuple[str, dict[int, Row]]]:
     """The sweep and the readings of every (λ, c, p) of noise 1.0 that has networks of the same seeds as the default."""
     found: dict[beyond.Setting, tuple[str, dict[int, Row]]] = {}
     for name in ("extremes", "sensitivity"):
         grid, readings = sweeps.plan[name], sweeps.readings(name)
         for config in members(grid.base, grid.axes).values():
-            own = _of(readings, lam=config.lam, c=config.c, p=config.p)
+            own = with_settings(readings, lam=config.lam, c=config.c, p=config.p)
             if own:  # none where all diverged
                 found[config.lam, config.c, config.p] = name, own
     return found
@@ -166,16 +156,17 @@ def _lines(sweeps: Sweeps, names: tuple[str, ...], field: str) -> dict[str, list
             grid, readings = sweeps.plan[name], sweeps.readings(name)
             for value in grid.axes.get(field, (getattr(grid.base, field),)):
                 settings = _usual(sweeps) | {field: value}
-                if own := _of(readings, gate=gate, **settings):
+                if own := with_settings(readings, gate=gate, **settings):
                     beside = sweeps.beside(name, {"gate": gate} | settings, name, settings) if gate == "sqs" else None
                     points.append(beyond.Point(value, own, beside))
         lines[gate] = sorted(points, key=lambda point: point.value)
     return lines
 
 
-def _beside_noisy(sweeps: Sweeps, name: str, gate: str) -> dict[str, Any]:
+def _gates_beside(sweeps: Sweeps, name: str) -> dict[str, dict[str, Any]]:
+    """Every other gate compared with bilinear networks, all as usual."""
     usual = _usual(sweeps)
-    return sweeps.beside(name, {"gate": gate} | usual, name, usual)
+    return {gate: sweeps.beside(name, {"gate": gate} | usual, name, usual) for gate in GATES if gate != "bilinear"}
 
 
 def _beside_cell(sweeps: Sweeps, name: str, lam: float, c: float, p: float = 1.0) -> dict[str, Any]:

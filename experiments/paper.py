@@ -1,12 +1,12 @@
 """The paper's claims, experiments and predicted failures, each a function of saved tables: arXiv 2509.01874."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from experiments import figures
 from experiments.plan import GATES
-from experiments.section import Section, at_epoch, column, diverged, final, table
+from experiments.section import Section, at, at_epoch, column, diverged, final, mean, table, with_settings
 from experiments.verdicts import Interval, Verdict, above, all_of, below, difference, interval, within
 from sqs_jax.train.table import Row
 
@@ -123,7 +123,7 @@ def classes(readings: Readings, data: str) -> Section:
     verdicts, body, panels = [], [], {}
     names = ("template", "template_others", "auc", "variation", "r2_joint", "r2_identity")
     for noise in NOISES:
-        found = {gate: _read(readings, gate=gate, noise_std=noise) for gate in GATES}
+        found = {gate: with_settings(readings, gate=gate, noise_std=noise) for gate in GATES}
         panels[f"{data}, noise {noise}"] = {gate: list(column(own, "template").values()) for gate, own in found.items()}
         body += [(noise, gate, *(mean(own, name, 3) for name in names)) for gate, own in found.items()]
         own, place = found["sqs"], f"{data}, noise {noise}"
@@ -190,7 +190,7 @@ def sensitivity(rows: Rows, readings: Readings) -> Section:
         for i, lam in enumerate(lams):
             for j, c in enumerate(shifts):
                 settings = {"lam": lam, "c": c, "p": p}
-                ends, own = final(rows, **settings), _read(readings, **settings)
+                ends, own = final(rows, **settings), with_settings(readings, **settings)
                 parts = {name: _merged(ends, own, field) for name, field in shown.items()}
                 for name, found in parts.items():
                     cells[f"{name}, p = {p:g}"][i][j] = found.mean
@@ -248,7 +248,7 @@ def failures(
     cosines = {place: found["rank_cosine"]["shared"] for place, found in comparisons.items()}
     body = []
     for lam, c in sorted({(row["lam"], row["c"]) for row in rows}):
-        ends, own = final(rows, lam=lam, c=c), _read(readings, lam=lam, c=c)
+        ends, own = final(rows, lam=lam, c=c), with_settings(readings, lam=lam, c=c)
         similar = [at(cosines[lam, c], rank).text(2) if (lam, c) in cosines else "–" for rank in (0, 2)]
         parts = [mean(own, name, 3) for name in ("r2_joint", "template", "variation")]
         body.append((lam, c, diverged(rows, lam=lam, c=c), mean(ends, "test_accuracy"), *parts, *similar))
@@ -275,21 +275,5 @@ def _by_gate(rows: Rows, noise: float) -> dict[str, list[Row]]:
     return {gate: [row for row in rows if (row["gate"], row["noise_std"]) == (gate, noise)] for gate in GATES}
 
 
-def _read(readings: Readings, **settings) -> dict[int, Row]:
-    """The readings of the networks with these settings, by seed."""
-    rows: Iterable[Row] = readings.values()
-    return {row["seed"]: row for row in rows if all(row[name] == value for name, value in settings.items())}
-
-
-def mean(rows: Mapping[int, Row], name: str, digits: int = 4) -> str:
-    """One value of some networks, its mean and interval as tables show them."""
-    return interval(column(rows, name).values()).text(digits)
-
-
 def _merged(ends: dict[int, Row], readings: dict[int, Row], name: str) -> Interval:
     return interval(column(ends if name in next(iter(ends.values()), {}) else readings, name).values())
-
-
-def at(arm: dict[str, Any], rank: int) -> Interval:
-    """What an arm of a comparison has at a rank, from 0."""
-    return Interval(*(float("nan") if arm[part][rank] is None else arm[part][rank] for part in ("mean", "low", "high")))

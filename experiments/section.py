@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from experiments.verdicts import Interval, Verdict
+from experiments.verdicts import Interval, Verdict, interval
 from sqs_jax.analysis.plots import png
 from sqs_jax.train.run_folder import write
 from sqs_jax.train.table import Row
@@ -58,8 +58,23 @@ def column(rows: Mapping[int, Row], name: str) -> dict[int, float]:
     return {seed: row[name] for seed, row in rows.items() if row[name] is not None}
 
 
+def with_settings(readings: Mapping[str, Row], **settings) -> dict[int, Row]:
+    """The readings of the networks with these settings, by seed."""
+    return {row["seed"]: row for row in readings.values() if _fits(row, settings)}
+
+
+def mean(rows: Mapping[int, Row], name: str, digits: int = 4) -> str:
+    """One value of some networks, its mean and interval as tables show them."""
+    return interval(column(rows, name).values()).text(digits)
+
+
+def at(arm: Mapping[str, Any], rank: int) -> Interval:
+    """What an arm of a comparison has at a rank, from 0."""
+    return Interval(*(float("nan") if arm[part][rank] is None else arm[part][rank] for part in ("mean", "low", "high")))
+
+
 def _fits(row: Row, settings) -> bool:
-    return all(row.get(name) == value for name, value in settings.items())
+    return all(row[name] == value for name, value in settings.items())
 
 
 _CLAIMS = ("claim", "criterion", "found, 95 % interval", "verdict")

@@ -67,7 +67,7 @@ def place_images(config: ImageConfig, data: Dataset, everywhere: NamedSharding) 
         test=jax.device_put(test, everywhere),
         inputs=math.prod(data.shape),
         outputs=len(data.classes),
-        steps=_steps_per_epoch(config, data),
+        steps=steps_per_epoch(config, data),
     )
 
 
@@ -111,7 +111,8 @@ def make_task(config: ImageConfig, data_dir: Path | None) -> Task:
     )
 
 
-def _steps_per_epoch(config: ImageConfig, data: Dataset) -> int:
+def steps_per_epoch(config: ImageConfig, data: Dataset) -> int:
+    """Whole batches of the training images that are not held out."""
     return (len(data.train_labels) - config.validation) // config.batch_size
 
 
@@ -129,7 +130,7 @@ def check_sizes(config: ImageConfig, data: Dataset) -> None:
         raise InputError(
             f"`batch_size` is {config.batch_size}: at most the {size - config.validation} training images are needed"
         )
-    learning_rate(config, _steps_per_epoch(config, data) * config.epochs)
+    learning_rate(config, steps_per_epoch(config, data) * config.epochs)
 
 
 def _check_memory(data: Dataset):
