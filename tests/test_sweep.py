@@ -21,7 +21,7 @@ from sqs_jax.train import sweep as sweeping
 from sqs_jax.train.checkpoint import restore_params
 from sqs_jax.train.cli import main
 from sqs_jax.train.images import load_images, place_images
-from sqs_jax.train.members import memory_of_one, program_of, train_together
+from sqs_jax.train.members import epoch_seconds, memory_of_one, program_of, train_together
 from sqs_jax.train.run_folder import SweepFolder
 from sqs_jax.train.step import data_mesh, replicated
 from sqs_jax.train.stop import Stopped
@@ -99,6 +99,18 @@ def test_so_do_networks_of_one_seed_and_one_alone(images, tmp_path, change):
 )
 def test_what_changes_the_program_is_another(change):
     assert program_of(dataclasses.replace(BASE, **change)) != program_of(BASE)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_second_epoch_compiles_nothing(images, caplog, count):
+    configs = [dataclasses.replace(BASE, seed=seed, width=20) for seed in range(count)]
+    epochs = epoch_seconds(configs, images)
+    with jax.log_compiles():
+        next(epochs)
+        assert "Compiling" in caplog.text
+        caplog.clear()
+        next(epochs)
+    assert "Compiling" not in caplog.text
 
 
 def test_shared_noise_is_that_of_one_seed(images):

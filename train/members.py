@@ -23,6 +23,7 @@ from sqs_jax.train.step import (
     evaluation_function,
     first_state,
     make_model,
+    replicated,
 )
 
 
@@ -184,7 +185,7 @@ def _programs(
         return evaluation_function(build(values)[1])(params, *data)
 
     if size == 1:
-        return _Programs(1, jax.jit(begin), jax.jit(epoch, donate_argnums=1), jax.jit(evaluation), all_finite)
+        return _Programs(1, _placed(begin), _placed(epoch, 1), _placed(evaluation), all_finite)
     values = {name: 0 if name in batched else None for name in (*_given(base), "noise_seed")}
     state = TrainState(params=0, opt_state=0, step=None)  # pyright: ignore[reportArgumentType] - axes, not arrays
     data = (None, None, None)
@@ -208,11 +209,15 @@ def _for_each(function, in_axes, out_axes, donate=()):
             for axes in (in_axes, out_axes)
         )
         function = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    return jax.jit(function, donate_argnums=donate)
+    return _placed(function, donate)
 
 
-def _spec(axis) -> PartitionSpec:
-    return PartitionSpec() if axis is None else PartitionSpec("data")
+def _placed(function, donate=()):
+    """The compiled function; on one device, all that it gives lies as the images do."""
+    # A state that lies otherwise at first than after an epoch has the epoch compiled twice.
+    mesh = data_mesh()
+    placement = {"out_shardings": replicated(mesh)} if mesh.size == 1 else {}
+    return jax.jit(function, donate_argnums=donate, **placement)
 
 
 def _is_none(value) -> bool:
