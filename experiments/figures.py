@@ -1,9 +1,11 @@
 """Pictures of the experiments, drawn from tables alone."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.verdicts import Interval
 from sqs_jax.train.table import Row
@@ -31,6 +33,7 @@ def loss_curves(
                 epochs, list(map(min, columns)), list(map(max, columns)), color=color, alpha=0.15, linewidth=0
             )
         axis.set(title=title, xlabel="epoch", ylabel=label, yscale="log")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         for place in ("major", "minor"):
             getattr(axis.yaxis, f"set_{place}_formatter")(lambda value, _: f"{value:.2g}")
         axis.legend(frameon=False, fontsize=9)
@@ -53,6 +56,7 @@ def dots(
         if marks:
             axis.legend(frameon=False, fontsize=8)
         axis.set(title=title, xlabel=label, ylim=(len(groups) - 0.4, -0.6))
+        axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.set_yticks(range(len(groups)), list(groups))
     return figure
 
@@ -82,6 +86,8 @@ def along(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Interval]]]], 
         for name, points in lines.items():
             places = [values.index(value) for value, _ in points]
             mean, low, high = zip(*(found for _, found in points), strict=True)
+            if not any(map(math.isfinite, mean)):
+                continue  # what is not measured of a gate has no line, and no name
             axis.plot(places, mean, "o-", color=COLORS.get(name), label=name, linewidth=1.6, markersize=4)
             axis.fill_between(places, low, high, color=COLORS.get(name), alpha=0.15, linewidth=0)
         axis.set(title=title, xlabel=label)
