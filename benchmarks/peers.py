@@ -4,8 +4,8 @@
 
 Every gate and seed of the paper's setting on MNIST: as a command each, as one sweep, by a plain PyTorch loop, and by
 one with torch.compile and the fused AdamW; same data, model, batch, noise and float32. Seconds are those of whole
-processes, from start to end: data and compilers are part of what is waited for. Then all eigenpairs of the first
-network, ours, by torch and by numpy. Without torch (`pip install .[bench]`) its rows are left out. Writes
+processes, from start to end: data and compilers are part of what is waited for. Each is also run for one epoch alone,
+which tells what a network waits for before its first loss. Then all eigenpairs of the first network, ours, by torch and by numpy. Without torch (`pip install .[bench]`) its rows are left out. Writes
 benchmarks/results/peers-<platform>.json, docs/results/peers.md and docs/images/peers.png.
 """
 
@@ -63,13 +63,11 @@ def main() -> None:
 
 def measure(options: Options, folder: Path) -> tuple[dict[str, dict], dict[str, dict]]:
     """Figures of training, and of eigenpairs, by contender."""
-    found = {COMMANDS: _commands(options, folder), SWEEP: _sweep(options, folder)}
-    for name, flags in ((TORCH, []), (COMPILED, ["--compile"])):
-        if (row := _torch(options, folder, flags)) is not None:
-            found[name] = row
-    rows = _figures(options, found)
+    found = _contenders(options, folder)
+    starts = _contenders(dataclasses.replace(options, epochs=1), folder / "one-epoch")
+    rows = _figures(options, found, {name: row["seconds"] for name, row in starts.items()})
     if options.data == "mnist":
-        seconds = _one(["-m", "benchmarks.train", "--only", "products", "--epochs", "5"], folder)["output"]
+        seconds = _done(["-m", "benchmarks.train", "--only", "products", "--epochs", "5"], folder)["output"]
         epochs = options.epochs * _steps(options) / STEPS  # those of `benchmarks.train` hold no images out
         rows[FLOOR] = {"seconds_a_network": statistics.median(json.loads(seconds)) * epochs}
     run = folder / "commands" / f"{options.gates[0]}-0"
@@ -78,13 +76,22 @@ def measure(options: Options, folder: Path) -> tuple[dict[str, dict], dict[str, 
     return rows, {name: row for name, row in pairs.items() if row}
 
 
+def _contenders(options: Options, folder: Path) -> dict[str, dict[str, Any]]:
+    folder.mkdir(exist_ok=True)
+    found = {COMMANDS: _commands(options, folder), SWEEP: _sweep(options, folder)}
+    for name, flags in ((TORCH, []), (COMPILED, ["--compile"])):
+        if (row := _torch(options, folder, flags)) is not None:
+            found[name] = row
+    return found
+
+
 # This process imports JAX only when all contenders are done: a child's peak memory is at least its parent's.
 def _one(arguments: list[str], folder: Path) -> dict[str, Any]:
-    """Runs one Python process: its seconds from start to end, its peak memory in MB, its exit status and output."""
-    log = folder / "output.txt"
-    with log.open("w") as file:
+    """Runs one Python process: its seconds from start to end, its peak memory in MB, exit status, output and errors."""
+    log, errors = folder / "output.txt", folder / "errors.txt"
+    with log.open("w") as file, errors.open("w") as other:
         start = time.perf_counter()
-        process = subprocess.Popen([sys.executable, *arguments], stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
+        process = subprocess.Popen([sys.executable, *arguments], stdout=file, stderr=other, cwd=ROOT)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -93,13 +100,14 @@ def _one(arguments: list[str], folder: Path) -> dict[str, Any]:
         "peak_mb": usage.ru_maxrss / 1024,
         "status": process.returncode,
         "output": log.read_text(),
+        "errors": errors.read_text(),
     }
 
 
 def _done(arguments: list[str], folder: Path) -> dict[str, Any]:
     done = _one(arguments, folder)
     if done["status"]:
-        sys.exit(f"error: python {' '.join(arguments)} failed:\n{done['output']}")
+        sys.exit(f"error: python {' '.join(arguments)} failed:\n{done['output']}{done['errors']}")
     return done
 
 
@@ -139,8 +147,9 @@ def _torch(options: Options, folder: Path, flags: list[str]) -> dict[str, Any] |
     settings.write_text(json.dumps(config | {"epochs": options.epochs}))
     done = _one(["-m", "benchmarks.peer_torch", str(data), str(settings), str(out), *flags], folder)
     if done["status"]:
-        missing = "No module named 'torch'" in done["output"]
-        reason = "torch is not installed" if missing else done["output"].strip().splitlines()[-1]
+        missing = "No module named 'torch'" in done["errors"]
+        last = (done["errors"].strip() or f"exit status {done['status']}").splitlines()[-1]
+        reason = "torch is not installed" if missing else last
         print(f"without PyTorch{' compiled' if flags else ''}: {reason}")
         return None
     return done | {"curves": json.loads(out.read_text())}
@@ -169,8 +178,13 @@ def _steps(options: Options) -> int:
     return steps_per_epoch(PRESETS[options.data], load(options.data))
 
 
-def _figures(options: Options, found: dict[str, dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Of each contender: seconds a network, images a second, peak memory, and seconds to a loss that all reach."""
+def _figures(
+    options: Options, found: dict[str, dict[str, Any]], starts: dict[str, float]
+) -> dict[str, dict[str, float | None]]:
+    """Of each contender: seconds a network, images a second, peak memory, and seconds to a loss that all reach.
+
+    `starts` are its seconds where every network has one epoch.
+    """
     from sqs_jax.train import PRESETS
 
     images = options.epochs * _steps(options) * PRESETS[options.data].batch_size
@@ -183,11 +197,14 @@ def _figures(options: Options, found: dict[str, dict[str, Any]]) -> dict[str, di
     for name, row in found.items():
         count = len(row["curves"])
         each = row["seconds"] / count
+        first = starts[name] / count
+        later = (each - first) / max(options.epochs - 1, 1)
         epochs = [_epochs_to(curve, targets[key.split("-")[0]]) for key, curve in row["curves"].items()]
         rows[name] = {
             "seconds": row["seconds"],
             "seconds_a_network": each,
-            "seconds_to_the_same_loss": each * statistics.mean(epochs) / options.epochs,
+            "seconds_to_the_first_epoch": first,
+            "seconds_to_the_same_loss": first + (statistics.mean(epochs) - 1) * later,
             "images_a_second": images / each,
             "peak_mb": row["peak_mb"],
             "last_validation_loss": statistics.mean(curve[-1] for curve in row["curves"].values()),
@@ -202,7 +219,8 @@ def _epochs_to(curve: list[float], target: float) -> int:
 _HEADS = {
     "seconds": "seconds, all",
     "seconds_a_network": "seconds a network",
-    "seconds_to_the_same_loss": "seconds to the same loss",
+    "seconds_to_the_first_epoch": "to its first epoch's end",
+    "seconds_to_the_same_loss": "to the same loss",
     "images_a_second": "images a second",
     "peak_mb": "peak memory, MB",
     "last_validation_loss": "last validation loss, mean",
@@ -257,8 +275,9 @@ _PAGE = """# Beside its peers
 `{command}`: {count} networks on {data}: one GLU layer
 of {hidden} on an embedding of {width}, batch {batch}, noise {noise}, float32. Every contender is a process, or a
 process a network, one after another on the same machine; its seconds are from start to end, with data and compilers.
-*The same loss* is the lowest that every network of a gate reaches, whoever trains it, on held-out images; its seconds
-are the network's share of the time. PyTorch compiled has torch.compile and the fused AdamW. The matrix products alone
+A network's seconds are its share of the time; those to the end of its first epoch are of the same runs with one epoch,
+so they hold the start, the data and the compilers. *The same loss* is the lowest that every network of a gate reaches,
+whoever trains it, on held-out images: the first epoch, and as many more as it takes. PyTorch compiled has torch.compile and the fused AdamW. The matrix products alone
 are those of every step by XLA and nothing else: with that library of products, no network of this size can be trained
 faster in float32 on this machine.
 
