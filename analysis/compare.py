@@ -158,7 +158,8 @@ def compare(
 
     Returns:
       {measure: {arm: {"mean", "low", "high"}}}, lists (k,) or numbers, None where there is none. Arms:
-        "shared"     networks of a and b of one seed, so of one initialisation; absent if no seed is in both
+        "shared"     networks of a and b of one seed, so of one initialisation; absent if no seed is in both. Has also
+                     "values", those of each pair, which are independent, in the order of a
         "disjoint"   networks of a and b of different seeds
         "ceiling"    networks of b with each other
         "fraction"   disjoint / ceiling; not for angles
@@ -224,7 +225,7 @@ def _check_groups(a, b):
 
 
 def _intervals(arms, measure, draws, size_a, size_b) -> dict[str, Any]:
-    means, samples = {}, {}
+    means, samples, alone = {}, {}, None
     for name, pairs in arms.items():
         if name == "random" and "form" in measure:
             continue
@@ -234,6 +235,7 @@ def _intervals(arms, measure, draws, size_a, size_b) -> dict[str, Any]:
         for pair, found in pairs.items():
             values[pair], exists[pair] = found[measure], True
         means[name] = values[exists].mean(0)
+        alone = values[exists] if name == "shared" else alone
         # With one pair alone nothing can be drawn anew: the arm has no interval.
         if len({frozenset(pair) if name == "ceiling" else pair for pair in pairs}) > 1:
             samples[name] = np.array([_drawn_mean(values, exists, draw[name]) for draw in draws])
@@ -242,7 +244,10 @@ def _intervals(arms, measure, draws, size_a, size_b) -> dict[str, Any]:
             means["fraction"] = means["disjoint"] / means["ceiling"]
             if {"disjoint", "ceiling"} <= set(samples):
                 samples["fraction"] = samples["disjoint"] / samples["ceiling"]
-    return {name: _summary(mean, samples.get(name)) for name, mean in means.items()}
+    found = {name: _summary(mean, samples.get(name)) for name, mean in means.items()}
+    if alone is not None:
+        found["shared"]["values"] = _plain(alone)
+    return found
 
 
 def _drawn_mean(values, exists, pairs):

@@ -160,8 +160,9 @@ def _quadratic(read, x, offset):
 
 @jax.jit
 def _linear(weights, x):
-    z, _, _ = hidden_layer(weights, x)
-    return jnp.broadcast_to(linear_part(weights, z), (len(x), weights.out.shape[1]))
+    with jax.default_matmul_precision("highest"):
+        z, _, _ = hidden_layer(weights, x)
+        return jnp.broadcast_to(linear_part(weights, z), (len(x), weights.out.shape[1]))
 
 
 @jax.jit(static_argnames="basis")

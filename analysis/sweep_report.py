@@ -12,7 +12,7 @@ from sqs_jax.analysis.report import page_texts
 from sqs_jax.train.config import InputError
 from sqs_jax.train.run_folder import SweepFolder, provenance, write
 from sqs_jax.train.sweep import read_grid
-from sqs_jax.train.table import RESULTS, Row, read_csv
+from sqs_jax.train.table import RESULTS, Row, by_epoch, read_csv
 
 
 def write_sweep_report(sweep_dir: str | Path) -> Path:
@@ -96,15 +96,14 @@ def by_axis(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _curve(rows, name) -> dict[str, list[Any]] | None:
-    epochs = sorted({row["epoch"] for row in rows if row[name] is not None})
-    if not epochs:
+    columns = by_epoch(rows, name)
+    if not columns:
         return None
-    columns = [[row[name] for row in rows if row["epoch"] == epoch and row[name] is not None] for epoch in epochs]
     return {
-        "epoch": epochs,
-        "mean": page.rounded([statistics.mean(column) for column in columns]),
-        "low": page.rounded([min(column) for column in columns]),
-        "high": page.rounded([max(column) for column in columns]),
+        "epoch": list(columns),
+        "mean": page.rounded([statistics.mean(column) for column in columns.values()]),
+        "low": page.rounded([min(column) for column in columns.values()]),
+        "high": page.rounded([max(column) for column in columns.values()]),
     }
 
 

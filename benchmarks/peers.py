@@ -5,7 +5,8 @@
 Every gate and seed of the paper's setting on MNIST: as a command each, as one sweep, by a plain PyTorch loop, and by
 one with torch.compile and the fused AdamW; same data, model, batch, noise and float32. Seconds are those of whole
 processes, from start to end: data and compilers are part of what is waited for. Each is also run for one epoch alone,
-which tells what a network waits for before its first loss. Then all eigenpairs of the first network, ours, by torch and by numpy. Without torch (`pip install .[bench]`) its rows are left out. Writes
+which tells what a network waits for before its first loss. Then all eigenpairs of the first network, ours, by torch
+and by numpy. Without torch (`pip install .[bench]`) its rows are left out. Writes
 benchmarks/results/peers-<platform>.json, docs/results/peers.md and docs/images/peers.png.
 """
 
@@ -277,9 +278,9 @@ of {hidden} on an embedding of {width}, batch {batch}, noise {noise}, float32. E
 process a network, one after another on the same machine; its seconds are from start to end, with data and compilers.
 A network's seconds are its share of the time; those to the end of its first epoch are of the same runs with one epoch,
 so they hold the start, the data and the compilers. *The same loss* is the lowest that every network of a gate reaches,
-whoever trains it, on held-out images: the first epoch, and as many more as it takes. PyTorch compiled has torch.compile and the fused AdamW. The matrix products alone
-are those of every step by XLA and nothing else: with that library of products, no network of this size can be trained
-faster in float32 on this machine.
+whoever trains it, on held-out images: the first epoch, and as many more as it takes. PyTorch compiled has torch.compile
+and the fused AdamW. The matrix products alone are those of every step by XLA and nothing else: with that library of
+products, no network of this size can be trained faster in float32 on this machine.
 
 ## Training
 

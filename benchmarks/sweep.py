@@ -4,8 +4,8 @@
 
 MNIST, batch 2048, noise 0.5, embedding and GLU of one width. One network after the other, beside groups trained by one
 program: of different seeds; the same with the noise shared; and of one seed, whose batches and noise are the same. The
-first epoch, which compiles, is not counted. Writes benchmarks/results/sweep-<platform>.json, from which
-`sqs_jax.train.sweep` takes what it does by default.
+first epoch, which compiles, is not counted. Writes benchmarks/results/sweep-<platform>.json. By the
+figures of a CPU a sweep trains networks there one after the other, unless they have their noise in common.
 """
 
 import dataclasses

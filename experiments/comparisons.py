@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from experiments.readings import stamp
 from sqs_jax.analysis.comparison import compare_runs
 from sqs_jax.train.run_folder import SweepFolder, write
 
@@ -21,11 +22,13 @@ def networks(folder: SweepFolder, **settings) -> list[Path]:
 def compared(
     folder: SweepFolder, name: str, a: list[Path], b: list[Path], *, data_dir: Path | None = None
 ) -> dict[str, Any]:
-    """The measures of `compare_runs` for two groups of networks, joint gains; from its file if it is there."""
+    """The measures of `compare_runs` for two groups of networks, joint gains; from its file if that is of these."""
     path = folder.path / "comparisons" / f"{name}.json"
-    if not path.is_file():
+    trained = [[stamp(run) for run in group] for group in (a, b)]
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    if found.get("trained") != trained:
         print(f"comparing {name}", flush=True)
-        found = compare_runs(a, b, method="joint", data_dir=data_dir)
+        found = compare_runs(a, b, method="joint", data_dir=data_dir) | {"trained": trained}
         path.parent.mkdir(exist_ok=True)
         write(path, json.dumps(found, allow_nan=False) + "\n")
-    return json.loads(path.read_text())["measures"]
+    return found["measures"]

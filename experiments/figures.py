@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from experiments.section import at
 from experiments.verdicts import Interval
-from sqs_jax.train.table import Row
+from sqs_jax.train.table import Row, by_epoch
 
 COLORS = {"sqs": "#b2182b", "bilinear": "#0b6e99", "relu": "#7a7a7a", "gelu": "#b8640a", "silu": "#5e8c31"}
 _MORE = ("#b2182b", "#b8640a", "#0b6e99", "#5e8c31", "#7b5ea7", "#7a7a7a")
@@ -22,11 +23,8 @@ def loss_curves(
     figure, axes = _panels(len(panels))
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         for i, (name, rows) in enumerate(lines.items()):
-            epochs = sorted({row["epoch"] for row in rows if row[quantity] is not None})
-            columns = [
-                [row[quantity] for row in rows if row["epoch"] == epoch and row[quantity] is not None]
-                for epoch in epochs
-            ]
+            found = by_epoch(rows, quantity)
+            epochs, columns = list(found), list(found.values())
             color = COLORS.get(name, _MORE[i % len(_MORE)])
             axis.plot(epochs, [statistics.mean(column) for column in columns], color=color, label=name, linewidth=1.6)
             axis.fill_between(
@@ -41,7 +39,7 @@ def loss_curves(
 
 
 def dots(
-    panels: Mapping[str, Mapping[str, Sequence[float]]], label: str, marks: dict[str, float] | None = None
+    panels: Mapping[str, Mapping[str, Sequence[float]]], label: str = "", marks: dict[str, float] | None = None
 ) -> Figure:
     """A panel a setting, a row a group: each network a dot, their mean a line; `marks` are the figures of the paper."""
     figure, axes = _panels(len(panels), height=0.34 * max(map(len, panels.values())) + 1.6)
@@ -67,9 +65,7 @@ def by_rank(panels: dict[str, dict[str, dict]], label: str, bound: float) -> Fig
     for axis, (title, arms) in zip(axes, panels.items(), strict=True):
         for i, (name, found) in enumerate(arms.items()):
             ranks = range(1, len(found["mean"]) + 1)
-            mean, low, high = (
-                [float("nan") if x is None else x for x in found[part]] for part in ("mean", "low", "high")
-            )
+            mean, low, high = zip(*(at(found, rank - 1) for rank in ranks), strict=True)
             axis.plot(ranks, mean, color=_MORE[i], label=name, linewidth=1.6)
             axis.fill_between(ranks, low, high, color=_MORE[i], alpha=0.15, linewidth=0)
         axis.axhline(bound, color="#222222", linewidth=0.9, linestyle=":")
@@ -102,13 +98,17 @@ Places = Mapping[str, tuple[float, float]]
 
 
 def fronts(panels: Mapping[str, tuple[Places, Sequence[str], Places]], label: str) -> Figure:
-    """A panel a kind of fidelity: settings as dots, those on the Pareto front numbered and named, and other gates."""
+    """A panel a kind of fidelity: settings as dots, those on the Pareto front numbered and named, and other gates.
+
+    A gate on the front is a number too.
+    """
     figure, axes = _panels(len(panels), width=6.6, height=4.4)
     for axis, (title, (settings, front, others)) in zip(axes, panels.items(), strict=True):
         axis.plot(*zip(*settings.values(), strict=True), "o", color="#9a9a9a", markersize=4, label="sqs")
-        axis.plot(*zip(*(settings[name] for name in front), strict=True), "o-", color=COLORS["sqs"], label="front")
+        places = {**settings, **others}
+        axis.plot(*zip(*(places[name] for name in front), strict=True), "o-", color=COLORS["sqs"], label="front")
         for i, name in enumerate(front, 1):
-            axis.annotate(str(i), settings[name], xytext=(3, 4), textcoords="offset points", fontsize=8)
+            axis.annotate(str(i), places[name], xytext=(3, 4), textcoords="offset points", fontsize=8)
             axis.plot([], [], " ", label=f"{i}  {name}")
         for name, place in others.items():
             axis.plot(*place, "D", color=COLORS[name], markersize=6, label=name)

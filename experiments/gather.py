@@ -12,7 +12,7 @@ from experiments import beyond, paper
 from experiments.comparisons import compared, networks
 from experiments.plan import BEYOND, FULL, GATES, QUICK, QUICK_BEYOND, trained
 from experiments.readings import read_networks
-from experiments.section import Section, with_settings
+from experiments.section import Section, column, with_settings
 from sqs_jax.analysis import interpret
 from sqs_jax.analysis.calibration import calibrate, calibrated
 from sqs_jax.analysis.eigen import top_eigenpairs
@@ -27,7 +27,8 @@ from sqs_jax.train.run_folder import SweepFolder
 from sqs_jax.train.step import data_mesh, replicated
 from sqs_jax.train.table import Row, read_csv
 
-_TEST_SAMPLES, _RANKS = 2000, 10
+_TEST_SAMPLES, _RANKS, _ROUNDS = 2000, 10, 24
+_LEARNT = 0.5  # the accuracy that every network of a group has, or some did not learn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +81,7 @@ def paper_sections(sweeps: Sweeps, language: Path) -> Iterator[Section]:
         yield paper.similarity(_gates_beside(sweeps, name), data[name])
     for name in images:
         yield paper.classes(sweeps.readings(name), data[name])
-    if runs := _language_runs(language):
-        yield paper.language(runs)
+    yield paper.language(_bits_per_byte(language))
     yield paper.ablation(sweeps.rows("sensitivity"), sweeps.rows("mnist"))
     yield paper.sensitivity(sweeps.rows("sensitivity"), sweeps.readings("sensitivity"))
     yield paper.frechet({gate: _distances(sweeps, gate) for gate in GATES[:2]})
@@ -98,10 +98,12 @@ def paper_sections(sweeps: Sweeps, language: Path) -> Iterator[Section]:
 
 def beyond_sections(sweeps: Sweeps) -> Iterator[Section]:
     """What the paper does not ask."""
-    gates = {gate: with_settings(sweeps.readings("mnist"), gate=gate, noise_std=1.0) for gate in GATES}
-    yield beyond.calibration(gates, _gates_beside(sweeps, "mnist"), sweeps.plan["mnist"].base.data)
+    for name in ("mnist", "fashion_mnist"):
+        for noise in paper.NOISES if name in sweeps.plan else ():
+            gates = {gate: with_settings(sweeps.readings(name), gate=gate, noise_std=noise) for gate in GATES}
+            yield beyond.calibration(gates, _gates_beside(sweeps, name, noise), sweeps.plan[name].base.data, noise)
     cells = _cells(sweeps)
-    others = {gate: own for gate, own in gates.items() if gate != "sqs"}
+    others = {gate: with_settings(sweeps.readings("mnist"), gate=gate, noise_std=1.0) for gate in GATES[1:]}
     yield beyond.defaults({cell: own for cell, (_, own) in cells.items()}, others)
     for name, label, place in (("lam", "λ", 0), ("c", "c", 1), ("p", "p", 2)):
         along = sorted(cell for cell in cells if all(cell[i] == beyond.DEFAULT[i] for i in range(3) if i != place))
@@ -125,13 +127,14 @@ _NOISE = "Standard deviation of the noise on training images, whose pixels lie i
 _CHANCE = "The chance with which an image gets the noise, of standard deviation 1.0, in a step."
 _DEEP = (
     "Every GLU is replaced by its quadratic layer, and each reads what the one before it gives. Similarity is of the "
-    "last layer's forms, in the coordinates of its input: those of two deep networks need not be the same."
+    "last layer's forms, in the coordinates of its input: those of two deep networks need not be the same. It is left "
+    "out where a bilinear network did not learn its classes, so that there is nothing to be like."
 )
 _WIDE = "Embedding and GLU are of one width."
 
 
 def _cells(sweeps: Sweeps) -> dict[beyond.Setting, tuple[str, dict[int, Row]]]:
-    """The sweep and the readings of every (λ, c, p) of noise 1.0 that has networks of the same seeds as the default."""
+    """The sweep and the readings of every (λ, c, p) of noise 1.0, the default among them."""
     found: dict[beyond.Setting, tuple[str, dict[int, Row]]] = {}
     for name in ("extremes", "sensitivity"):
         grid, readings = sweeps.plan[name], sweeps.readings(name)
@@ -157,15 +160,17 @@ def _lines(sweeps: Sweeps, names: tuple[str, ...], field: str) -> dict[str, list
             for value in grid.axes.get(field, (getattr(grid.base, field),)):
                 settings = _usual(sweeps) | {field: value}
                 if own := with_settings(readings, gate=gate, **settings):
-                    beside = sweeps.beside(name, {"gate": gate} | settings, name, settings) if gate == "sqs" else None
-                    points.append(beyond.Point(value, own, beside))
+                    other = with_settings(readings, gate="bilinear", **settings)
+                    learnt = min(column(other, "accuracy").values(), default=0.0) > _LEARNT
+                    beside = sweeps.beside(name, {"gate": gate} | settings, name, settings) if learnt else None
+                    points.append(beyond.Point(value, own, beside if gate == "sqs" else None))
         lines[gate] = sorted(points, key=lambda point: point.value)
     return lines
 
 
-def _gates_beside(sweeps: Sweeps, name: str) -> dict[str, dict[str, Any]]:
-    """Every other gate compared with bilinear networks, all as usual."""
-    usual = _usual(sweeps)
+def _gates_beside(sweeps: Sweeps, name: str, noise: float = 1.0) -> dict[str, dict[str, Any]]:
+    """Every other gate compared with bilinear networks of the same noise, all else as usual."""
+    usual = _usual(sweeps) | {"noise_std": noise}
     return {gate: sweeps.beside(name, {"gate": gate} | usual, name, usual) for gate in GATES if gate != "bilinear"}
 
 
@@ -189,7 +194,7 @@ def _distances(sweeps: Sweeps, gate: str) -> dict[str, list[float]]:
         vectors = np.asarray(top_eigenpairs(calibrated(weights, gains), _RANKS).vectors)
         features = features or interpret.train_features(train, labels)
         found = interpret.reconstruction_distances(
-            vectors, features, train, labels, samples.test[tested], samples.test_labels[tested]
+            vectors, features, train, labels, samples.test[tested], samples.test_labels[tested], seed=run.config.seed
         )
         for name, values in found.items():
             rows[name].append(float(np.nanmean(values)))
@@ -197,21 +202,22 @@ def _distances(sweeps: Sweeps, gate: str) -> dict[str, list[float]]:
 
 
 def _seconds(base: ImageConfig, data_dir: Path | None) -> dict[float, list[float]]:
-    """Seconds of an epoch for p = 1 and p = 2, in turns."""
+    """Seconds of an epoch for p = 1 and p = 2, in turns, each first in every second round."""
     images = place_images(base, load_images(base, data_dir), replicated(data_mesh()))
     configs = {p: dataclasses.replace(base, p=p) for p in (1.0, 2.0)}
     runs = {p: epoch_seconds([config], images) for p, config in configs.items()}
     found: dict[float, list[float]] = {p: [] for p in configs}
-    for _ in range(6):
-        for p, seconds in runs.items():
-            found[p].append(next(seconds))
+    for i in range(_ROUNDS + 1):
+        for p in sorted(runs, reverse=i % 2 == 1):
+            found[p].append(next(runs[p]))
     return {p: values[1:] for p, values in found.items()}  # the first compiles
 
 
-def _language_runs(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The summaries of the language runs by gate, a seed each; nothing where there are none."""
-    found = {
-        gate: [json.loads(path.read_text()) for path in sorted(folder.glob(f"{gate}-[0-9]*/summary.json"))]
-        for gate in GATES
-    }
-    return found if all(found.values()) else {}
+def _bits_per_byte(folder: Path) -> dict[str, dict[int, float]]:
+    """Of the finished language runs, by gate and seed; there may be none."""
+    found: dict[str, dict[int, float]] = {gate: {} for gate in GATES}
+    for path in folder.glob("*/summary.json"):
+        config = json.loads((path.parent / "config.json").read_text())
+        if config["gate"] in found:
+            found[config["gate"]][config["seed"]] = json.loads(path.read_text())["test"]["bits_per_byte"]
+    return {gate: dict(sorted(row.items())) for gate, row in found.items()}

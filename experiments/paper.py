@@ -7,7 +7,7 @@ from typing import Any
 from experiments import figures
 from experiments.plan import GATES
 from experiments.section import Section, at, at_epoch, column, diverged, final, mean, table, with_settings
-from experiments.verdicts import Interval, Verdict, above, all_of, below, difference, interval, within
+from experiments.verdicts import Interval, Verdict, above, all_of, below, difference, interval, share, within
 from sqs_jax.train.table import Row
 
 NOISES = (1.0, 0.5)
@@ -16,6 +16,7 @@ _TOLERANCE = 0.002
 # Accuracies closer than this are called on par, and bits per byte closer than a hundredth.
 _ON_PAR = 0.005
 _SIMILAR = 0.5
+_SMALL = 0.01  # λ that the paper predicts to diverge
 
 Rows = Sequence[Row]
 Readings = dict[str, dict[str, Any]]
@@ -39,8 +40,9 @@ def accuracy(data: str, rows: Rows, claimed: dict[str, float], number: int) -> S
         claim = f"Claim {number}: sqs above bilinear on {data}, noise {noise}"
         verdicts.append(Verdict(claim, "difference of accuracy > 0", more, above(more, 0)))
     text = (
-        "Accuracy on the test set after the last epoch. The paper gives no seeds, and its noise is not certain: "
-        "both are shown."
+        "Accuracy on the test set after the last epoch. The paper gives no seeds and leaves its noise open. 1.0 is "
+        "that of an independent reproduction; 0.5 was taken because less noise comes closer to the paper's "
+        "accuracies, so a claim that holds there alone is no test of its noise."
     )
     tables = [table(("noise", "gate", "test accuracy, mean [95 %]", "seed by seed", "paper"), body)]
     picture = figures.dots(panels, "test accuracy", claimed)
@@ -80,9 +82,8 @@ def _loss_verdicts(starts, ends, place: str) -> list[Verdict]:
             verdicts.append(Verdict(claim, "difference of loss < 0", less, below(less, 0)))
     for other in ("gelu", "silu"):
         gap = difference(column(ends["sqs"], "test_accuracy"), column(ends[other], "test_accuracy"))
-        claim = f"Claim 3: accuracy of sqs on par with {other}, {place}"
-        outcome = within(gap, -_ON_PAR, _ON_PAR)
-        verdicts.append(Verdict(claim, f"difference of accuracy within ± {_ON_PAR}", gap, outcome))
+        claim = f"Claim 3: accuracy of sqs on par with {other}, or better, {place}"
+        verdicts.append(Verdict(claim, f"difference of accuracy > -{_ON_PAR}", gap, above(gap, -_ON_PAR)))
     return verdicts
 
 
@@ -103,14 +104,15 @@ def similarity(comparisons: dict[str, dict[str, Any]], data: str) -> Section:
             if arm in arms and gate == "sqs":
                 first = [at(arms[arm], rank) for rank in range(3)]
                 claim = f"Claim 4: |cos| above {_SIMILAR} at each of the first three ranks, {words}, {data}"
-                criterion = f"mean |cos| of each rank > {_SIMILAR}; the lowest is shown"
+                criterion = f"mean |cos| of each rank > {_SIMILAR}; the lowest is listed"
                 outcome = all_of([above(rank, _SIMILAR) for rank in first])
                 verdicts.append(Verdict(claim, criterion, min(first), outcome))
     text = (
         f"{data}, noise 1.0. |cos| of eigenvectors of equal rank by |λ| with those of bilinear networks, read with "
-        "joint gains; mean over classes and pairs of networks, 95 % by bootstrap over seeds. `shared`: the two began "
-        "as one; `disjoint`: different seeds; `ceiling`: bilinear networks with each other; `classes` and `random` are "
-        "what chance gives."
+        "joint gains; mean over classes and pairs of networks. `shared`: the two began as one, 95 % by Student's t "
+        "over these pairs; the others by bootstrap over seeds, narrow for so few. `disjoint`: different seeds; "
+        "`ceiling`: bilinear networks with each other. Two nulls: `classes`, eigenvectors of different classes, and "
+        "`random`, random directions."
     )
     tables = [table(("gate", "arm", "rank 1", "rank 2", "rank 3", "rank 5", "rank 10"), body)]
     picture = figures.by_rank(panels, "|cos|", _SIMILAR)
@@ -144,19 +146,21 @@ def classes(readings: Readings, data: str) -> Section:
     return Section(f"classes_{data}", title, text, verdicts, [table(heads, body)], picture)
 
 
-def language(found: dict[str, list[dict[str, Any]]]) -> Section:
-    """Claim 6: the loss of a language model, on par with SwiGLU and GELU."""
-    bits = {gate: {seed: row["test"]["bits_per_byte"] for seed, row in enumerate(rows)} for gate, rows in found.items()}
+def language(bits: dict[str, dict[int, float]]) -> Section:
+    """Claim 6: the loss of a language model, on par with SwiGLU and GELU; bits per byte by gate and seed."""
     verdicts = []
     for other in ("gelu", "silu"):
         common = sorted(bits["sqs"].keys() & bits[other].keys())
         more = interval([bits["sqs"][seed] / bits[other][seed] - 1 for seed in common])
-        claim = f"Claim 6: bits per byte of sqs on par with {other}"
-        verdicts.append(Verdict(claim, "relative difference within ± 0.01", more, within(more, -0.01, 0.01)))
-    body = [(gate, interval(values.values()).text()) for gate, values in bits.items()]
-    text = "Bits per byte of held-out stories, of the runs of `python -m benchmarks.language` ([more](language.md))."
+        claim = f"Claim 6: bits per byte of sqs on par with {other}, or better"
+        verdicts.append(Verdict(claim, "relative difference < 0.01", more, below(more, 0.01)))
+    body = [(gate, len(values), interval(values.values()).text()) for gate, values in bits.items()]
+    text = (
+        "Bits per byte of held-out stories, as `python -m benchmarks.language` measured them ([more](language.md)): "
+        "this command does not train them. Differences are between networks of one seed."
+    )
     picture = figures.dots({"stories": {gate: list(values.values()) for gate, values in bits.items()}}, "bits per byte")
-    tables = [table(("gate", "bits per byte, mean [95 %]"), body)]
+    tables = [table(("gate", "seeds", "bits per byte, mean [95 %]"), body)]
     return Section("language_loss", "Claim 6: a language model", text, verdicts, tables, picture)
 
 
@@ -252,20 +256,25 @@ def failures(
         similar = [at(cosines[lam, c], rank).text(2) if (lam, c) in cosines else "–" for rank in (0, 2)]
         parts = [mean(own, name, 3) for name in ("r2_joint", "template", "variation")]
         body.append((lam, c, diverged(rows, lam=lam, c=c), mean(ends, "test_accuracy"), *parts, *similar))
-    count = sum(diverged(rows, lam=lam, c=0.01) for lam in (0.0, 0.01))
-    claim = "Failure 1: training diverges for λ = 0 or 0.01"
-    outcome = "shown" if count else "refuted"
-    verdicts = [Verdict(claim, "networks that diverge > 0", Interval(count, count, count), outcome)]
+    small = [row for row in rows if row["lam"] <= _SMALL and (row["test_loss"] is not None or row["diverged_at"])]
+    lost = share(diverged(small), len(small))
+    claim = f"Failure 1: training diverges for λ ≤ {_SMALL}"
+    verdicts = [Verdict(claim, f"share of {len(small)} networks that diverge > 0.5", lost, above(lost, 0.5))]
     for lam, c in cosines:
         if lam > 1 or c > 0.1:
             found = at(cosines[lam, c], 2)
             claim = f"Failure 2: similarity to bilinear is lost at λ = {lam:g}, c = {c:g}"
             criterion = f"|cos| at rank 3, one initialisation, < {_SIMILAR}"
             verdicts.append(Verdict(claim, criterion, found, below(found, _SIMILAR)))
-    ratio = interval([second / statistics.mean(seconds[1.0]) for second in seconds[2.0]])
+    ratio = interval([two / one for one, two in zip(seconds[1.0], seconds[2.0], strict=True)])
     claim = "Failure 3: steps are slower for p = 2 than for p = 1"
     verdicts.append(Verdict(claim, "seconds of an epoch, over those for p = 1, > 1", ratio, above(ratio, 1)))
-    text = "Noise 1.0, p = 1; |cos| with the bilinear network of the same initialisation, joint gains."
+    text = (
+        "One layer, noise 1.0, p = 1; |cos| with the bilinear network of the same initialisation, joint gains. A "
+        "network diverges where a loss or a weight is no finite number. Failure 1's interval is Clopper and Pearson's. "
+        f"Failure 3 has {len(seconds[1.0])} pairs of epochs in turns, of {statistics.mean(seconds[1.0]):.3g} s for "
+        "p = 1, on the machine below."
+    )
     heads = ("λ", "c", "diverged", "test accuracy", "R², joint gains", "own template", "total variation")
     tables = [table((*heads, "|cos|, rank 1", "|cos|, rank 3"), body)]
     return Section("failures", "Predicted failures", text, verdicts, tables, None)

@@ -1,5 +1,6 @@
 """What is read from the weights of a sweep's networks, kept beside its table as `readings.json`."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from sqs_jax.analysis.report import layer_inputs
 from sqs_jax.analysis.study import CALIBRATION_SAMPLES, drawn, first_positive, number
 from sqs_jax.modules import GLU
 from sqs_jax.train.grid import members
-from sqs_jax.train.run_folder import SweepFolder, write
+from sqs_jax.train.run_folder import RunFolder, SweepFolder, write
 from sqs_jax.train.sweep import read_grid
 
 METHODS: tuple[Method, ...] = ("identity", "joint")
@@ -26,13 +27,13 @@ _SETTINGS = ("gate", "lam", "c", "p", "learnable", "seed", "noise_std", "noise_p
 
 
 def read_networks(sweep_dir: Path, *, data_dir: Path | None = None) -> dict[str, dict[str, Any]]:
-    """The readings of every network of a sweep that did not diverge, by name; what was read before is not read again.
+    """The readings of every network of a sweep that did not diverge, by name.
 
-    Of each: its settings and its accuracy on the test set; of the quadratic network with both kinds of gains, every
-    GLU replaced, R² (`r2_joint`, …) and `agreement`. With learnt c and λ, what they came to. Of a network of one layer
-    also, read with joint gains, means over the classes of their leading eigenvector: |correlation| with the class's
-    mean image (`template`) and with other classes' (`template_others`), AUC for the class (`auc`), and total variation
-    over that of shuffled pixels (`variation`).
+    One that was trained anew is read again. Of each: its settings and its accuracy on the test set; of the quadratic
+    network with both kinds of gains, every GLU replaced, R² (`r2_joint`, …) and `agreement`. With learnt c and λ, what
+    they came to. Of a network of one layer also, read with joint gains, means over the classes of their leading
+    eigenvector: |correlation| with the class's mean image (`template`) and with other classes' (`template_others`),
+    AUC for the class (`auc`), and total variation over that of shuffled pixels (`variation`).
     """
     folder, grid = SweepFolder(sweep_dir), read_grid(sweep_dir)
     path = folder.path / "readings.json"
@@ -42,12 +43,19 @@ def read_networks(sweep_dir: Path, *, data_dir: Path | None = None) -> dict[str,
         run = folder.member(name)
         if not run.summary.is_file():
             continue
-        if name not in known:
+        trained = stamp(run.path)
+        if known.get(name, {}).get("trained") != trained:
             print(f"reading {run.path}", flush=True)
-            known[name] = {field: getattr(config, field) for field in _SETTINGS} | _reading(run.path, data_dir)
+            settings = {field: getattr(config, field) for field in _SETTINGS}
+            known[name] = settings | _reading(run.path, data_dir) | {"trained": trained}
             write(path, json.dumps(known, indent=1, allow_nan=False) + "\n")
         rows[name] = known[name]
     return rows
+
+
+def stamp(run_dir: Path) -> str:
+    """What tells one training of a network from another: its summary, which has its seconds, in short."""
+    return hashlib.sha256(RunFolder(run_dir).summary.read_bytes()).hexdigest()[:16]
 
 
 def _reading(run_dir: Path, data_dir: Path | None) -> dict[str, float | None]:

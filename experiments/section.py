@@ -69,7 +69,9 @@ def mean(rows: Mapping[int, Row], name: str, digits: int = 4) -> str:
 
 
 def at(arm: Mapping[str, Any], rank: int) -> Interval:
-    """What an arm of a comparison has at a rank, from 0."""
+    """What an arm of a comparison has at a rank, from 0: by Student's t where its pairs are independent."""
+    if "values" in arm:
+        return interval(values[rank] for values in arm["values"])
     return Interval(*(float("nan") if arm[part][rank] is None else arm[part][rank] for part in ("mean", "low", "high")))
 
 
@@ -83,7 +85,7 @@ _CLAIMS = ("claim", "criterion", "found, 95 % interval", "verdict")
 def write_page(path: Path, title: str, head: str, sections: Sequence[Section], tail: str, pictures: Path) -> None:
     """Writes the page of some sections as Markdown, the summary of verdicts first, and their pictures beside it."""
     rows = [
-        (f"[{v.claim}](#{_anchor(s.title)})", v.criterion, _digits(v.found), f"**{v.outcome}**")
+        (f"[{v.claim}](#{_anchor(s.title)})", v.criterion, v.found.text(), f"**{v.outcome}**")
         for s in sections
         for v in s.verdicts
     ]
@@ -93,7 +95,7 @@ def write_page(path: Path, title: str, head: str, sections: Sequence[Section], t
         parts += [f"## {section.title}", section.text, *section.tables]
         if section.verdicts:
             parts.append(
-                "\n".join(f"* {v.claim}: **{v.outcome}** ({v.criterion}; {_digits(v.found)})" for v in section.verdicts)
+                "\n".join(f"* {v.claim}: **{v.outcome}** ({v.criterion}; {v.found.text()})" for v in section.verdicts)
             )
         if section.figure is not None:
             picture = pictures / f"{section.name}.png"
@@ -101,10 +103,6 @@ def write_page(path: Path, title: str, head: str, sections: Sequence[Section], t
             parts.append(f"![{section.title}]({os.path.relpath(picture, path.parent)})")
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path, "\n\n".join([*parts, tail]) + "\n")
-
-
-def _digits(found: Interval) -> str:
-    return found.text(3 if abs(found.mean) >= 0.1 else 4)
 
 
 def _anchor(title: str) -> str:

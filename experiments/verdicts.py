@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy.stats import binomtest
 from scipy.stats import t as student
 
 Outcome = Literal["shown", "refuted", "not decided"]
@@ -43,6 +44,14 @@ def interval(values: Iterable[float]) -> Interval:
     return Interval(float(known.mean()), float(known.mean() - half), float(known.mean() + half))
 
 
+def share(count: int, of: int) -> Interval:
+    """Share of independent cases that came out so, and its exact 95 % interval (Clopper and Pearson, 1934)."""
+    if not of:
+        return Interval(math.nan, math.nan, math.nan)
+    low, high = binomtest(count, of).proportion_ci(0.95, method="exact")
+    return Interval(count / of, float(low), float(high))
+
+
 def difference(a: dict[int, float], b: dict[int, float]) -> Interval:
     """Mean of a - b over the seeds that both have: networks of one seed share their start, batches and noise."""
     return interval([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
@@ -60,6 +69,11 @@ def above(found: Interval, bound: float) -> Outcome:
 def below(found: Interval, bound: float) -> Outcome:
     """Shown where the whole interval lies below the bound, refuted where it lies above."""
     return above(Interval(-found.mean, -found.high, -found.low), -bound)
+
+
+def apart(found: Interval, bound: float) -> Outcome:
+    """Shown where the whole interval lies on one side of the bound; no interval refutes that two figures differ."""
+    return "shown" if found.low > bound or found.high < bound else "not decided"
 
 
 def within(found: Interval, low: float, high: float) -> Outcome:

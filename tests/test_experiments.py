@@ -105,8 +105,8 @@ def test_claims_of_loss_on_planted_tables():
         "Claim 3: sqs ends with a lower test loss than relu, mnist, noise 1.0": "shown",
         "Claim 3: sqs has the lower loss after one epoch than bilinear, mnist, noise 1.0": "shown",
         "Claim 3: sqs ends with a lower test loss than bilinear, mnist, noise 1.0": "not decided",
-        "Claim 3: accuracy of sqs on par with gelu, mnist, noise 1.0": "shown",
-        "Claim 3: accuracy of sqs on par with silu, mnist, noise 1.0": "refuted",
+        "Claim 3: accuracy of sqs on par with gelu, or better, mnist, noise 1.0": "shown",
+        "Claim 3: accuracy of sqs on par with silu, or better, mnist, noise 1.0": "refuted",
     }
 
 
@@ -125,24 +125,32 @@ def test_similarity_counts_every_rank(means, outcome):
 
 
 def test_failures_on_planted_tables():
-    rows = [row("sqs", seed, lam=lam, c=0.01) for seed in range(2) for lam in (0.0, 0.5, 2.0)]
-    rows[0] |= {"test_loss": None, "diverged_at": 7}
+    rows = [row("sqs", seed, lam=lam, c=0.01) for seed in range(12) for lam in (0.0, 0.5, 2.0)]
+    for own in rows[:33:3]:  # 11 of the 12 of λ = 0
+        own |= {"test_loss": None, "diverged_at": 7}
     readings = {str(i): found | {"r2_joint": 0.9, "template": 0.5, "variation": 0.4} for i, found in enumerate(rows)}
     found = paper.failures(
         rows,
         readings,
         {(0.5, 0.01): comparison(0.9, 0.9, 0.9), (2.0, 0.01): comparison(0.9, 0.9, 0.8)},
-        {1.0: [1.0, 1.1], 2.0: [1.5, 1.6, 1.55]},
+        # Each pair is 1.2, on a machine that slows down: over one mean the ratios would be .8 to 1.6.
+        {1.0: [1.0, 1.5, 2.0], 2.0: [1.2, 1.8, 2.4]},
     )
     assert [verdict.outcome for verdict in found.verdicts] == ["shown", "refuted", "shown"]
-    assert diverged(rows, lam=0.0) == 1
-    assert column(final(rows, lam=0.0), "test_loss") == {1: 0.4}
+    assert diverged(rows, lam=0.0) == 11
+    assert column(final(rows, lam=0.0), "test_loss") == {11: 0.4}
+    for own in rows[:33:3]:
+        own |= {"test_loss": 0.4, "diverged_at": None}
+    rows[0] |= {"test_loss": None, "diverged_at": 7}
+    assert paper.failures(rows, readings, {}, {1.0: [1.0, 1.0], 2.0: [1.0, 1.0]}).verdicts[0].outcome == "refuted"
 
 
 def test_language_and_stress_on_planted_tables():
-    runs = {gate: [{"test": {"bits_per_byte": bits + wobble}} for wobble in (0, 0.001, 0.002)] for gate, bits in
-            {"sqs": 1.4, "bilinear": 1.5, "relu": 1.4, "gelu": 1.401, "silu": 1.3}.items()}  # fmt: skip
-    assert [verdict.outcome for verdict in paper.language(runs).verdicts] == ["shown", "refuted"]
+    levels = {"sqs": 1.4, "bilinear": 1.5, "relu": 1.4, "gelu": 1.401, "silu": 1.3}
+    bits = {gate: {seed: level + seed / 1000 for seed in range(3)} for gate, level in levels.items()}
+    assert [verdict.outcome for verdict in paper.language(bits).verdicts] == ["shown", "refuted"]
+    better = bits | {"sqs": {seed: value - 0.2 for seed, value in bits["sqs"].items()}}
+    assert [verdict.outcome for verdict in paper.language(better).verdicts] == ["shown", "shown"]
     rows = [row(gate, seed, accuracy=ACCURACY[gate] + seed / 1e4) for gate in GATES for seed in range(3)]
     assert [verdict.outcome for verdict in paper.stress(rows).verdicts] == ["shown", "shown", "shown", "refuted"]
 
@@ -170,7 +178,7 @@ def test_the_page_shows_every_verdict_and_picture(tmp_path):
     page = tmp_path / "docs" / "results" / "page.md"
     write_page(page, "Title", "Head.", [section, drawn], "Tail.", tmp_path / "docs" / "images" / "paper")
     text = page.read_text()
-    assert "| [a](#one-a-claim) | b > 0 | 1.000 [0.500, 1.500] | **shown** |" in text
+    assert "| [a](#one-a-claim) | b > 0 | 1.0000 [0.5000, 1.5000] | **shown** |" in text
     assert "![Claim 1: accuracy on mnist](../images/paper/accuracy_mnist.png)" in text
     assert (page.parent / "../images/paper/accuracy_mnist.png").resolve().stat().st_size > 5000
 
@@ -199,7 +207,9 @@ def three(accuracy, **values):
 
 def test_readability_of_gates_on_planted_readings():
     found = {gate: three(0.97) for gate in GATES} | {"relu": three(0.97, r2=0.9), "silu": three(0.97, identity=0.9)}
-    outcomes = [verdict.outcome for verdict in beyond.calibration(found, {}, "mnist").verdicts]
+    section = beyond.calibration(found, {}, "mnist", 0.5)
+    assert (section.name, section.verdicts[0].claim[-16:]) == ("calibration_mnist_0.5", "mnist, noise 0.5")
+    outcomes = [verdict.outcome for verdict in section.verdicts]
     assert outcomes == ["shown"] * 5 + ["refuted", "refuted", "shown", "shown"]
 
 
@@ -222,13 +232,28 @@ def test_a_default_is_recommended_where_it_is_shown_to_be_better():
         beyond.DEFAULT: three(0.97),
         (0.1, 0.01, 1.0): three(0.96, identity=0.99),
         (1.0, 0.01, 1.0): three(0.9, r2=0.9, identity=0.9),
+        (0.1, 0.1, 1.0): three(0.969, r2=0.995, identity=0.9),
         (2.0, 0.01, 2.0): {seed: reading(seed, 0.971 + (seed - 1) / 100, r2=0.5) for seed in range(3)},
     }
     found = beyond.defaults(cells, {"gelu": three(0.98)})
-    assert [verdict.outcome for verdict in found.verdicts] == ["not decided", "refuted", "shown"]
+    outcomes = ["not decided", "shown", "shown", "shown", "refuted"]
+    assert [verdict.outcome for verdict in found.verdicts] == outcomes
     rows = [line.split(" | ") for line in found.tables[0].splitlines()[2:]]
-    assert [row[2] for row in rows] == ["λ 0.5, c 0.01", "λ 0.5, c 0.01", "λ 0.1, c 0.01"]
-    assert [row[3] for row in rows] == ["λ 2, c 0.01, p 2", "λ 0.1, c 0.01", "λ 0.1, c 0.01"]
+    usual, small, shifted, steep = "λ 0.5, c 0.01", "λ 0.1, c 0.01", "λ 0.1, c 0.1", "λ 2, c 0.01, p 2"
+    assert [row[2] for row in rows] == [usual, shifted, small, shifted, usual]
+    assert [row[3] for row in rows] == [steep, shifted, small, shifted, shifted]  # small is less accurate
+    fronts = {line.split(" | ")[0]: line.split(" | ")[-1] for line in found.tables[1].splitlines()}
+    assert "R², joint gains" in fronts["| gelu"]
+    assert fronts["| λ 1, c 0.01"] == " |"
+    alone = beyond.defaults({cell: cells[cell] for cell in (beyond.DEFAULT, (1.0, 0.01, 1.0))}, {})
+    assert [verdict.outcome for verdict in alone.verdicts] == ["refuted"] * 3 + ["not decided"] * 2
+    assert alone.verdicts[-1].claim.endswith("another setting beats the default")
+
+
+def test_a_score_is_of_networks_that_have_every_part():
+    cells = {beyond.DEFAULT: three(0.97), (0.1, 0.01, 1.0): three(0.98) | {1: reading(1, 0.98, r2=None)}}
+    found = beyond.defaults(cells, {}).verdicts[1]
+    np.testing.assert_allclose(found.found, 0.01 * 0.99)
 
 
 def test_the_pareto_front_has_what_nothing_beats_in_both():
@@ -244,7 +269,7 @@ def test_the_pareto_front_has_what_nothing_beats_in_both():
 def test_learnt_values_are_held_against_fixed_ones():
     learnt = {0.5: three(0.975, learnt_lam=0.8, learnt_c=0.02)}
     found = beyond.learnable(learnt, {0.5: three(0.97)})
-    assert [verdict.outcome for verdict in found.verdicts] == ["shown", "not decided"]
+    assert [verdict.outcome for verdict in found.verdicts] == ["shown", "refuted"]
     assert "| 0.5 | learnt | 0.800 [0.800, 0.800] | 0.020 [0.020, 0.020] |" in found.tables[0]
 
 
@@ -252,7 +277,7 @@ def test_learnt_values_are_held_against_fixed_ones():
     ("page", "verdicts", "pictures"),
     [
         ("paper", 25, ["accuracy_digits", "loss", "similarity_digits", "classes_digits", "ablation", "sensitivity"]),
-        ("beyond", 30, ["calibration_digits", "defaults", "lam", "c", "p", "noise", "depth", "width", "learnable"]),
+        ("beyond", 30, ["calibration_digits_1.0", "defaults", "lam", "c", "p", "noise", "depth", "width", "learnable"]),
     ],
 )
 def test_the_quick_experiments_from_end_to_end(page, verdicts, pictures, tmp_path_factory):

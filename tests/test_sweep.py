@@ -16,7 +16,7 @@ import pytest
 from benchmarks.screenshot import opened, resize
 from sqs_jax.analysis.cli import main as analyse
 from sqs_jax.analysis.sweep_report import by_axis, by_configuration, write_sweep_report
-from sqs_jax.train import PRESETS, InputError, train
+from sqs_jax.train import PRESETS, InputError, members, train
 from sqs_jax.train import sweep as sweeping
 from sqs_jax.train.checkpoint import restore_params
 from sqs_jax.train.cli import main
@@ -205,25 +205,48 @@ def test_a_diverged_network_has_its_place_in_the_table(tmp_path):
     before = (tmp_path / "sweep" / "results.csv").read_bytes()
     sweep(grid, tmp_path / "sweep", resume=True, report=lambda *_: pytest.fail("trained again"))
     assert (tmp_path / "sweep" / "results.csv").read_bytes() == before
+    # As after a kill between the last network and the table.
+    (tmp_path / "sweep" / "results.csv").write_bytes(before.splitlines(keepends=True)[0])
+    assert sweep(grid, tmp_path / "sweep", resume=True, report=quiet) == rows
+    assert (tmp_path / "sweep" / "results.csv").read_bytes() == before
+
+
+def test_a_table_is_written_before_it_is_told_of(tmp_path):
+    class Closed(Exception):
+        """As where the output is a pipe that nobody reads any more."""
+
+    def closed(*_):
+        raise Closed
+
+    with pytest.raises(Closed):
+        sweep(Grid(BASE, {"seed": (0, 1)}), tmp_path / "sweep", report=closed)
+    assert len(read_csv(tmp_path / "sweep" / "results.csv")) == BASE.epochs
+
+
+def test_a_state_that_is_not_finite_has_diverged_though_the_weights_are(images):
+    configs = [dataclasses.replace(BASE, lr=lr) for lr in (1e-3, 2e-3)]
+    values, programs = members._prepared(configs, images, None)
+    state = programs.begin(values)
+    full = jax.tree.map(
+        lambda leaf: leaf.at[1].set(np.inf) if leaf.dtype == np.float32 and leaf.ndim > 1 else leaf, state.opt_state
+    )
+    assert np.asarray(programs.finite((state.params, state.opt_state))).tolist() == [True, True]
+    assert np.asarray(programs.finite((state.params, full))).tolist() == [True, False]
+
+
+def test_only_networks_of_the_grid_have_to_fit_the_data(tmp_path):
+    base = dataclasses.replace(BASE, epochs=1, warmup=20)  # of 9 steps, which no network has
+    rows = sweep(Grid(base, {"epochs": (3, 4)}), tmp_path / "sweep", report=quiet)
+    assert len(rows) == 3 + 4
+    with pytest.raises(InputError, match="warmup"):
+        sweep(Grid(base, {"epochs": (1, 4)}), tmp_path / "refused", report=quiet)
+    assert not (tmp_path / "refused").exists()
 
 
 def test_a_killed_sweep_goes_on_without_redoing_what_is_done(done, tmp_path):
     folder = SweepFolder(tmp_path / "sweep")
-    flags = [
-        "--gate",
-        "sqs,silu",
-        "--lam",
-        "0.1,0.5",
-        "--seeds",
-        "2",
-        "--epochs",
-        "4",
-        "--width",
-        "24",
-        "--hidden",
-        "16",
-    ]
-    command = [sys.executable, "-m", "train", "sweep", "digits", *flags, "--sweep-dir", str(folder.path)]
+    grid, small = ("--gate=sqs,silu", "--lam=0.1,0.5", "--seeds=2"), ("--epochs=4", "--width=24", "--hidden=16")
+    command = [sys.executable, "-m", "train", "sweep", "digits", *grid, *small, f"--sweep-dir={folder.path}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         for line in process.stdout:
@@ -290,6 +313,10 @@ def test_a_limit_on_memory_makes_smaller_groups(tmp_path, monkeypatch, images):
     sizes.clear()
     sweep(grid, tmp_path / "b", at_once=4, report=quiet)
     assert sizes == [3, 2]
+    sizes.clear()
+    limit = 2.5 * memory_of_one(grid.base, images) / 2**30
+    sweep(grid, tmp_path / "c", at_once=4, memory=limit, report=quiet)
+    assert sizes == [2, 2, 1]
 
 
 def test_two_sweeps_on_one_folder(done):

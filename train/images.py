@@ -47,8 +47,14 @@ class Images(NamedTuple):
 
 def load_images(config: ImageConfig, data_dir: Path | None) -> Dataset:
     """The data set of a configuration. Raises InputError for what does not fit."""
-    data = load(config.data, data_dir)
+    data = load_fitting(config.data, data_dir)
     check_sizes(config, data)
+    return data
+
+
+def load_fitting(name: str, data_dir: Path | None) -> Dataset:
+    """A data set, for any configuration. Raises InputError where it is more than the device's memory holds."""
+    data = load(name, data_dir)
     _check_memory(data)
     return data
 

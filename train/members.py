@@ -79,7 +79,7 @@ def train_together(
     for _ in range(configs[0].epochs):
         state, found = programs.epoch(values, state, images.images, images.labels, images.training)
         losses.append(np.asarray(found, np.float64).reshape(size, -1))
-        finite.append(np.asarray(programs.finite(state.params)).reshape(size))
+        finite.append(np.asarray(programs.finite((state.params, state.opt_state))).reshape(size))
         if len(images.validation):
             found = programs.evaluation(values, state.params, images.images, images.labels, images.validation)
             validation.append(_for_all(found, size))
@@ -162,7 +162,7 @@ class _Programs(NamedTuple):
     begin: Callable[..., TrainState]
     epoch: Any
     evaluation: Callable[..., Metrics]
-    finite: Callable[[Parameters], jax.Array]
+    finite: Callable[[tuple[Parameters, Any]], jax.Array]
 
 
 @functools.lru_cache(maxsize=2)
@@ -194,7 +194,7 @@ def _programs(
         _for_each(begin, (values,), state),
         _for_each(epoch, (values, state, *data), (state, 0), donate=1),
         _for_each(evaluation, (values, 0, *data), 0),
-        _for_each(all_finite, (0,), 0),
+        _for_each(all_finite, ((0, 0),), 0),
     )
 
 

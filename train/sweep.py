@@ -17,7 +17,7 @@ from sqs_jax.train.checkpoint import Checkpoints, Progress
 from sqs_jax.train.config import ImageConfig, InputError, from_fields, to_json
 from sqs_jax.train.data import Dataset
 from sqs_jax.train.grid import Axes, check_axes, members
-from sqs_jax.train.images import Images, check_sizes, free_memory, load_images, place_images
+from sqs_jax.train.images import Images, check_sizes, free_memory, load_fitting, place_images
 from sqs_jax.train.members import Member, memory_of_one, program_of, train_together
 from sqs_jax.train.run_folder import RunFolder, SweepFolder, write
 from sqs_jax.train.step import data_mesh, replicated
@@ -73,7 +73,8 @@ def sweep(
       sweep_dir: the folder; there must be nothing there, or with `resume` a sweep of the same grid.
       data_dir: as for `train`.
       resume: goes on with the networks that are not finished.
-      at_once: networks trained at once, at most; 0 for what was measured to be fastest on such a device, and fits.
+      at_once: networks trained at once, at most; 0 for as many as fit, but one on a CPU where they differ in their
+        batches or noise.
       memory: GiB that they may take on a device; 0 for most of what it has free.
       report: called after each network with its name, its summary or where it diverged, how many are done, of how many,
         and the seconds it took: its share of its group's.
@@ -95,7 +96,7 @@ def sweep(
         _check_same(folder, grid)
     else:
         run_folder.check_free(folder.path, "--sweep-dir")
-    data = load_images(grid.base, Path(data_dir) if data_dir else None)
+    data = load_fitting(grid.base.data, Path(data_dir) if data_dir else None)
     for config in configs.values():
         check_sizes(config, data)
     if not resume:
@@ -109,9 +110,11 @@ def sweep(
         left = _left(folder, configs)
         for name, member, seconds in _trained(left, data, noise_seed, at_once, memory, lambda: signals.received):
             end = _file(folder.member(name), member, seconds, about)
-            report(name, end, len(configs) - len(_left(folder, configs)), len(configs), seconds)
             write(folder.results, to_csv(_rows(folder, grid)))
-    return _rows(folder, grid)
+            report(name, end, len(configs) - len(_left(folder, configs)), len(configs), seconds)
+        rows = _rows(folder, grid)
+        write(folder.results, to_csv(rows))  # also where a sweep was killed between its last network and the table
+    return rows
 
 
 def read_grid(sweep_dir: Path) -> Grid:
@@ -208,23 +211,25 @@ def _groups(configs: dict[str, ImageConfig]) -> list[list[str]]:
     return groups
 
 
-def _at_once(configs: list[ImageConfig], images: Images, noise_seed: int | None, memory: float) -> int:
-    """How many networks of a program are trained at once: all that fit, but where that was measured to be slower.
+def _at_once(configs: list[ImageConfig], images: Images, noise_seed: int | None, at_once: int, memory: float) -> int:
+    """How many networks of a program are trained at once.
 
-    A processor gains nothing from a batch of networks whose batches of images and noise differ: `benchmarks.sweep`.
+    A CPU was measured to gain nothing from networks at once that differ in their noise: `benchmarks.sweep`.
     """
     devices = jax.device_count()
     alike = noise_seed is not None or len({config.seed for config in configs}) == 1
-    if len(configs) <= devices or (jax.default_backend() == "cpu" and not alike):
+    if len(configs) <= devices or (not at_once and jax.default_backend() == "cpu" and not alike):
         return devices
+    if at_once and not memory:
+        return at_once  # halved where it does not fit
     room = memory * 2**30 or _USABLE * free_memory()
-    return devices * max(1, int(room // memory_of_one(configs[0], images)))
+    fit = devices * max(1, int(room // memory_of_one(configs[0], images)))
+    return min(at_once, fit) if at_once else fit
 
 
 def _train_group(names: list[str], configs, images: Images, noise_seed, at_once, memory, stopping):
     """Trains networks of one program, as many at once as is fastest and fits; halved where that was too many."""
-    size = at_once or _at_once([configs[name] for name in names], images, noise_seed, memory)
-    size = _even(len(names), size)
+    size = _even(len(names), _at_once([configs[name] for name in names], images, noise_seed, at_once, memory))
     while names:
         if stop := stopping():
             raise Stopped(stop)

@@ -77,7 +77,7 @@ class Options:
     """Draw the noise of a step once for all networks. Faster where it is most of a step; the networks of two seeds then
     have seen the same noise, so the spread between seeds leaves its share out."""
     at_once: int = 0
-    """Networks trained at once, at most; 0 for what was measured to be fastest."""
+    """Networks trained at once, at most; 0 for as many as fit, on a CPU one where they differ in batches or noise."""
     memory: float = 0.0
     """GiB of a device that they may take; 0 for most of what is free."""
     sweep_dir: Path | None = None

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +80,12 @@ def _value(name, text):
         return float(text) if "." in text or "e" in text else int(text)
     except ValueError:
         raise InputError(f"the table has {text!r} as its {name!r}: a number is needed") from None
+
+
+def by_epoch(rows: Iterable[Row], name: str) -> dict[int, list[Any]]:
+    """The values of a column by epoch, in their order, without those that there are not."""
+    found: dict[int, list[Any]] = {}
+    for row in rows:
+        if row[name] is not None:
+            found.setdefault(row["epoch"], []).append(row[name])
+    return dict(sorted(found.items()))
