@@ -4,7 +4,8 @@
 
 FILE is the first 5,000 stories of TinyStories in lower case, one newline between two; the last 250 are the test. Every
 gate gets the same budget: 1,500 steps of 8 windows of 128 tokens, four blocks of width 128, a vocabulary of 2,048.
-Runs that are finished are read, not repeated. Writes docs/results/language.md.
+Runs that are finished are read, not repeated. Writes docs/results/language.md, and bits per byte by gate and seed to
+benchmarks/results/language.json, which the experiments read.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from sqs_jax.train import PRESETS, train
 from sqs_jax.train.run_folder import provenance
 
 TABLE = Path(__file__).parent.parent / "docs" / "results" / "language.md"
+RESULTS = Path(__file__).parent / "results" / "language.json"
 GATES = ("sqs", "bilinear", "relu", "gelu", "silu")
 CONFIG = dataclasses.replace(
     PRESETS["text"],
@@ -54,6 +56,12 @@ def main(text: Path, seeds: int = 3, runs: Path = Path("runs/language")) -> None
                 report_language(run_dir)
     found = {gate: [_summary(runs / f"{gate}-{seed}") for seed in range(seeds)] for gate in GATES}
     versions = ", ".join(f"{name} {version}" for name, version in provenance()["versions"].items())
+    bits = {
+        gate: {seed: round(row["test"]["bits_per_byte"], 4) for seed, row in enumerate(rows)}
+        for gate, rows in found.items()
+    }
+    results = {"machine": f"{processor()}, CPU", "versions": versions, "bits_per_byte": bits}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     tail = f"Machine: {processor()}, CPU.\n\nVersions: {versions}.\n"
     parts = [_HEAD.format(seeds=seeds, last=seeds - 1), _losses(found), _readings(found), _spectra(found), tail]
     TABLE.write_text("\n".join(parts))

@@ -1,12 +1,13 @@
-"""Groups of a sweep's networks compared, kept beside the sweep's table as `comparisons/<name>.json`."""
+"""Groups of a sweep's networks compared: the measures that the pages show."""
 
 import json
 from pathlib import Path
-from typing import Any
 
-from experiments.readings import stamp
+from experiments.readings import stamps
 from sqs_jax.analysis.comparison import compare_runs
 from sqs_jax.train.run_folder import SweepFolder, write
+
+_MEASURES = ("rank_cosine", "overlap")
 
 
 def networks(folder: SweepFolder, **settings) -> list[Path]:
@@ -19,16 +20,13 @@ def networks(folder: SweepFolder, **settings) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def compared(
-    folder: SweepFolder, name: str, a: list[Path], b: list[Path], *, data_dir: Path | None = None
-) -> dict[str, Any]:
-    """The measures of `compare_runs` for two groups of networks, joint gains; from its file if that is of these."""
-    path = folder.path / "comparisons" / f"{name}.json"
-    trained = [[stamp(run) for run in group] for group in (a, b)]
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    if found.get("trained") != trained:
-        print(f"comparing {name}", flush=True)
-        found = compare_runs(a, b, method="joint", data_dir=data_dir) | {"trained": trained}
-        path.parent.mkdir(exist_ok=True)
-        write(path, json.dumps(found, allow_nan=False) + "\n")
-    return found["measures"]
+def compared(path: Path, a: list[Path], b: list[Path], *, data_dir: Path | None = None) -> None:
+    """Writes the measures of `compare_runs` for two groups of networks, joint gains, if the file is not of these."""
+    trained = [stamps(group) for group in (a, b)]
+    if path.is_file() and json.loads(path.read_text())["trained"] == trained:
+        return
+    print(f"comparing {path.stem}", flush=True)
+    measures = compare_runs(a, b, method="joint", data_dir=data_dir)["measures"]
+    path.parent.mkdir(exist_ok=True)
+    found = {"trained": trained, "measures": {name: measures[name] for name in _MEASURES}}
+    write(path, json.dumps(found, allow_nan=False) + "\n")

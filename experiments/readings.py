@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def read_networks(sweep_dir: Path, *, data_dir: Path | None = None) -> dict[str,
         run = folder.member(name)
         if not run.summary.is_file():
             continue
-        trained = stamp(run.path)
+        (trained,) = stamps([run.path])
         if known.get(name, {}).get("trained") != trained:
             print(f"reading {run.path}", flush=True)
             settings = {field: getattr(config, field) for field in _SETTINGS}
@@ -53,9 +54,9 @@ def read_networks(sweep_dir: Path, *, data_dir: Path | None = None) -> dict[str,
     return rows
 
 
-def stamp(run_dir: Path) -> str:
-    """What tells one training of a network from another: its summary, which has its seconds, in short."""
-    return hashlib.sha256(RunFolder(run_dir).summary.read_bytes()).hexdigest()[:16]
+def stamps(runs: Sequence[Path]) -> list[str]:
+    """What tells one training of each network from another: its summary, which has its seconds, in short."""
+    return [hashlib.sha256(RunFolder(run).summary.read_bytes()).hexdigest()[:16] for run in runs]
 
 
 def _reading(run_dir: Path, data_dir: Path | None) -> dict[str, float | None]:

@@ -1,0 +1,183 @@
+"""Experiments: what is measured and when it is measured anew, which tables a page takes, and quick runs of both."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from experiments import comparisons, gather, readings
+from experiments.gather import beyond_sections, paper_sections
+from experiments.plan import GATES
+from experiments.sweeps import Sweeps
+from experiments.tables import Tables
+from sqs_jax.train.grid import members
+from sqs_jax.train.run_folder import SweepFolder
+from sqs_jax.train.sweep import Grid, sweep
+from tests.test_sweep import BASE, quiet
+
+PAGES = {
+    "paper": (25, ["accuracy_digits", "loss", "similarity_digits", "classes_digits", "ablation", "sensitivity"]),
+    "beyond": (
+        30,
+        ["calibration_digits_1.0", "calibration_digits_0.5", "defaults", "lam", "noise", "depth", "learnable"],
+    ),
+}
+
+
+def experiments(*arguments, check=True):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments", *map(str, arguments)], capture_output=True, text=True, check=check
+    )
+
+
+@pytest.fixture(scope="session")
+def quick(tmp_path_factory):
+    """Both pages of the quick version, from the command line; the second takes the networks of the first."""
+    sweeps = tmp_path_factory.mktemp("experiments")
+    for page in PAGES:
+        done = experiments(page, "--quick", "--sweeps", sweeps)
+        assert done.stdout.splitlines()[-1] == str(sweeps / "quick" / f"{page}.md")
+    return sweeps
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_quick_run_writes_a_page_with_its_verdicts_and_pictures(page, quick):
+    verdicts, pictures = PAGES[page]
+    text = (quick / "quick" / f"{page}.md").read_text()
+    assert text.count("**shown**") + text.count("**refuted**") + text.count("**not decided**") >= 2 * verdicts
+    for name in pictures:
+        assert (quick / "quick" / "pictures" / f"{name}.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_drawn_from_tables_alone_is_the_same(page, quick, tmp_path):
+    sections = {"paper": paper_sections, "beyond": beyond_sections}[page]
+    sweeps = Sweeps(quick / "quick", quick=True)
+    measured = [(section.verdicts, section.tables) for section in sections(sweeps)]
+    sweeps.export(tmp_path / "measured")
+    assert not list((tmp_path / "measured").rglob("members"))
+    assert measured == [(found.verdicts, found.tables) for found in sections(Tables(tmp_path / "measured", quick=True))]
+
+
+def test_drawing_from_tables_takes_no_network_and_names_a_table_that_is_not_there(quick, tmp_path):
+    root = tmp_path / "sweeps" / "quick"
+    Sweeps(quick / "quick", quick=True).export(root)  # of nothing that was asked for
+    assert not root.exists()
+    refused = experiments("--quick", "--tables", "--sweeps", tmp_path / "sweeps", check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines() == [
+        f"error: no table at {root}/mnist/results.csv: the same command without --tables measures it"
+    ]
+
+
+class Recording(Tables):
+    """Readings that are planted, and comparisons that are noted."""
+
+    def __init__(self):
+        super().__init__(quick=True)
+        object.__setattr__(self, "asked", [])
+        object.__setattr__(self, "accuracy", {})
+
+    def readings(self, name):
+        grid = self.plan[name]
+        return {
+            key: {field: getattr(config, field) for field in readings._SETTINGS}
+            | {"accuracy": self.accuracy.get((name, config.gate), 0.9)}
+            for key, config in members(grid.base, grid.axes).items()
+        }
+
+    def beside(self, *arguments):
+        self.asked.append(arguments)
+        return {"of": arguments}
+
+
+USUAL = {"noise_std": 1.0, "noise_prob": 1.0, "layers": 1, "width": 32}
+
+
+def test_a_line_has_the_networks_of_every_sweep_and_their_bilinear_peers():
+    tables = Recording()
+    lines = gather._lines(tables, ("noise", "mnist"), "noise_std")
+    assert {gate: [point.value for point in points] for gate, points in lines.items()} == {
+        "sqs": [0.25, 0.5, 1.0],
+        "bilinear": [0.25, 0.5, 1.0],
+    }
+    assert all(sorted(point.readings) == [0, 1] for points in lines.values() for point in points)
+    assert all(point.beside is None for point in lines["bilinear"])
+    for point, name in zip(lines["sqs"], ("noise", "mnist", "mnist"), strict=True):
+        own = USUAL | {"noise_std": point.value}
+        assert point.beside == {"of": (name, {"gate": "sqs"} | own, name, own)}
+    assert {arguments[1]["gate"] for arguments in tables.asked} == {"sqs"}
+
+
+def test_networks_beside_which_nothing_was_learnt_have_no_similarity():
+    tables = Recording()
+    tables.accuracy["depth", "bilinear"] = 0.1
+    one, two = gather._lines(tables, ("depth", "mnist"), "layers")["sqs"]
+    assert one.beside is not None
+    assert two.beside is None
+    assert all(arguments[1]["layers"] == 1 for arguments in tables.asked)
+
+
+def test_gates_are_compared_at_one_noise():
+    tables = Recording()
+    found = gather._gates_beside(tables, "mnist", 0.5)
+    assert set(found) == set(GATES) - {"bilinear"}
+    own = USUAL | {"noise_std": 0.5}
+    assert tables.asked == [("mnist", {"gate": gate} | own, "mnist", own) for gate in found]
+
+
+def test_cells_are_those_of_both_sweeps_by_their_values():
+    cells = gather._cells(Recording())
+    assert set(cells) == {(lam, c, p) for p in (1.0, 2.0) for lam in (0.1, 0.5, 1.0) for c in (0.01, 0.1)} | {
+        (lam, c, 1.0) for lam in (0.0, 0.5, 2.0) for c in (0.01, 0.3)
+    }
+    for (lam, c, p), (name, own) in cells.items():
+        assert name in ("sensitivity", "extremes")
+        assert {(row["lam"], row["c"], row["p"]) for row in own.values()} == {(lam, c, p)}
+
+
+@pytest.fixture
+def trained(tmp_path):
+    base = dataclasses.replace(BASE, epochs=1, warmup=0)
+    sweep(Grid(base, {"gate": ("sqs", "bilinear"), "seed": (0, 1)}), tmp_path / "sweep", report=quiet)
+    return SweepFolder(tmp_path / "sweep")
+
+
+def retrain(path):
+    """As if it had been: its summary has other seconds."""
+    summary = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps(summary | {"seconds": -1.0}))
+
+
+def test_a_network_that_was_trained_anew_is_read_again(trained, monkeypatch):
+    read = []
+    monkeypatch.setattr(readings, "_reading", lambda path, _: read.append(path) or {"accuracy": float(len(read))})
+    first = readings.read_networks(trained.path)
+    assert [row["accuracy"] for row in first.values()] == [1, 2, 3, 4]
+    assert readings.read_networks(trained.path) == first
+    retrain(read[2])
+    again = readings.read_networks(trained.path)
+    assert read[4:] == [read[2]]
+    assert {name for name in first if again[name] != first[name]} == {read[2].name}
+
+
+def test_networks_that_were_trained_anew_are_compared_again(trained, monkeypatch, tmp_path):
+    compared = []
+
+    def compare(a, b, **_):
+        compared.append((a, b))
+        return {"measures": {"rank_cosine": len(compared), "overlap": 0, "more": 0}}
+
+    monkeypatch.setattr(comparisons, "compare_runs", compare)
+    sqs, bilinear = (comparisons.networks(trained, gate=gate) for gate in ("sqs", "bilinear"))
+    assert [json.loads((path / "config.json").read_text())["seed"] for path in sqs] == [0, 1]
+    path = tmp_path / "comparisons" / "sqs.json"
+    for _ in range(2):
+        comparisons.compared(path, sqs, bilinear)
+    assert compared == [(sqs, bilinear)]
+    assert json.loads(path.read_text())["measures"] == {"rank_cosine": 1, "overlap": 0}
+    retrain(bilinear[1])
+    comparisons.compared(path, sqs, bilinear)
+    assert json.loads(path.read_text())["measures"]["rank_cosine"] == 2
