@@ -273,14 +273,15 @@ def write(options: Options, rows: dict[str, dict], pairs: dict[str, dict]) -> No
 
 _PAGE = """# Beside its peers
 
-`{command}`: {count} networks on {data}: one GLU layer
-of {hidden} on an embedding of {width}, batch {batch}, noise {noise}, float32. Every contender is a process, or a
-process a network, one after another on the same machine; its seconds are from start to end, with data and compilers.
-A network's seconds are its share of the time; those to the end of its first epoch are of the same runs with one epoch,
-so they hold the start, the data and the compilers. *The same loss* is the lowest that every network of a gate reaches,
-whoever trains it, on held-out images: the first epoch, and as many more as it takes. PyTorch compiled has torch.compile
-and the fused AdamW. The matrix products alone are those of every step by XLA and nothing else: with that library of
-products, no network of this size can be trained faster in float32 on this machine.
+`{command}`
+
+{count} networks on {data}: one GLU layer of {hidden} on an embedding of {width}, batch {batch}, noise {noise}, float32.
+Every contender is a process, or a process a network, one after another on the same machine; its seconds are from start
+to end, with data and compilers. A network's seconds are its share of the time; those to the end of its first epoch are
+of the same runs with one epoch, so they hold the start, the data and the compilers. *The same loss* is the lowest that
+every network of a gate reaches, whoever trains it, on held-out images: the first epoch, and as many more as it takes.
+PyTorch compiled has torch.compile and the fused AdamW. The matrix products alone are those of every step by XLA and
+nothing else: with that library of products, no network of this size can be trained faster in float32 on this machine.
 
 ## Training
 
