@@ -13,7 +13,6 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.train import processor
 from sqs_jax.analysis.calibration import calibrate
 from sqs_jax.analysis.comparison import cell, compare_runs
 from sqs_jax.analysis.fidelity import fidelity
@@ -21,7 +20,7 @@ from sqs_jax.analysis.load import layer_weights, load_run
 from sqs_jax.analysis.report import layer_samples
 from sqs_jax.analysis.study import CALIBRATION_SAMPLES, METHODS, drawn
 from sqs_jax.train import PRESETS, train
-from sqs_jax.train.run_folder import provenance
+from sqs_jax.train.run_folder import described, provenance
 
 GATES = ("sqs", "bilinear", "relu", "gelu", "silu")
 TABLE = Path(__file__).parent.parent / "docs" / "results" / "fidelity.md"
@@ -42,9 +41,8 @@ def main(seeds: int = 5, runs: Path = Path("runs/fidelity")) -> None:
             train(config, run_dir, resume=(run_dir / "config.json").exists())
     folders = {gate: [runs / f"{gate}-{seed}" for seed in range(seeds)] for gate in GATES}
     parts = [_fidelity_table(folders), *_comparison_tables(folders)]
-    versions = ", ".join(f"{name} {version}" for name, version in provenance()["versions"].items())
     head = _HEAD.format(seeds=seeds, last=seeds - 1)
-    tail = f"Machine: {processor()}, CPU.\n\nVersions: {versions}.\n"
+    tail = f"Machine: {described(provenance())}.\n"
     TABLE.write_text("\n".join([head, *parts, tail]))
     print(TABLE.read_text())
 

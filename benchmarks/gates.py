@@ -13,7 +13,6 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.train import processor
 from sqs_jax.train import PRESETS, train
 
 GATES = {"mnist": ("sqs", "bilinear", "relu"), "fashion_mnist": ("sqs", "bilinear")}
@@ -57,7 +56,7 @@ Mean over seeds 0 to {seeds - 1}, ± their standard deviation.
 
 {chr(10).join(rows)}
 
-Machine: {processor()}, {last["device"]["count"]} {last["device"]["platform"]} device.
+Machine: {last["machine"]["processor"]}, {last["device"]["count"]} {last["device"]["platform"]} device.
 Versions: {versions}. Commit: {last["git"]}.
 """
 

@@ -16,11 +16,10 @@ from pathlib import Path
 import tyro
 
 from benchmarks.fidelity import spread
-from benchmarks.train import processor
 from sqs_jax.analysis.language import METHODS
 from sqs_jax.analysis.language_report import report_language
 from sqs_jax.train import PRESETS, train
-from sqs_jax.train.run_folder import provenance
+from sqs_jax.train.run_folder import described, provenance
 
 TABLE = Path(__file__).parent.parent / "docs" / "results" / "language.md"
 RESULTS = Path(__file__).parent / "results" / "language.json"
@@ -55,14 +54,13 @@ def main(text: Path, seeds: int = 3, runs: Path = Path("runs/language")) -> None
             if "analysis" not in _summary(run_dir):
                 report_language(run_dir)
     found = {gate: [_summary(runs / f"{gate}-{seed}") for seed in range(seeds)] for gate in GATES}
-    versions = ", ".join(f"{name} {version}" for name, version in provenance()["versions"].items())
     bits = {
         gate: {seed: round(row["test"]["bits_per_byte"], 4) for seed, row in enumerate(rows)}
         for gate, rows in found.items()
     }
-    results = {"machine": f"{processor()}, CPU", "versions": versions, "bits_per_byte": bits}
+    results = {"machine": described(provenance()), "bits_per_byte": bits}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    tail = f"Machine: {processor()}, CPU.\n\nVersions: {versions}.\n"
+    tail = f"Machine: {described(provenance())}.\n"
     parts = [_HEAD.format(seeds=seeds, last=seeds - 1), _losses(found), _readings(found), _spectra(found), tail]
     TABLE.write_text("\n".join(parts))
     print(TABLE.read_text())

@@ -55,8 +55,7 @@ def arrays_a_layer(layer, *, rows=ROWS, width=WIDTH, dtype="float32", compiled=c
 
 def main() -> None:
     """Writes and prints the table."""
-    from benchmarks.train import processor
-    from sqs_jax.train.run_folder import provenance
+    from sqs_jax.train.run_folder import described, provenance
 
     found = {name: arrays_a_layer(layer) for name, layer in VARIANTS.items()}
     rows = "\n".join(f"| {name} | {count:.2f} |" for name, count in found.items())
@@ -70,7 +69,7 @@ gated linear units with SQS, of one width; by XLA's memory analysis. One of them
 |---|---|
 {rows}
 
-Machine: {processor()}, {about["device"]["platform"]}. jax {about["versions"]["jax"]}. Commit: {about["git"]}.
+Machine: {described(about)}. Commit: {about["git"]}.
 """)
     print(PAGE.read_text())
 

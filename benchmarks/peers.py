@@ -25,7 +25,7 @@ from typing import Any, Literal
 import tyro
 
 from benchmarks import spectra
-from benchmarks.train import STEPS, processor
+from benchmarks.train import STEPS
 
 ROOT = Path(__file__).parent.parent
 SWEEP, COMMANDS, TORCH, COMPILED = "ours, one sweep", "ours, a command each", "PyTorch", "PyTorch, compiled"
@@ -236,7 +236,6 @@ def write(options: Options, rows: dict[str, dict], pairs: dict[str, dict]) -> No
 
     flags = f"--gates {' '.join(options.gates)} --seeds {options.seeds} --data {options.data} --epochs {options.epochs}"
     about: dict[str, Any] = {"command": f"python -m benchmarks.peers {flags}"} | provenance()
-    about["machine"] = {"processor": processor(), "cores": os.cpu_count()}
     places = (
         f"benchmarks/results/peers-{about['device']['platform']}.json",
         "docs/results/peers.md",
@@ -282,6 +281,7 @@ of the same runs with one epoch, so they hold the start, the data and the compil
 every network of a gate reaches, whoever trains it, on held-out images: the first epoch, and as many more as it takes.
 PyTorch compiled has torch.compile and the fused AdamW. The matrix products alone are those of every step by XLA and
 nothing else: with that library of products, no network of this size can be trained faster in float32 on this machine.
+Each contender ran once, so a ratio has no interval: a machine that slows down meanwhile moves it.
 
 ## Training
 

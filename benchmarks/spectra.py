@@ -14,7 +14,6 @@ Without torch its columns are left out. Writes benchmarks/results/spectra-cpu.js
 
 import dataclasses
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -23,8 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-
-from benchmarks.train import processor
 
 RESULTS = Path(__file__).parent / "results" / "spectra-cpu.json"
 PLOT = Path(__file__).parent.parent / "docs" / "images" / "spectra_growth.png"
@@ -216,7 +213,6 @@ def _write(options: Options, found: dict) -> None:
 
     _plot(found["growth"])
     result = {"command": f"python -m benchmarks.spectra --rounds {options.rounds}", "found": found}
-    result["machine"] = {"processor": processor(), "cores": os.cpu_count()}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result | provenance(), indent=2) + "\n")
     print(f"{RESULTS}\n{PLOT}")

@@ -10,13 +10,11 @@ figures of a CPU a sweep trains networks there one after the other, unless they 
 
 import dataclasses
 import json
-import os
 import statistics
 from pathlib import Path
 
 import tyro
 
-from benchmarks.train import processor
 from sqs_jax.train import PRESETS
 from sqs_jax.train.images import load_images, place_images
 from sqs_jax.train.members import epoch_seconds
@@ -60,7 +58,7 @@ def main(widths: tuple[int, ...] = (64, 512), at_once: int = 5, epochs: int = 3)
 def _write(found, command: str) -> None:
     RESULTS.mkdir(exist_ok=True)
     result = {"command": command, "milliseconds_a_step_and_network_by_width": found}
-    result |= {"machine": {"processor": processor(), "cores": os.cpu_count()}} | provenance()
+    result |= provenance()
     path = RESULTS / f"sweep-{result['device']['platform']}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(path)

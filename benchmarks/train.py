@@ -10,8 +10,6 @@ Without PyTorch its column is left out. Writes benchmarks/results/train-<platfor
 
 import dataclasses
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -77,20 +75,11 @@ def _write(options, seconds, medians):
         "median_seconds_per_epoch": medians,
         "relative_to_ours": {name: median / medians["ours"] for name, median in medians.items()},
         "seconds_per_epoch": seconds,
-        "machine": {"processor": processor(), "cores": os.cpu_count()},
         **provenance(),
     }
     path = RESULTS / f"train-{result['device']['platform']}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(path)
-
-
-def processor() -> str:
-    """Name of the processor."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _timed(run_epoch, epochs: int) -> list[float]:

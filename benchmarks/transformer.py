@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from benchmarks.train import RESULTS, processor
+from benchmarks.train import RESULTS
 
 BATCH, CONTEXT, VOCAB, WIDTH, HIDDEN, LAYERS, HEADS = 16, 256, 4096, 256, 704, 4, 4
 NEW = 200
@@ -80,7 +80,6 @@ def _write(options: Options, seconds, medians):
         "median_seconds": medians,
         "seconds": seconds,
         "loop_over_step": medians["loop"] / medians["step"],
-        "machine": {"processor": processor(), "cores": os.cpu_count()},
         **provenance(),
     }
     if "torch" in medians:

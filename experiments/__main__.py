@@ -1,6 +1,7 @@
 """`python -m experiments`: trains what is missing, reads the weights, and writes the page of verdicts."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -8,9 +9,11 @@ import tyro
 
 from experiments.gather import beyond_sections, paper_sections
 from experiments.section import Section, write_page
-from experiments.sweeps import Sweeps, this_machine
+from experiments.sweeps import Sweeps
 from experiments.tables import MEASURED, Tables
-from sqs_jax.train.terminal import one_line_errors
+from sqs_jax.train.run_folder import described, provenance
+from sqs_jax.train.stop import Stopped
+from sqs_jax.train.terminal import fail, one_line_errors, read
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -26,24 +29,29 @@ class Options:
     sweeps: Path = Path("sweeps/paper")
     """Folder of the sweeps; what is trained there is not trained again."""
     tables: bool = False
-    """Trains nothing: draws the page from the tables in experiments/measured, with --quick from those in <sweeps>."""
+    """Trains nothing: draws the page from the tables in experiments/measured, with --quick from <sweeps>/quick."""
     out: Path | None = None
-    """Folder for the page and its pictures; default docs/results and docs/images, for --quick <sweeps>."""
+    """Folder for the page and its pictures; default docs/results and docs/images, for --quick <sweeps>/quick."""
     data_dir: Path | None = None
     """Folder with the original files; default SQS_DATA_DIR."""
 
 
 def main() -> None:
     """Runs the experiments of a page."""
-    options = tyro.cli(Options, prog="python -m experiments")
     with one_line_errors(ValueError, interrupted="interrupted; the same command goes on"):
-        print(run(options))
+        options = read(Options, sys.argv[1:], prog="python -m experiments")
+        try:
+            print(run(options))
+        except Stopped as stop:
+            fail(f"{stop}; the same command goes on", 128 + stop.number)
 
 
 def run(options: Options) -> Path:
     """Trains, reads and writes; returns the page's path."""
     root = options.sweeps / "quick" if options.quick else options.sweeps
     if options.tables:
+        if options.data_dir:
+            raise ValueError(f"`data_dir` is {options.data_dir}: --tables reads no data; leave one of them out")
         tables = Tables(root if options.quick else MEASURED, options.quick)
     else:
         tables = Sweeps(root, options.quick, options.data_dir)
@@ -55,12 +63,13 @@ def run(options: Options) -> Path:
 
 def _write(options: Options, tables: Tables, sections: list[Section]) -> Path:
     out = options.out or (options.sweeps / "quick" if options.quick else DOCS / "results")
-    pictures = DOCS / "images" / options.page if out == DOCS / "results" else out / "pictures"
+    at_home = out.resolve() == (DOCS / "results").resolve()
+    pictures = DOCS / "images" / options.page if at_home else out / "pictures"
     count = sum(len(section.verdicts) for section in sections)
     asked = _QUICK if options.quick else _HEADS[options.page]
     head = f"{asked}\n\n{_VERDICT.format(count=count, missed=round(count / 20))}"
     places = [f"Networks trained on: {name}." for name in tables.machines()]
-    tail = "\n\n".join([*places, f"Page written on: {this_machine()}."])
+    tail = "\n\n".join([*places, f"Page written on: {described(provenance())}."])
     page = out / f"{options.page}.md"
     write_page(page, _TITLES[options.page], head, sections, tail, pictures)
     return page
@@ -71,8 +80,9 @@ _SETTING = """Networks have one GLU layer of 512 on an embedding of 512, batch 2
 learning rate of 0.001 and a cosine, weight decay 0.1; 5,000 training images are held out for validation."""
 _VERDICT = """A verdict is *shown* where the whole 95 % interval of its figure meets the criterion, *refuted* where the
 whole interval misses it, and *not decided* otherwise; that two figures differ can be shown, not refuted. Of the {count}
-criteria of this page, about {missed} of the intervals are expected to miss the truth. Intervals are over seeds, on one
-test set: they say what another initialisation would give, nothing of other test images."""
+criteria of this page, about {missed} of the intervals are expected to miss the truth, and more where the best of many
+settings was chosen on the same seeds. Intervals are over seeds, on one test set: they say what another initialisation
+would give, nothing of other test images."""
 _HEADS = {
     "paper": f"""`python -m experiments` trains what is missing in `sweeps/paper`, reads the weights and writes this
 page; with `--tables` it draws it from the tables in `experiments/measured`. {_SETTING} Seeds are 0 to 4, of the

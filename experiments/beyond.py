@@ -52,18 +52,27 @@ def along(name: str, title: str, label: str, lines: Mapping[str, Sequence[Point]
             body.append((gate, f"{point.value:g}", *(value.text() for value in found.values())))
             for quantity in shown:
                 panels[quantity].setdefault(gate, []).append((point.value, found[quantity]))
-    first, last = lines["sqs"][0], lines["sqs"][-1]
+    verdicts = _ends_differ(lines["sqs"], label) if lines["sqs"] else []
+    tables = [table(("gate", label, *_PARTS.values(), *_SIMILARITY), body)]
+    return Section(name, title, text, verdicts, tables, figures.along(panels, label))
+
+
+def _ends_differ(points: Sequence[Point], label: str) -> list[Verdict]:
+    first, last = points[0], points[-1]
     verdicts = []
     for part in ("accuracy", "r2_joint", "agreement_identity"):
         more = difference(column(last.readings, part), column(first.readings, part))
-        best = max(lines["sqs"], key=lambda point: interval(column(point.readings, part).values()).mean)
+        best = max(points, key=lambda point: _rank(interval(column(point.readings, part).values())))
         claim = (
             f"sqs, {_PARTS[part]}: differs between {label} {first.value:g} and {last.value:g} "
             f"(best mean at {best.value:g})"
         )
         verdicts.append(Verdict(claim, "difference ≠ 0", more, apart(more, 0)))
-    tables = [table(("gate", label, *_PARTS.values(), *_SIMILARITY), body)]
-    return Section(name, title, text, verdicts, tables, figures.along(panels, label))
+    return verdicts
+
+
+def _rank(found: Interval) -> float:
+    return found.mean if math.isfinite(found.mean) else -math.inf
 
 
 def similar(beside: Measures | None) -> tuple[Interval, Interval]:
@@ -73,7 +82,9 @@ def similar(beside: Measures | None) -> tuple[Interval, Interval]:
     return at(beside["rank_cosine"]["shared"], 0), at(beside["overlap"]["shared"], -1)
 
 
-def calibration(readings: Mapping[str, Networks], beside: Mapping[str, Measures], data: str, noise: float) -> Section:
+def calibration(
+    readings: Mapping[str, Networks], beside: Mapping[str, Measures | None], data: str, noise: float
+) -> Section:
     """Whether gains make GELU, SiLU and ReLU as readable as SQS."""
     verdicts, body = [], []
     place = f"{data}, noise {noise}"
@@ -141,7 +152,7 @@ GOALS = (
 def defaults(cells: Mapping[Setting, Networks], others: Mapping[str, Networks]) -> Section:
     """The (λ, c, p) that are best for accuracy and fidelity together, and what follows for each goal."""
     verdicts, chosen = zip(*(_choice(goal, cells) for goal in GOALS), strict=True)
-    named = {_text(cell): own for cell, own in cells.items()} | dict(others)
+    named = {_text(cell): own for cell, own in cells.items()} | {name: own for name, own in others.items() if own}
     places = {part: {name: _place(own, part) for name, own in named.items()} for part in _FIDELITIES}
     fronts = {part: front(found) for part, found in places.items()}
     body = []
@@ -161,7 +172,7 @@ def defaults(cells: Mapping[Setting, Networks], others: Mapping[str, Networks]) 
         _FIDELITIES[part]: (
             {name: place for name, place in found.items() if name not in others},
             fronts[part],
-            {name: found[name] for name in others},
+            {name: place for name, place in found.items() if name in others},
         )
         for part, found in places.items()
     }
@@ -174,10 +185,10 @@ def _choice(goal: Goal, cells: Mapping[Setting, Networks]) -> tuple[Verdict, tup
     scores = {
         cell: _score(own, goal)
         for cell, own in cells.items()
-        if cell != DEFAULT and (not goal.as_accurate or _as_accurate(own, cells[DEFAULT]))
+        if cell != DEFAULT and (not goal.as_accurate or _as_accurate(own, cells.get(DEFAULT, {})))
     }
-    usual = _score(cells[DEFAULT], goal)
-    best = max(scores, key=lambda cell: interval(scores[cell].values()).mean, default=None)
+    usual = _score(cells.get(DEFAULT, {}), goal)
+    best = max(scores, key=lambda cell: _rank(interval(scores[cell].values())), default=None)
     own = scores[best] if best else {}
     gain = difference(own, usual)
     outcome = above(gain, 0)
@@ -192,13 +203,14 @@ _FIDELITIES = {part: _PARTS[part] for part in ("r2_joint", "agreement_identity")
 
 
 def front(places: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The names that no other beats in accuracy without being beaten in fidelity, by accuracy."""
+    """The names that no other beats in accuracy without being beaten in fidelity, by accuracy; none of NaN."""
 
     def beaten(name):
         a, b = places[name]
         return any(x >= a and y >= b and (x, y) != (a, b) for x, y in places.values())
 
-    return sorted((name for name in places if not beaten(name)), key=lambda name: places[name][0])
+    known = [name for name in places if all(map(math.isfinite, places[name]))]
+    return sorted((name for name in known if not beaten(name)), key=lambda name: places[name][0])
 
 
 def _place(own: Networks, part: str) -> tuple[float, float]:

@@ -1,7 +1,9 @@
 """Groups of a sweep's networks compared: the measures that the pages show."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from experiments.readings import stamps
 from sqs_jax.analysis.comparison import compare_runs
@@ -10,23 +12,36 @@ from sqs_jax.train.run_folder import SweepFolder, write
 _MEASURES = ("rank_cosine", "overlap")
 
 
-def networks(folder: SweepFolder, **settings) -> list[Path]:
-    """The folders of the finished networks with these settings, in the order of seeds."""
-    found = []
+def networks(folder: SweepFolder, **settings) -> dict[int, Path]:
+    """The folders of the finished networks with these settings, by seed."""
+    found = {}
     for path in folder.members.iterdir():
         config = json.loads((path / "config.json").read_text())
         if (path / "summary.json").is_file() and all(config[name] == value for name, value in settings.items()):
-            found.append((config["seed"], path))
-    return [path for _, path in sorted(found)]
+            found[config["seed"]] = path
+    return dict(sorted(found.items()))
 
 
-def compared(path: Path, a: list[Path], b: list[Path], *, data_dir: Path | None = None) -> None:
-    """Writes the measures of `compare_runs` for two groups of networks, joint gains, if the file is not of these."""
-    trained = [stamps(group) for group in (a, b)]
-    if path.is_file() and json.loads(path.read_text())["trained"] == trained:
+def compared(path: Path, a: dict[int, Path], b: dict[int, Path], *, data_dir: Path | None = None) -> None:
+    """Writes the measures of `compare_runs` for two groups of networks by seed, joint gains, if the file has others.
+
+    They are None where nothing can be said: of no network, beside fewer than two, and where no seed is in both groups.
+    """
+
+    def measure():
+        if len(b) < 2 or not a.keys() & b.keys():
+            return None
+        print(f"comparing {path.stem}", flush=True)
+        measures = compare_runs([*a.values()], [*b.values()], method="joint", data_dir=data_dir)["measures"]
+        return {name: measures[name] for name in _MEASURES}
+
+    keep(path, [stamps([*group.values()]) for group in (a, b)], measure)
+
+
+def keep(path: Path, trained: Any, measure: Callable[[], Any]) -> None:
+    """Writes what `measure` finds of these trainings as `measures`; nothing where the file has it of the same."""
+    if path.is_file() and json.loads(path.read_text()).get("trained") == trained:
         return
-    print(f"comparing {path.stem}", flush=True)
-    measures = compare_runs(a, b, method="joint", data_dir=data_dir)["measures"]
+    found = {"trained": trained, "measures": measure()}
     path.parent.mkdir(exist_ok=True)
-    found = {"trained": trained, "measures": {name: measures[name] for name in _MEASURES}}
     write(path, json.dumps(found, allow_nan=False) + "\n")

@@ -90,7 +90,8 @@ def along(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Interval]]]], 
         if axis.get_ylim()[0] < -1:  # R² has no lower end: what lies that low only says that nothing is left
             axis.set_ylim(-1, 1.05)
         axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-        axis.legend(frameon=False, fontsize=8)
+        if axis.lines:
+            axis.legend(frameon=False, fontsize=8)
     return figure
 
 

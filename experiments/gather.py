@@ -26,7 +26,8 @@ def paper_sections(tables: Tables) -> Iterator[Section]:
     for name in images:
         yield paper.classes(tables.readings(name), data[name])
     if not tables.quick:  # of language models there is no quick version
-        yield paper.language(tables.bits_per_byte())
+        machine, bits = tables.bits_per_byte()
+        yield paper.language(bits, machine)
     yield paper.ablation(tables.rows("sensitivity"), tables.rows("mnist"))
     yield paper.sensitivity(tables.rows("sensitivity"), tables.readings("sensitivity"))
     yield paper.frechet({gate: tables.distances(gate) for gate in GATES[:2]})
@@ -37,7 +38,9 @@ def paper_sections(tables: Tables) -> Iterator[Section]:
     beside = {
         (lam, c): _beside_cell(tables, "extremes", lam, c) for lam, c in cells if lam in axes["lam"] and c in axes["c"]
     }
-    yield paper.failures(tables.rows("extremes"), tables.readings("extremes"), beside, tables.seconds())
+    extremes = tables.rows("extremes"), tables.readings("extremes")
+    machine, seconds = tables.seconds()
+    yield paper.failures(*extremes, beside, tables.rows("small_lam"), seconds, machine)
 
 
 def beyond_sections(tables: Tables) -> Iterator[Section]:
@@ -63,7 +66,9 @@ def beyond_sections(tables: Tables) -> Iterator[Section]:
     yield beyond.along("width", "Along the width", "width", _lines(tables, (*widths, "mnist"), "width"), _WIDE)
     starts = tables.plan["learnable"].axes["lam"]
     learnt = {lam: with_settings(tables.readings("learnable"), lam=lam) for lam in starts}
-    yield beyond.learnable(learnt, {lam: cells[lam, 0.01, 1.0][1] for lam in starts})
+    fixed = {lam: with_settings(tables.readings("sensitivity"), lam=lam, c=0.01, p=1.0) for lam in starts}
+    fixed = {lam: with_settings(tables.readings("sensitivity"), lam=lam, c=0.01, p=1.0) for lam in starts}
+    yield beyond.learnable(learnt, fixed)
 
 
 _AT_DEFAULT = "The other two of λ = 0.5, c = 0.01, p = 1 as they are; noise 1.0."
@@ -112,11 +117,11 @@ def _lines(tables: Tables, names: tuple[str, ...], field: str) -> dict[str, list
     return lines
 
 
-def _gates_beside(tables: Tables, name: str, noise: float = 1.0) -> dict[str, dict[str, Any]]:
+def _gates_beside(tables: Tables, name: str, noise: float = 1.0) -> dict[str, dict[str, Any] | None]:
     """Every other gate compared with bilinear networks of the same noise, all else as usual."""
     usual = _usual(tables) | {"noise_std": noise}
     return {gate: tables.beside(name, {"gate": gate} | usual, name, usual) for gate in GATES if gate != "bilinear"}
 
 
-def _beside_cell(tables: Tables, name: str, lam: float, c: float, p: float = 1.0) -> dict[str, Any]:
+def _beside_cell(tables: Tables, name: str, lam: float, c: float, p: float = 1.0) -> dict[str, Any] | None:
     return tables.beside(name, {"lam": lam, "c": c, "p": p}, "mnist", _usual(tables))

@@ -20,6 +20,7 @@ FULL = {
     "fashion_mnist": _grid("fashion_mnist", 5, {"noise_std": (1.0, 0.5), "gate": GATES}),
     "sensitivity": _grid("mnist", 3, {"p": (1.0, 2.0), "lam": (0.1, 0.5, 1.0), "c": (0.001, 0.01, 0.1)}),
     "extremes": _grid("mnist", 3, {"lam": (0.0, 0.01, 0.5, 2.0, 5.0), "c": (0.01, 0.3, 1.0)}),
+    "small_lam": _grid("mnist", 6, {"lam": (0.0, 0.01)}),  # of fewer seeds none could refute that half diverge
     "cifar10_jpeg": _grid("cifar10_jpeg", 3, {"gate": GATES}),
 }
 
@@ -40,6 +41,7 @@ QUICK = {
     "mnist": _grid("digits", 2, {"noise_std": (1.0, 0.5), "gate": GATES}, **_SMALL),
     "sensitivity": _grid("digits", 2, {"p": (1.0, 2.0), "lam": (0.1, 0.5, 1.0), "c": (0.01, 0.1)}, **_SMALL),
     "extremes": _grid("digits", 2, {"lam": (0.0, 0.5, 2.0), "c": (0.01, 0.3)}, **_SMALL),
+    "small_lam": _grid("digits", 2, {"lam": (0.0, 0.01)}, **_SMALL),
 }
 QUICK_BEYOND = {
     "noise": _grid("digits", 2, {"noise_std": (0.25,), "gate": GATES[:2]}, **_SMALL),

@@ -38,20 +38,26 @@ def read_networks(sweep_dir: Path, *, data_dir: Path | None = None) -> dict[str,
     """
     folder, grid = SweepFolder(sweep_dir), read_grid(sweep_dir)
     path = folder.path / "readings.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    rows: dict[str, dict[str, Any]] = {}
+    text = path.read_text() if path.is_file() else "{}"
+    known, rows = json.loads(text), {}
     for name, config in members(grid.base, grid.axes).items():
         run = folder.member(name)
         if not run.summary.is_file():
             continue
         (trained,) = stamps([run.path])
-        if known.get(name, {}).get("trained") != trained:
+        rows[name] = known.get(name, {})
+        if rows[name].get("trained") != trained:
             print(f"reading {run.path}", flush=True)
             settings = {field: getattr(config, field) for field in _SETTINGS}
-            known[name] = settings | _reading(run.path, data_dir) | {"trained": trained}
-            write(path, json.dumps(known, indent=1, allow_nan=False) + "\n")
-        rows[name] = known[name]
+            known[name] = rows[name] = settings | _reading(run.path, data_dir) | {"trained": trained}
+            write(path, _text(known))  # what was read so far is kept if this is stopped
+    if _text(rows) != text:
+        write(path, _text(rows))
     return rows
+
+
+def _text(rows: dict[str, Any]) -> str:
+    return json.dumps(rows, indent=1, allow_nan=False) + "\n"
 
 
 def stamps(runs: Sequence[Path]) -> list[str]:

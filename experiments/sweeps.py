@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.train import processor
-from experiments.comparisons import compared, networks
+from experiments.comparisons import compared, keep, networks
 from experiments.plan import trained
 from experiments.readings import read_networks, stamps
 from experiments.tables import Settings, Tables
@@ -22,7 +21,7 @@ from sqs_jax.analysis.study import CALIBRATION_SAMPLES, drawn
 from sqs_jax.train.config import ImageConfig
 from sqs_jax.train.images import load_images, place_images
 from sqs_jax.train.members import epoch_seconds
-from sqs_jax.train.run_folder import SweepFolder, provenance, write
+from sqs_jax.train.run_folder import SweepFolder, described, provenance, write
 from sqs_jax.train.step import data_mesh, replicated
 from sqs_jax.train.table import Row
 
@@ -42,9 +41,8 @@ class Sweeps(Tables):
         """A sweep's folder, all of whose networks are trained."""
         if name not in self.known:
             folder = SweepFolder(trained(name, self.root, quick=self.quick, data_dir=self.data_dir))
-            machine = folder.path / "machine.json"
-            if not machine.is_file():
-                write(machine, json.dumps(this_machine()) + "\n")
+            summaries = [json.loads(path.read_text()) for path in folder.members.glob("*/summary.json")]
+            write(folder.path / "machine.json", json.dumps(sorted({described(each) for each in summaries})) + "\n")
             self.known[name] = folder
         return self.known[name]
 
@@ -57,7 +55,7 @@ class Sweeps(Tables):
         """As of `Tables`; networks that were trained anew are read again."""
         return read_networks(self.folder(name).path, data_dir=self.data_dir)
 
-    def beside(self, name: str, settings: Settings, other: str, bilinear: Settings) -> dict[str, Any]:
+    def beside(self, name: str, settings: Settings, other: str, bilinear: Settings) -> dict[str, Any] | None:
         """As of `Tables`; networks that were trained anew are compared again."""
         a = networks(self.folder(name), **settings)
         b = networks(self.folder(other), gate="bilinear", **bilinear)
@@ -66,31 +64,26 @@ class Sweeps(Tables):
 
     def distances(self, gate: str) -> dict[str, list[float]]:
         """As of `Tables`, of the networks of noise 1.0."""
-        runs, path = networks(self.folder("mnist"), gate=gate, noise_std=1.0), self._distances(gate)
-        if not path.is_file() or json.loads(path.read_text())["trained"] != stamps(runs):
-            found = {"trained": stamps(runs), "distances": _frechet(runs, self.data_dir)}
-            write(path, json.dumps(found) + "\n")
+        runs = [*networks(self.folder("mnist"), gate=gate, noise_std=1.0).values()]
+        keep(self._distances(gate), stamps(runs), lambda: _frechet(runs, self.data_dir))
         return super().distances(gate)
 
-    def seconds(self) -> dict[float, list[float]]:
-        """As of `Tables`: measured once."""
+    def seconds(self) -> tuple[str, dict[float, list[float]]]:
+        """As of `Tables`: measured once, on this machine."""
         self.folder("mnist")
         if not self._seconds.is_file():
-            write(self._seconds, json.dumps(_epochs(self.plan["mnist"].base, self.data_dir)) + "\n")
+            found = {"machine": described(provenance()), "seconds": _epochs(self.plan["mnist"].base, self.data_dir)}
+            write(self._seconds, json.dumps(found) + "\n")
         return super().seconds()
 
     def export(self, to: Path) -> None:
-        """Copies the tables of the sweeps that were asked for, for `Tables` to read."""
+        """Copies the tables of the sweeps that were asked for, for `Tables` to read, in the place of earlier ones."""
         for name, folder in self.known.items():
+            shutil.rmtree(to / name, ignore_errors=True)
             for path in (path for pattern in _KEPT for path in folder.path.glob(pattern)):
                 copy = to / name / path.relative_to(folder.path)
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy)
-
-
-def this_machine() -> str:
-    """Processor and versions."""
-    return f"{processor()}, CPU; {', '.join(f'{name} {version}' for name, version in provenance()['versions'].items())}"
+                write(copy, path.read_text())
 
 
 def _frechet(runs: list[Path], data_dir: Path | None) -> dict[str, list[float]]:

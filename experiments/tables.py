@@ -34,31 +34,32 @@ class Tables:
 
     def readings(self, name: str) -> dict[str, Row]:
         """What is read from its networks' weights, by network: see `experiments.readings`."""
-        return json.loads(_there(self.root / name / "readings.json").read_text())
+        return _read(self.root / name / "readings.json")
 
-    def beside(self, name: str, settings: Settings, other: str, bilinear: Settings) -> dict[str, Any]:
+    def beside(self, name: str, settings: Settings, other: str, bilinear: Settings) -> dict[str, Any] | None:
         """Networks of a sweep compared with bilinear ones of another, or of the same: see `experiments.comparisons`."""
         del other, bilinear  # of which networks, the file says
-        return json.loads(_there(self._comparison(name, settings)).read_text())["measures"]
+        return _read(self._comparison(name, settings))["measures"]
 
     def distances(self, gate: str) -> dict[str, list[float]]:
         """Fréchet distance of each network's rebuilt images, by what they are rebuilt from."""
-        return json.loads(_there(self._distances(gate)).read_text())["distances"]
+        return _read(self._distances(gate))["measures"]
 
-    def seconds(self) -> dict[float, list[float]]:
-        """Seconds of epochs for p = 1 and p = 2, in pairs."""
-        found = json.loads(_there(self._seconds).read_text())
-        return {float(p): values for p, values in found.items()}
+    def seconds(self) -> tuple[str, dict[float, list[float]]]:
+        """A machine, and its seconds of epochs for p = 1 and p = 2, in pairs."""
+        found = _read(self._seconds)
+        return found["machine"], {float(p): values for p, values in found["seconds"].items()}
 
     def machines(self) -> list[str]:
         """On what the networks were trained."""
         paths = (self.root / name / "machine.json" for name in self.plan)
-        return sorted({json.loads(path.read_text()) for path in paths if path.is_file()})
+        return sorted({machine for path in paths if path.is_file() for machine in _read(path)})
 
-    def bits_per_byte(self) -> dict[str, dict[int, float]]:
-        """Of language models by gate and seed, as `python -m benchmarks.language` measured them."""
-        found = json.loads(_there(LANGUAGE).read_text())["bits_per_byte"]
-        return {gate: {int(seed): value for seed, value in row.items()} for gate, row in found.items()}
+    def bits_per_byte(self) -> tuple[str, dict[str, dict[int, float]]]:
+        """A machine, and the bits per byte of language models trained there, by gate and seed."""
+        found = _read(LANGUAGE, "python -m benchmarks.language")
+        rows = found["bits_per_byte"].items()
+        return found["machine"], {gate: {int(seed): value for seed, value in row.items()} for gate, row in rows}
 
     def _comparison(self, name: str, settings: Settings) -> Path:
         label = "-".join(f"{value}" if field == "gate" else f"{field}{value:g}" for field, value in settings.items())
@@ -72,7 +73,15 @@ class Tables:
         return self.root / "mnist" / "seconds.json"
 
 
-def _there(path: Path) -> Path:
+def _there(path: Path, command: str = "the same command without --tables") -> Path:
     if not path.is_file():
-        raise ValueError(f"no table at {path}: the same command without --tables measures it")
+        raise ValueError(f"no table at {path}: {command} measures it")
     return path
+
+
+def _read(path: Path, *command: str) -> Any:
+    text = _there(path, *command).read_text()
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is no whole JSON file ({error}): delete it to have it measured again") from None

@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+import re
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from experiments import comparisons, gather, readings
+from experiments import __main__ as command
+from experiments import comparisons, gather, plan, readings, section, tables
 from experiments.gather import beyond_sections, paper_sections
 from experiments.plan import GATES
-from experiments.sweeps import Sweeps
 from experiments.tables import Tables
 from sqs_jax.train.grid import members
 from sqs_jax.train.run_folder import SweepFolder
@@ -18,12 +20,13 @@ from sqs_jax.train.sweep import Grid, sweep
 from tests.test_sweep import BASE, quiet
 
 PAGES = {
-    "paper": (25, ["accuracy_digits", "loss", "similarity_digits", "classes_digits", "ablation", "sensitivity"]),
+    "paper": (32, ["accuracy_digits", "loss", "similarity_digits", "classes_digits", "ablation", "sensitivity"]),
     "beyond": (
-        30,
+        47,
         ["calibration_digits_1.0", "calibration_digits_0.5", "defaults", "lam", "noise", "depth", "learnable"],
     ),
 }
+SECTIONS = {"paper": paper_sections, "beyond": beyond_sections}
 
 
 def experiments(*arguments, check=True):
@@ -46,44 +49,92 @@ def quick(tmp_path_factory):
 def test_a_quick_run_writes_a_page_with_its_verdicts_and_pictures(page, quick):
     verdicts, pictures = PAGES[page]
     text = (quick / "quick" / f"{page}.md").read_text()
-    assert text.count("**shown**") + text.count("**refuted**") + text.count("**not decided**") >= 2 * verdicts
+    # Each twice: in the summary and in its section.
+    found = sum(text.count(f"**{outcome}**") for outcome in ("shown", "refuted", "not decided"))
+    assert found == 2 * verdicts
+    assert f"Of the\n{verdicts} criteria of this page" in text
     for name in pictures:
         assert (quick / "quick" / "pictures" / f"{name}.png").stat().st_size > 5000
 
 
-def assert_shown(text, sections):
-    """That a page has the tables and verdicts of some sections."""
-    sections = list(sections)
-    for section in sections:
-        for shown in section.tables:
-            assert shown in text
-        for verdict in section.verdicts:
-            assert f"* {verdict.claim}: **{verdict.outcome}** (" in text
-            assert f"{verdict.criterion}; {verdict.found.text()})" in text
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_drawn_from_the_saved_tables_is_the_one_that_was_measured(page, quick, tmp_path, monkeypatch):
+    """With the quick plans for the full ones, whose networks are trained already."""
+    for module in (plan, tables):
+        monkeypatch.setattr(module, "FULL", plan.QUICK)
+        monkeypatch.setattr(module, "BEYOND", plan.QUICK_BEYOND)
+    measured, docs = tmp_path / "measured", tmp_path / "docs"
+    monkeypatch.setattr(command, "MEASURED", measured)
+    monkeypatch.setattr(command, "DOCS", docs)
+    monkeypatch.setattr(section, "png", lambda figure: b"a picture")
+    stale = measured / "mnist" / "comparisons" / "of-an-earlier-plan.json"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    options = command.Options(page, sweeps=quick / "quick")
+    text = command.run(options).read_text()
+    assert {path.name for path in measured.glob("mnist/*")} >= {"results.csv", "readings.json", "machine.json"}
+    assert not stale.exists()
+    assert not list(measured.rglob("members"))
+    assert len(list((docs / "images" / page).iterdir())) == text.count("](../images/")
+    assert text.count("Networks trained on: ") == 1
+    again = command.run(dataclasses.replace(options, tables=True, sweeps=tmp_path / "none"))
+    assert again == docs / "results" / f"{page}.md"
+    assert again.read_text() == text
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_pages_in_docs_are_those_of_the_saved_tables(page):
+    text = (command.DOCS / "results" / f"{page}.md").read_text()
+    sections = list(SECTIONS[page](Tables()))
     assert text.count("\n## ") == 1 + len(sections)
+    for each in sections:
+        for shown in each.tables:
+            assert shown in text
+        for verdict in each.verdicts:
+            assert f"* {verdict.claim}: **{verdict.outcome}** ({verdict.criterion}; {verdict.found.text()})" in text
 
 
-def test_pages_drawn_from_tables_alone_are_the_same(quick, tmp_path):
-    sweeps = Sweeps(quick / "quick", quick=True)
-    for name in sweeps.plan:
-        sweeps.folder(name)
-    sweeps.export(tmp_path / "measured")
-    assert not list((tmp_path / "measured").rglob("members"))
-    tables = Tables(tmp_path / "measured", quick=True)
-    assert tables.machines() == sweeps.machines() != []
-    assert_shown((quick / "quick" / "paper.md").read_text(), paper_sections(tables))
-    assert_shown((quick / "quick" / "beyond.md").read_text(), beyond_sections(tables))
-
-
-def test_drawing_from_tables_takes_no_network_and_names_a_table_that_is_not_there(quick, tmp_path):
-    root = tmp_path / "sweeps" / "quick"
-    Sweeps(quick / "quick", quick=True).export(root)  # of nothing that was asked for
-    assert not root.exists()
-    refused = experiments("--quick", "--tables", "--sweeps", tmp_path / "sweeps", check=False)
+def test_drawing_from_tables_takes_no_network_and_names_a_table_that_is_not_there(tmp_path):
+    refused = experiments("--quick", "--tables", "--sweeps", tmp_path, check=False)
     assert refused.returncode == 2
-    assert refused.stderr.splitlines() == [
-        f"error: no table at {root}/mnist/results.csv: the same command without --tables measures it"
-    ]
+    path = tmp_path / "quick" / "mnist" / "results.csv"
+    assert refused.stderr.splitlines() == [f"error: no table at {path}: the same command without --tables measures it"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["papers"], "papers"),
+        (["--tables", "--data-dir", "data"], "`data_dir` is data: --tables reads no data"),
+        (["--quik"], "did you mean --quick?"),
+    ],
+)
+def test_a_wrong_command_is_one_line(arguments, words):
+    refused = experiments(*arguments, check=False)
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert words in refused.stderr
+
+
+def test_a_broken_table_is_named(tmp_path):
+    (tmp_path / "mnist").mkdir()
+    broken = tmp_path / "mnist" / "readings.json"
+    broken.write_text('{"a": ')
+    with pytest.raises(ValueError, match=re.escape(str(broken))):
+        Tables(tmp_path).readings("mnist")
+
+
+def test_a_run_that_is_stopped_says_so_in_a_line(tmp_path):
+    """A real process, by a real signal, while it trains."""
+    flags = ["--quick", "--sweeps", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert "test loss" in process.stdout.readline()  # the first network is trained
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert (process.returncode, said) == (143, "stopped by SIGTERM; the same command goes on\n")
 
 
 class Recording(Tables):
@@ -175,6 +226,9 @@ def test_a_network_that_was_trained_anew_is_read_again(trained, monkeypatch):
     again = readings.read_networks(trained.path)
     assert read[4:] == [read[2]]
     assert {name for name in first if again[name] != first[name]} == {read[2].name}
+    (read[0] / "summary.json").unlink()  # as of one that diverged when it was trained anew
+    assert read[0].name not in readings.read_networks(trained.path)
+    assert json.loads((trained.path / "readings.json").read_text()).keys() == first.keys() - {read[0].name}
 
 
 def test_networks_that_were_trained_anew_are_compared_again(trained, monkeypatch, tmp_path):
@@ -186,12 +240,17 @@ def test_networks_that_were_trained_anew_are_compared_again(trained, monkeypatch
 
     monkeypatch.setattr(comparisons, "compare_runs", compare)
     sqs, bilinear = (comparisons.networks(trained, gate=gate) for gate in ("sqs", "bilinear"))
-    assert [json.loads((path / "config.json").read_text())["seed"] for path in sqs] == [0, 1]
+    assert {seed: json.loads((path / "config.json").read_text())["seed"] for seed, path in sqs.items()} == {0: 0, 1: 1}
     path = tmp_path / "comparisons" / "sqs.json"
     for _ in range(2):
         comparisons.compared(path, sqs, bilinear)
-    assert compared == [(sqs, bilinear)]
+    assert compared == [([*sqs.values()], [*bilinear.values()])]
     assert json.loads(path.read_text())["measures"] == {"rank_cosine": 1, "overlap": 0}
     retrain(bilinear[1])
     comparisons.compared(path, sqs, bilinear)
     assert json.loads(path.read_text())["measures"]["rank_cosine"] == 2
+    # Of too few, or of no common start, nothing is said.
+    for a, b in (({}, bilinear), (sqs, {0: bilinear[0]}), ({2: sqs[0]}, bilinear)):
+        comparisons.compared(path, a, b)
+        assert json.loads(path.read_text())["measures"] is None
+    assert len(compared) == 2

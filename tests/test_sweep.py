@@ -282,6 +282,13 @@ def test_a_signal_stops_after_the_epoch_and_keeps_finished_groups(tmp_path, monk
     assert len(read_csv(tmp_path / "sweep" / "results.csv")) == 4 * 4
 
 
+@pytest.mark.parametrize(("asked", "taken"), [(0, 8), (1, 1), (3, 3)])
+def test_no_more_are_trained_at_once_than_asked_for_on_many_devices(asked, taken, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    configs = [dataclasses.replace(BASE, seed=seed) for seed in range(4)]
+    assert sweeping._at_once(configs, None, None, asked, 0.0) == taken
+
+
 def test_too_many_at_once_are_halved(tmp_path, monkeypatch, capsys):
     real, sizes = sweeping.train_together, []
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -145,13 +146,29 @@ def summary(test: dict[str, float], history: list[dict[str, Any]], seconds: floa
 
 
 def provenance() -> dict[str, Any]:
-    """What a figure's reader must know: versions of the packages, the device, and the commit of the code."""
+    """What a figure's reader must know: versions of the packages, device, machine, and the commit of the code."""
     installed = {dist.name.lower().replace("_", "-"): dist.version for dist in importlib.metadata.distributions()}
     versions = {"python": platform.python_version()}
     versions |= {name: installed[name] for name in _PACKAGES if name in installed}
     devices = jax.devices()
     device = {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
-    return {"versions": versions, "device": device, "git": _commit()}
+    machine = {"processor": _processor(), "cores": os.cpu_count()}
+    return {"versions": versions, "device": device, "machine": machine, "git": _commit()}
+
+
+def described(about: dict[str, Any]) -> str:
+    """What `provenance` says of device and versions, in one line."""
+    device, machine = about["device"], about["machine"]
+    cpu = device["platform"] == "cpu"
+    place = f"{machine['processor']}, {machine['cores']} cores" if cpu else f"{device['count']} × {device['kind']}"
+    return f"{place}; {', '.join(f'{name} {version}' for name, version in about['versions'].items())}"
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def _commit() -> str | None:

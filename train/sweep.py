@@ -219,7 +219,7 @@ def _at_once(configs: list[ImageConfig], images: Images, noise_seed: int | None,
     devices = jax.device_count()
     alike = noise_seed is not None or len({config.seed for config in configs}) == 1
     if len(configs) <= devices or (not at_once and jax.default_backend() == "cpu" and not alike):
-        return devices
+        return at_once or devices
     if at_once and not memory:
         return at_once  # halved where it does not fit
     room = memory * 2**30 or _USABLE * free_memory()
