@@ -1,6 +1,7 @@
 """A whole study of one layer: its spectrum, how well it reads the network, and what its eigenvectors show."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -154,15 +155,23 @@ def _eigenvectors(pairs, samples: Samples, inputs: int) -> dict[str, Any]:
         "selectivity": interpret.selectivity(vectors, samples.test, samples.test_labels),
     }
     k = min(_FRECHET_RANKS, vectors.shape[1])
-    places = drawn(len(samples.train), CALIBRATION_SAMPLES)
-    train, labels = samples.train[places], samples.train_labels[places]
-    features = interpret.train_features(train, labels)
-    places = drawn(len(samples.test), _FRECHET_SAMPLES)
-    test, test_labels = samples.test[places], samples.test_labels[places]
-    rows = _orthonormal(vectors[:, :k])
-    distances = interpret.reconstruction_distances(rows, features, train, labels, test, test_labels)
+    distances = frechet(_orthonormal(vectors[:, :k]), samples, frechet_features(samples))
     found: dict[str, Any] = {name: [numbers(row) for row in values] for name, values in figures.items()}
     return found | {"frechet": {name: numbers(values) for name, values in distances.items()} | {"k": k}}
+
+
+def frechet_features(samples: Samples) -> Callable[[np.ndarray], np.ndarray]:
+    """What `interpret.train_features` gives for the images that `frechet` takes."""
+    places = drawn(len(samples.train), CALIBRATION_SAMPLES)
+    return interpret.train_features(samples.train[places], samples.train_labels[places])
+
+
+def frechet(vectors: np.ndarray, samples: Samples, features: Callable, *, seed: int = 0) -> dict[str, np.ndarray]:
+    """`interpret.reconstruction_distances` of orthonormal vectors (outputs, k, d), with fewer images of either part."""
+    seen, tested = drawn(len(samples.train), CALIBRATION_SAMPLES), drawn(len(samples.test), _FRECHET_SAMPLES)
+    train = samples.train[seen], samples.train_labels[seen]
+    test = samples.test[tested], samples.test_labels[tested]
+    return interpret.reconstruction_distances(vectors, features, *train, *test, seed=seed)
 
 
 def _orthonormal(rows):

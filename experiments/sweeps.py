@@ -12,12 +12,11 @@ from experiments.comparisons import compared, keep, networks
 from experiments.plan import trained
 from experiments.readings import read_networks, stamps
 from experiments.tables import Settings, Tables
-from sqs_jax.analysis import interpret
 from sqs_jax.analysis.calibration import calibrate, calibrated
 from sqs_jax.analysis.eigen import top_eigenpairs
 from sqs_jax.analysis.load import layer_weights, load_run
 from sqs_jax.analysis.report import layer_samples
-from sqs_jax.analysis.study import CALIBRATION_SAMPLES, drawn
+from sqs_jax.analysis.study import CALIBRATION_SAMPLES, drawn, frechet, frechet_features
 from sqs_jax.train.config import ImageConfig
 from sqs_jax.train.images import load_images, place_images
 from sqs_jax.train.members import epoch_seconds
@@ -25,7 +24,7 @@ from sqs_jax.train.run_folder import SweepFolder, described, provenance, write
 from sqs_jax.train.step import data_mesh, replicated
 from sqs_jax.train.table import Row
 
-_TEST_SAMPLES, _RANKS, _ROUNDS = 2000, 10, 24
+_RANKS, _ROUNDS = 10, 24
 _KEPT = ("results.csv", "readings.json", "machine.json", "seconds.json", "distances-*.json", "comparisons/*.json")
 
 
@@ -93,18 +92,11 @@ def _frechet(runs: list[Path], data_dir: Path | None) -> dict[str, list[float]]:
     for path in runs:
         run = load_run(path, data_dir=data_dir)
         weights, samples = layer_weights(run.model), layer_samples(run)
-        seen, tested = (
-            drawn(len(part), count)
-            for part, count in ((samples.train, CALIBRATION_SAMPLES), (samples.test, _TEST_SAMPLES))
-        )
-        train, labels = samples.train[seen], samples.train_labels[seen]
+        train = samples.train[drawn(len(samples.train), CALIBRATION_SAMPLES)]
         gains = calibrate(weights, train, run.model.layers[-1].sigma(), method="joint")
         vectors = np.asarray(top_eigenpairs(calibrated(weights, gains), _RANKS).vectors)
-        features = features or interpret.train_features(train, labels)
-        found = interpret.reconstruction_distances(
-            vectors, features, train, labels, samples.test[tested], samples.test_labels[tested], seed=run.config.seed
-        )
-        for name, values in found.items():
+        features = features or frechet_features(samples)
+        for name, values in frechet(vectors, samples, features, seed=run.config.seed).items():
             rows[name].append(float(np.nanmean(values)))
     return rows
 
