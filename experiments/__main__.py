@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import textwrap
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,7 @@ class Options:
     page: tyro.conf.Positional[Literal["paper", "beyond"]] = "paper"
     """What is asked: what the paper claims, or what the reading of weights depends on and which λ and c are best."""
     quick: bool = False
-    """Small networks on the embedded digits: a minute or two, and answers that are not those of the paper's setting."""
+    """Small networks on the embedded digits: a few minutes, and answers that are not those of the paper's setting."""
     sweeps: Path = Path("sweeps/paper")
     """Folder of the sweeps; what is trained there is not trained again."""
     tables: bool = False
@@ -67,7 +68,8 @@ def _write(options: Options, tables: Tables, sections: list[Section]) -> Path:
     pictures = DOCS / "images" / options.page if at_home else out / "pictures"
     count = sum(len(section.verdicts) for section in sections)
     asked = _QUICK if options.quick else _HEADS[options.page]
-    head = f"{asked}\n\n{_VERDICT.format(count=count, missed=round(count / 20))}"
+    paragraphs = (asked, _VERDICT.format(count=count, missed=round(count / 20)))
+    head = "\n\n".join(textwrap.fill(paragraph, 120) for paragraph in paragraphs)
     places = [f"Networks trained on: {name}." for name in tables.machines()]
     tail = "\n\n".join([*places, f"Page written on: {described(provenance())}."])
     page = out / f"{options.page}.md"
@@ -86,7 +88,8 @@ would give, nothing of other test images."""
 _HEADS = {
     "paper": f"""`python -m experiments` trains what is missing in `sweeps/paper`, reads the weights and writes this
 page; with `--tables` it draws it from the tables in `experiments/measured`. {_SETTING} Seeds are 0 to 4, of the
-sensitivity, extreme and CIFAR sweeps 0 to 2. Nothing was tuned for a gate.""",
+sensitivity, extreme and CIFAR sweeps 0 to 2, and where a small λ is asked to diverge 0 to 5. Nothing was tuned for a
+gate.""",
     "beyond": f"""`python -m experiments beyond` trains what is missing in `sweeps/paper`, reads the weights and writes
 this page; with `--tables` it draws it from the tables in `experiments/measured`. MNIST where nothing else is said.
 {_SETTING} Noise is 1.0 where nothing else is said. Seeds are 0 to 2, and 0 to 4 of the networks that the paper's claims

@@ -20,7 +20,7 @@ DEFAULT: Setting = (0.5, 0.01, 1.0)
 # R² and agreement closer than this are called equal, and so are accuracies.
 _AS_READABLE, _AS_ACCURATE = 0.01, 0.002
 _GAIN = 0.001
-"""What learnt c and λ have to add, to count."""
+"""What a change has to add, to count."""
 
 
 class Point(NamedTuple):
@@ -160,9 +160,10 @@ def defaults(cells: Mapping[Setting, Networks], others: Mapping[str, Networks]) 
         on = "; ".join(_FIDELITIES[part] for part, members in fronts.items() if name in members)
         body.append((name, *(mean(own, part) for part in _PARTS), on))
     text = (
-        "A setting is recommended instead of the default where its score is shown to be higher, on the same seeds. "
-        "The best of many is chosen on the seeds that judge it, so a small gain may be luck. A network with λ and c "
-        "near 0 is nearly bilinear, and reads well for that reason: *as accurate* takes only settings whose accuracy "
+        f"A setting is recommended instead of the default where its score is shown to be more than {_GAIN} higher, on "
+        "the same seeds. The best of many is chosen on the seeds that judge it, so a small gain may be luck. A network "
+        "with λ and c near 0 is nearly bilinear, and reads well for that reason: *as accurate* takes only settings "
+        "whose accuracy "
         f"is shown to be above the default's less {_AS_ACCURATE}. A front has what nothing here beats in both, by "
         "means over seeds; neighbours on it may differ by less than their intervals."
     )
@@ -191,11 +192,11 @@ def _choice(goal: Goal, cells: Mapping[Setting, Networks]) -> tuple[Verdict, tup
     best = max(scores, key=lambda cell: _rank(interval(scores[cell].values())), default=None)
     own = scores[best] if best else {}
     gain = difference(own, usual)
-    outcome = above(gain, 0)
+    outcome = above(gain, _GAIN)
     name = _text(best) if best else "–"
     claim = f"For {goal.name}, {name if best else 'another setting'} beats the default"
     ends = (interval(values.values()).text() for values in (own, usual))
-    verdict = Verdict(claim, "difference > 0", gain, outcome)
+    verdict = Verdict(claim, f"difference > {_GAIN}", gain, outcome)
     return verdict, (goal.name, goal.score, name if outcome == "shown" else _text(DEFAULT), name, *ends)
 
 

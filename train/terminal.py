@@ -65,5 +65,5 @@ def _one_line(framed: str) -> str:
         else:
             paragraphs[-1].append(content)
     message, *rest = [lines for lines in paragraphs[1:] if lines]
-    likely = [lines[1].split()[0] for lines in rest if lines[0].startswith("Perhaps")]
+    likely = [lines[1].split()[0].rstrip(",") for lines in rest if lines[0].startswith("Perhaps")]
     return " ".join(message) + (f"; did you mean {likely[0]}?" if likely else "")
