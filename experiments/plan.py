@@ -34,7 +34,7 @@ BEYOND = {
     f"width{width}": _grid("mnist", 3, {"gate": GATES[:2]}, width=width, hidden=width) for width in (64, 128, 256, 1024)
 }
 
-# Quick: the same questions of small networks on the embedded digits, in a minute or two; their answers are not those of
+# Quick: the same questions of small networks on the embedded digits, in minutes; their answers are not those of
 # the paper's setting.
 _SMALL = {"width": 32, "hidden": 32, "epochs": 15, "noise_std": 1.0}
 QUICK = {
