@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import functools
 import importlib.util
+import itertools
 import json
 import math
 import statistics
@@ -28,7 +29,7 @@ import numpy as np
 from benchmarks.memory import plain
 from sqs_jax import GATES, gated, gated_linear, kernels, sqs
 from sqs_jax.kernels import table as tables
-from sqs_jax.kernels.measure import PASSES, milliseconds, operands, passes
+from sqs_jax.kernels.measure import PASSES, compile_all, milliseconds, operands, passes
 
 ROOT = Path(__file__).parent.parent
 # Spacings: one rounding of the result is half of one, and the sums of float32 lose some more.
@@ -69,39 +70,42 @@ def check(backend: str, shapes) -> dict[str, float]:
     One rounding of the result is half a spacing. Exits with 1 above `LIMITS`.
     """
     found: dict[str, float] = {}
-    for dtype in kernels.DTYPES[backend]:
-        for name, gate in GATES.items():
-            for m, k, n in shapes:
-                x, w, v, g = operands("gated_linear", (m, k, n), dtype)
-                a, u, _ = operands("gated", (m, n), dtype)
-                kernel = functools.partial(gated_linear, gate=gate, implementation="pallas", precision="highest")
-                pairs: list[tuple[Callable, tuple]] = [
-                    (functools.partial(kernel, residuals=way), (x, w, v)) for way in ("save", "recompute")
-                ]
-                pairs.append((functools.partial(gated, gate=gate, implementation="pallas"), (a, u)))
-                if name == "sqs":
-                    pairs.append((functools.partial(sqs, implementation="pallas"), (u,)))
-                for function, arrays in pairs:
-                    got = jax.jit(lambda *z, f=function: _value_and_pullback(f, z[:-1], z[-1]))(*arrays, g)
-                    wanted = _reference(gate, dtype, arrays, g)
-                    error = max(
-                        _units(one, other, dtype, jumps=name == "sqs") for one, other in zip(got, wanted, strict=True)
-                    )
-                    found[dtype] = max(found.get(dtype, 0.0), error)
-                    if not error <= LIMITS[dtype]:
-                        sys.exit(f"wrong: {function} {dtype} {name} {(m, k, n)}: {error} units")
+    for dtype, gate in itertools.product(kernels.DTYPES[backend], GATES.values()):
+        cases = [(shape, *pair) for shape in shapes for pair in _operations(gate, shape, dtype)]
+        jitted = [jax.jit(functools.partial(_value_and_pullback, function)) for _, function, _ in cases]
+        compile_all(jitted, [arrays for *_, arrays in cases])
+        for (shape, function, arrays), both in zip(cases, jitted, strict=True):
+            pairs = zip(both(*arrays), _reference(gate, dtype, arrays), strict=True)
+            error = max(_units(one, other, dtype, jumps=gate.name == "sqs") for one, other in pairs)
+            found[dtype] = max(found.get(dtype, 0.0), error)
+            if not error <= LIMITS[dtype]:
+                sys.exit(f"wrong: {function} {dtype} {gate.name} {shape}: {error} units")
     print("correct on this device; largest error in units of the dtype's spacing:", found, flush=True)
     return found
 
 
-def _value_and_pullback(function, arrays, cotangent):
-    value, pullback = jax.vjp(function, *arrays)
-    return (value, *pullback(cotangent))
+def _operations(gate, shape: tuple[int, int, int], dtype: str) -> list[tuple[Callable, list[jax.Array]]]:
+    """Every operation of a gate that has a kernel, and its arrays, of which the last is the result's cotangent."""
+    x, w, v, g = operands("gated_linear", shape, dtype)
+    a, u, _ = operands("gated", (shape[0], shape[2]), dtype)
+    kernel = functools.partial(gated_linear, gate=gate, implementation="pallas", precision="highest")
+    pairs: list[tuple[Callable, list[jax.Array]]] = [
+        (functools.partial(kernel, residuals=way), [x, w, v, g]) for way in ("save", "recompute")
+    ]
+    pairs.append((functools.partial(gated, gate=gate, implementation="pallas"), [a, u, g]))
+    if gate.name == "sqs":
+        pairs.append((functools.partial(sqs, implementation="pallas"), [u, g]))
+    return pairs
 
 
-def _reference(gate, dtype, arrays, g):
+def _value_and_pullback(function, *arrays):
+    value, pullback = jax.vjp(function, *arrays[:-1])
+    return (value, *pullback(arrays[-1]))
+
+
+def _reference(gate, dtype, arrays):
     """Value and pullback by numpy in float64, a and u rounded to the dtype as the layer does."""
-    *rest, g = (np.asarray(array, np.float64) for array in (*arrays, g))
+    *rest, g = (np.asarray(array, np.float64) for array in arrays)
     with jax.enable_x64(True):
 
         def at(function, u):
@@ -133,12 +137,15 @@ def compare(shape: tuple[int, int, int], dtype: str, repeats: int) -> list[dict]
     """A row for each variant and pass: milliseconds (median, least, most), and bytes of memory in training."""
     arrays = operands("gated_linear", shape, dtype)
     rows = []
+    timed = {name: passes(function) for name, function in variants().items()}
+    parts = [part for both in timed.values() for part in both.values()]
+    compiled = dict(zip(parts, compile_all(parts, [arrays] * len(parts)), strict=True))
     for name, function in variants().items():
-        compiled = passes(function)
         kept = kept_bytes(function, arrays[:-1])
-        memory: Any = compiled["training"].lower(*arrays).compile().memory_analysis()
+        program: Any = compiled[timed[name]["training"]]
+        memory = program.memory_analysis()
         for part in PASSES:
-            times = milliseconds(compiled[part], arrays, repeats=repeats)
+            times = milliseconds(timed[name][part], arrays, repeats=repeats)
             rows.append(
                 _row(shape, name, part, times) | {"kept_bytes": kept, "temporary_bytes": memory.temp_size_in_bytes}
             )

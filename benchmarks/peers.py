@@ -6,8 +6,9 @@ Every gate and seed of the paper's setting on MNIST: as a command each, as one s
 one with torch.compile and the fused AdamW; same data, model, batch, noise and float32. Seconds are those of whole
 processes, from start to end: data and compilers are part of what is waited for. Each is also run for one epoch alone,
 which tells what a network waits for before its first loss. Then all eigenpairs of the first network, ours, by torch
-and by numpy. Without torch (`pip install .[bench]`) its rows are left out. Writes
-benchmarks/results/peers-<platform>.json, docs/results/peers.md and docs/images/peers.png.
+and by numpy. Without torch (`pip install .[bench]`) its rows are left out. `--short` is for a device that is lent by
+the minute. Writes benchmarks/results/peers-<platform>.json, docs/results/peers-<platform>.md and
+docs/images/peers-<platform>.png.
 """
 
 import csv
@@ -44,6 +45,8 @@ class Options:
     """Data set; digits to try it."""
     epochs: int = 20
     """Epochs of each network."""
+    short: bool = False
+    """Whole trainings alone, without torch.compile; one command of each gate stands for all its seeds."""
     out: Path = ROOT
     """Where benchmarks/results, docs/results and docs/images are."""
 
@@ -65,6 +68,8 @@ def main() -> None:
 def measure(options: Options, folder: Path) -> tuple[dict[str, dict], dict[str, dict]]:
     """Figures of training, and of eigenpairs, by contender."""
     found = _contenders(options, folder)
+    if options.short:
+        return _figures(options, found, {}), {}
     starts = _contenders(dataclasses.replace(options, epochs=1), folder / "one-epoch")
     rows = _figures(options, found, {name: row["seconds"] for name, row in starts.items()})
     if options.data == "mnist":
@@ -80,7 +85,7 @@ def measure(options: Options, folder: Path) -> tuple[dict[str, dict], dict[str, 
 def _contenders(options: Options, folder: Path) -> dict[str, dict[str, Any]]:
     folder.mkdir(exist_ok=True)
     found = {COMMANDS: _commands(options, folder), SWEEP: _sweep(options, folder)}
-    for name, flags in ((TORCH, []), (COMPILED, ["--compile"])):
+    for name, flags in {TORCH: []}.items() if options.short else {TORCH: [], COMPILED: ["--compile"]}.items():
         if (row := _torch(options, folder, flags)) is not None:
             found[name] = row
     return found
@@ -119,7 +124,7 @@ def _common(options: Options) -> list[str]:
 def _commands(options: Options, folder: Path) -> dict[str, Any]:
     parts, curves = [], {}
     for gate in options.gates:
-        for seed in range(options.seeds):
+        for seed in range(1 if options.short else options.seeds):
             run = folder / "commands" / f"{gate}-{seed}"
             flags = ["--gate", gate, "--seed", str(seed), "--no-report", "--run-dir", str(run)]
             parts.append(_done(["-m", "sqs_jax.train", *_common(options), *flags], folder))
@@ -184,28 +189,31 @@ def _figures(
 ) -> dict[str, dict[str, float | None]]:
     """Of each contender: seconds a network, images a second, peak memory, and seconds to a loss that all reach.
 
-    `starts` are its seconds where every network has one epoch.
+    `starts` are its seconds where every network has one epoch; without them, what needs them is None.
     """
     from sqs_jax.train import PRESETS
 
     images = options.epochs * _steps(options) * PRESETS[options.data].batch_size
     # What every network of a gate reached, whoever trained it.
     targets = {
-        gate: max(min(row["curves"][f"{gate}-{seed}"]) for row in found.values() for seed in range(options.seeds))
+        gate: max(
+            min(curve) for row in found.values() for key, curve in row["curves"].items() if key.startswith(f"{gate}-")
+        )
         for gate in options.gates
     }
     rows: dict[str, dict[str, float | None]] = {}
     for name, row in found.items():
         count = len(row["curves"])
         each = row["seconds"] / count
-        first = starts[name] / count
-        later = (each - first) / max(options.epochs - 1, 1)
+        first = starts[name] / count if starts else None
+        later = None if first is None else (each - first) / max(options.epochs - 1, 1)
         epochs = [_epochs_to(curve, targets[key.split("-")[0]]) for key, curve in row["curves"].items()]
         rows[name] = {
+            "networks": count,
             "seconds": row["seconds"],
             "seconds_a_network": each,
             "seconds_to_the_first_epoch": first,
-            "seconds_to_the_same_loss": first + (statistics.mean(epochs) - 1) * later,
+            "seconds_to_the_same_loss": None if first is None else first + (statistics.mean(epochs) - 1) * later,
             "images_a_second": images / each,
             "peak_mb": row["peak_mb"],
             "last_validation_loss": statistics.mean(curve[-1] for curve in row["curves"].values()),
@@ -218,6 +226,7 @@ def _epochs_to(curve: list[float], target: float) -> int:
 
 
 _HEADS = {
+    "networks": "networks",
     "seconds": "seconds, all",
     "seconds_a_network": "seconds a network",
     "seconds_to_the_first_epoch": "to its first epoch's end",
@@ -235,12 +244,10 @@ def write(options: Options, rows: dict[str, dict], pairs: dict[str, dict]) -> No
     from sqs_jax.train.run_folder import provenance
 
     flags = f"--gates {' '.join(options.gates)} --seeds {options.seeds} --data {options.data} --epochs {options.epochs}"
+    flags += " --short" if options.short else ""
     about: dict[str, Any] = {"command": f"python -m benchmarks.peers {flags}"} | provenance()
-    places = (
-        f"benchmarks/results/peers-{about['device']['platform']}.json",
-        "docs/results/peers.md",
-        "docs/images/peers.png",
-    )
+    stem = f"peers-{about['device']['platform']}"
+    places = f"benchmarks/results/{stem}.json", f"docs/results/{stem}.md", f"docs/images/{stem}.png"
     data, page, picture = (options.out / place for place in places)
     for path in (data, page, picture):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -261,8 +268,11 @@ def write(options: Options, rows: dict[str, dict], pairs: dict[str, dict]) -> No
         batch=config.batch_size,
         noise=config.noise_std,
         training=table(("", *_HEADS.values(), f"time over that of {SWEEP!r}"), body),
-        pairs=table(("", "seconds", "over ours", "peak memory, MB"), spectra_body),
-        machine=f"{about['machine']['processor']}, {about['machine']['cores']} cores",
+        method=_SHORT if options.short else _WHOLE,
+        picture=picture.name,
+        pairs=_PAIRS + table(("", "seconds", "over ours", "peak memory, MB"), spectra_body) + "\n" if pairs else "",
+        machine=f"{about['machine']['processor']}, {about['machine']['cores']} cores"
+        + ("" if about["device"]["platform"] == "cpu" else f", {about['device']['kind']}"),
         versions=versions,
     )
     page.write_text(text)
@@ -276,26 +286,32 @@ _PAGE = """# Beside its peers
 
 {count} networks on {data}: one GLU layer of {hidden} on an embedding of {width}, batch {batch}, noise {noise}, float32.
 Every contender is a process, or a process a network, one after another on the same machine; its seconds are from start
-to end, with data and compilers. A network's seconds are its share of the time; those to the end of its first epoch are
-of the same runs with one epoch, so they hold the start, the data and the compilers. *The same loss* is the lowest that
-every network of a gate reaches, whoever trains it, on held-out images: the first epoch, and as many more as it takes.
-PyTorch compiled has torch.compile and the fused AdamW. The matrix products alone are those of every step by XLA and
-nothing else: with that library of products, no network of this size can be trained faster in float32 on this machine.
+to end, with data and compilers, and its peak memory that of the processes, not of a device. {method}
 Each contender ran once, so a ratio has no interval: a machine that slows down meanwhile moves it.
 
 ## Training
 
 {training}
 
-![Seconds and memory of training, and seconds of eigenpairs, by contender](../images/peers.png)
+![Seconds and memory by contender](../images/{picture})
 
-## All eigenpairs of one network
+{pairs}
+Machine: {machine}. Versions: {versions}.
+"""
+
+_WHOLE = """A network's seconds are its
+share of the time; those to the end of its first epoch are of the same runs with one epoch, so they hold the start, the
+data and the compilers. *The same loss* is the lowest that every network of a gate reaches, whoever trains it, on
+held-out images: the first epoch, and as many more as it takes. PyTorch compiled has torch.compile and the fused AdamW.
+The matrix products alone are those of every step by XLA and nothing else: with that library of products, no network of
+this size can be trained faster in float32 on this machine."""
+_SHORT = """A network's seconds are its
+share of the time; of the commands, one of each gate was run, and stands for all its seeds."""
+
+_PAIRS = """## All eigenpairs of one network
 
 Ten outputs, a matrix over the pixels each, formed from the weights; more by `python -m benchmarks.spectra`.
 
-{pairs}
-
-Machine: {machine}. Versions: {versions}.
 """
 
 
@@ -322,10 +338,9 @@ def _plot(rows: dict[str, dict], pairs: dict[str, dict], path: Path) -> None:
     panels = {
         "seconds a network": {name: row["seconds_a_network"] for name, row in rows.items()},
         "peak memory, MB": {name: row["peak_mb"] for name, row in rows.items() if "peak_mb" in row},
-        "all eigenpairs, seconds": {name: row["seconds"] for name, row in pairs.items()},
-    }
-    figure = Figure(figsize=(13, 2.8), layout="constrained")
-    for axis, (title, bars) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+    } | ({"all eigenpairs, seconds": {name: row["seconds"] for name, row in pairs.items()}} if pairs else {})
+    figure = Figure(figsize=(4.4 * len(panels), 2.8), layout="constrained")
+    for axis, (title, bars) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         colors = ["#b2182b" if "ours" in name else "#9a9a9a" for name in bars]
         drawn = axis.barh(list(bars), list(bars.values()), color=colors, height=0.6)
         axis.bar_label(drawn, fmt="%.3g", padding=3, fontsize=9)

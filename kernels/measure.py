@@ -1,7 +1,9 @@
 """Measuring XLA and the kernels on the device at hand: what `tune` writes into a table, and the benchmark's clock."""
 
-import contextlib
+import concurrent.futures
+import contextvars
 import functools
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +35,33 @@ def milliseconds(function: Callable, arrays, *, repeats: int = 20, wait=jax.bloc
             function(*arrays)
         wait(function(*arrays))
         found.append(1e3 * (time.perf_counter() - start) / queue)
+    return found
+
+
+def compile_all(
+    functions: Iterable[jax.stages.Wrapped], arrays: Iterable[Iterable]
+) -> list[jax.stages.Compiled | jax.errors.JaxRuntimeError]:
+    """Compiles jitted functions for their arrays, a core each, so that their first calls compile nothing.
+
+    Returns what was compiled, or the error of what does not fit this device.
+    """
+
+    def compiled(function, operands):
+        return function.lower(*operands).compile()
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        # A thread has a context of its own, in which no interpreter is asked for.
+        started = [
+            (pool.submit(contextvars.copy_context().run, compiled, *pair), pair)
+            for pair in zip(functions, arrays, strict=True)
+        ]
+    found = []
+    for future, pair in started:
+        try:
+            # Many compilers at once may lack memory that one alone has.
+            found.append(compiled(*pair) if future.exception() else future.result())
+        except jax.errors.JaxRuntimeError as error:
+            found.append(error)
     return found
 
 
@@ -71,13 +100,15 @@ def measure(op: str, shape: tuple[int, ...], dtype: str, gate, *, repeats: int =
     if backend is None:
         raise NotImplementedError("this device has no kernels: there is nothing to measure")
     arrays = operands(op, shape, dtype)
+    tiles = kernels.load(backend).candidates(*shape, dtype) if op == "gated_linear" else [None]
     for residuals in ("save", "recompute") if op == "gated_linear" else ("save",):
-        xla = _times(_operation(op, gate, residuals, None), arrays, repeats)
-        tiles = kernels.load(backend).candidates(*shape, dtype) if op == "gated_linear" else [None]
-        tried = {}
-        for tile in tiles:
-            with contextlib.suppress(jax.errors.JaxRuntimeError):  # a tile that does not fit this device
-                tried[tile] = _times(_operation(op, gate, residuals, kernels.plan_for(backend, tile)), arrays, repeats)
+        plans = {"xla": None} | {tile: kernels.plan_for(backend, tile) for tile in tiles}
+        found = {name: passes(_operation(op, gate, residuals, plan)) for name, plan in plans.items()}
+        both = [(name, function) for name, parts in found.items() for function in parts.values()]
+        compiled = compile_all([function for _, function in both], [arrays] * len(both))
+        failed = {name for (name, _), one in zip(both, compiled, strict=True) if isinstance(one, Exception)}
+        tried = {name: _times(parts, arrays, repeats) for name, parts in found.items() if name not in failed}
+        xla = tried.pop("xla")
         if not tried:
             raise NotImplementedError(f"no tile of {tiles} compiles for {op} {shape} {dtype} on this device")
         best = min(tried, key=lambda tile: max(tried[tile][name] / xla[name] for name in PASSES))
@@ -97,8 +128,7 @@ def _operation(op, gate, residuals, plan):
     return (lambda x: rules.activation(x, gate, plan)) if plan else gate
 
 
-def _times(function, arrays, repeats) -> dict[str, float]:
-    compiled = passes(function)
+def _times(compiled, arrays, repeats) -> dict[str, float]:
     return {name: statistics.median(milliseconds(compiled[name], arrays, repeats=repeats)) for name in PASSES}
 
 

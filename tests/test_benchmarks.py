@@ -82,7 +82,7 @@ def test_the_peers_in_small(tmp_path):
     np.testing.assert_allclose(*losses, rtol=1e-5)
     assert all(row["peak_mb"] > 50 for row in rows.values())
     peers.write(options, rows, pairs)
-    page = (tmp_path / "docs" / "results" / "peers.md").read_text()
+    page = (tmp_path / "docs" / "results" / "peers-cpu.md").read_text()
     assert f"| {peers.SWEEP} | " in page
     assert "1 networks on digits" in page
-    assert (tmp_path / "docs" / "images" / "peers.png").stat().st_size > 5000
+    assert (tmp_path / "docs" / "images" / "peers-cpu.png").stat().st_size > 5000

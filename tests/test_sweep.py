@@ -21,7 +21,7 @@ from sqs_jax.train import sweep as sweeping
 from sqs_jax.train.checkpoint import restore_params
 from sqs_jax.train.cli import main
 from sqs_jax.train.images import load_images, place_images
-from sqs_jax.train.members import epoch_seconds, memory_of_one, program_of, train_together
+from sqs_jax.train.members import epoch_seconds, memory_of, program_of, train_together
 from sqs_jax.train.run_folder import SweepFolder
 from sqs_jax.train.step import data_mesh, replicated
 from sqs_jax.train.stop import Stopped
@@ -132,10 +132,18 @@ def test_one_that_diverges_leaves_the_others_alone(images, tmp_path):
     assert_as_alone(found[1], tmp_path / "tame")
 
 
-def test_memory_of_one_grows_with_the_network(images):
-    small, large = (memory_of_one(dataclasses.replace(BASE, hidden=hidden), images) for hidden in (16, 512))
+def test_memory_grows_with_the_networks_and_costs_no_program(images, caplog):
+    small, large = (memory_of([dataclasses.replace(BASE, hidden=hidden)], images) for hidden in (16, 512))
     parameters = 64 * 24 + 2 * 24 * 16 + 16 * 10
     assert 3 * 4 * parameters < small < large
+    pair = [dataclasses.replace(BASE, lr=lr, hidden=24) for lr in (1e-3, 2e-3)]
+    with jax.log_compiles():
+        assert memory_of(pair, images) > memory_of(pair[:1], images)
+        assert "Finished XLA compilation of jit(epoch)" in caplog.text
+        memory_of(pair, images)
+        caplog.clear()
+        next(epoch_seconds(pair, images))
+    assert "Finished XLA compilation of jit(epoch)" not in caplog.text
 
 
 _ON_DEVICES = """
@@ -315,13 +323,14 @@ def test_a_limit_on_memory_makes_smaller_groups(tmp_path, monkeypatch, images):
 
     monkeypatch.setattr(sweeping, "train_together", counted)
     grid = Grid(dataclasses.replace(BASE, epochs=1), {"lr": (1e-3, 2e-3, 3e-3, 4e-3, 5e-3)})
-    sweep(grid, tmp_path / "a", memory=2.5 * memory_of_one(grid.base, images) / 2**30, report=quiet)
+    five = [dataclasses.replace(grid.base, lr=lr) for lr in grid.axes["lr"]]
+    limit = 2.5 * memory_of(five, images) / 5 / 2**30
+    sweep(grid, tmp_path / "a", memory=limit, report=quiet)
     assert sizes == [2, 2, 1]
     sizes.clear()
     sweep(grid, tmp_path / "b", at_once=4, report=quiet)
     assert sizes == [3, 2]
     sizes.clear()
-    limit = 2.5 * memory_of_one(grid.base, images) / 2**30
     sweep(grid, tmp_path / "c", at_once=4, memory=limit, report=quiet)
     assert sizes == [2, 2, 1]
 

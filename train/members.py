@@ -103,14 +103,17 @@ def epoch_seconds(configs: Sequence[ImageConfig], images: Images, *, noise_seed:
         yield time.perf_counter() - start
 
 
-def memory_of_one(config: ImageConfig, images: Images) -> int:
-    """Bytes that one network takes while it is trained, as the compiler counts them."""
-    values = _values([config], None)
-    programs = _programs(program_of(config), images.inputs, images.outputs, images.steps, 1, frozenset())
+def memory_of(configs: Sequence[ImageConfig], images: Images, *, noise_seed: int | None = None) -> int:
+    """Bytes on each device that these networks take while they are trained at once, as the compiler counts them.
+
+    Nothing is compiled in vain: `train_together` of the same networks uses the program.
+    """
+    values, programs = _prepared(configs, images, noise_seed)
     state = jax.eval_shape(programs.begin, values)
     compiled = programs.epoch.lower(values, state, images.images, images.labels, images.training).compile()
     counted: Any = compiled.memory_analysis()
-    return counted.temp_size_in_bytes + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    states = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    return counted.temp_size_in_bytes + states // (jax.device_count() if programs.size > 1 else 1)
 
 
 def _prepared(configs, images, noise_seed) -> tuple[dict[str, np.ndarray], "_Programs"]:

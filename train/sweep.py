@@ -18,7 +18,7 @@ from sqs_jax.train.config import ImageConfig, InputError, from_fields, to_json
 from sqs_jax.train.data import Dataset
 from sqs_jax.train.grid import Axes, check_axes, members
 from sqs_jax.train.images import Images, check_sizes, free_memory, load_fitting, place_images
-from sqs_jax.train.members import Member, memory_of_one, program_of, train_together
+from sqs_jax.train.members import Member, memory_of, program_of, train_together
 from sqs_jax.train.run_folder import RunFolder, SweepFolder, write
 from sqs_jax.train.step import data_mesh, replicated
 from sqs_jax.train.stop import Stopped, StopSignals
@@ -222,9 +222,11 @@ def _at_once(configs: list[ImageConfig], images: Images, noise_seed: int | None,
         return at_once or devices
     if at_once and not memory:
         return at_once  # halved where it does not fit
-    room = memory * 2**30 or _USABLE * free_memory()
-    fit = devices * max(1, int(room // memory_of_one(configs[0], images)))
-    return min(at_once, fit) if at_once else fit
+    size, room = min(at_once or len(configs), len(configs)), memory * 2**30 or _USABLE * free_memory()
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # too many for the compiler: halved, as in training
+        if (taken := memory_of(configs[:size], images, noise_seed=noise_seed)) > room:
+            return devices * max(1, int(size * room / taken) // devices)
+    return size
 
 
 def _train_group(names: list[str], configs, images: Images, noise_seed, at_once, memory, stopping):
