@@ -29,7 +29,7 @@ import numpy as np
 from benchmarks.memory import plain
 from sqs_jax import GATES, gated, gated_linear, kernels, sqs
 from sqs_jax.kernels import table as tables
-from sqs_jax.kernels.measure import PASSES, compile_all, milliseconds, operands, passes
+from sqs_jax.kernels.measure import PASSES, calls_in_a_program, compile_all, milliseconds, operands, passes
 
 ROOT = Path(__file__).parent.parent
 # Spacings: one rounding of the result is half of one, and the sums of float32 lose some more.
@@ -136,19 +136,20 @@ def _units(got, wanted, dtype, *, jumps: bool) -> float:
 def compare(shape: tuple[int, int, int], dtype: str, repeats: int) -> list[dict]:
     """A row for each variant and pass: milliseconds (median, least, most), and bytes of memory in training."""
     arrays = operands("gated_linear", shape, dtype)
-    rows = []
-    timed = {name: passes(function) for name, function in variants().items()}
-    parts = [part for both in timed.values() for part in both.values()]
-    compiled = dict(zip(parts, compile_all(parts, [arrays] * len(parts)), strict=True))
-    for name, function in variants().items():
-        kept = kept_bytes(function, arrays[:-1])
-        program: Any = compiled[timed[name]["training"]]
-        memory = program.memory_analysis()
+    calls = calls_in_a_program(shape)
+    rows, found = [], variants()
+    timed = {name: passes(function, calls) for name, function in found.items()}
+    single = [passes(function)["training"] for function in found.values()]
+    jitted = [*single, *(part for both in timed.values() for part in both.values())]
+    compiled: list[Any] = compile_all(jitted, [arrays] * len(jitted))
+    for (name, function), program in zip(found.items(), compiled[: len(single)], strict=True):
+        memory = {
+            "kept_bytes": kept_bytes(function, arrays[:-1]),
+            "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
+        }
         for part in PASSES:
-            times = milliseconds(timed[name][part], arrays, repeats=repeats)
-            rows.append(
-                _row(shape, name, part, times) | {"kept_bytes": kept, "temporary_bytes": memory.temp_size_in_bytes}
-            )
+            times = milliseconds(timed[name][part], arrays, repeats=repeats, calls=calls)
+            rows.append(_row(shape, name, part, times) | memory)
     if importlib.util.find_spec("torch"):
         rows += [_row(shape, "torch", part, times) for part, times in torch_times(arrays, repeats).items()]
     xla = {row["pass"]: row["median_ms"] for row in rows if row["variant"] == "xla"}

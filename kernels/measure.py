@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextvars
 import functools
+import math
 import os
 import statistics
 import time
@@ -19,10 +20,12 @@ from sqs_jax.kernels.table import Measurement
 PASSES = ("forward", "training")
 
 
-def milliseconds(function: Callable, arrays, *, repeats: int = 20, wait=jax.block_until_ready) -> list[float]:
-    """Milliseconds of `repeats` calls of a compiled function on arrays of the device, after one that warms up.
+def milliseconds(
+    function: Callable, arrays, *, repeats: int = 20, calls: int = 1, wait=jax.block_until_ready
+) -> list[float]:
+    """Milliseconds of `repeats` runs of a compiled function on arrays of the device, after one that warms up.
 
-    Each is a queue of calls that takes some 10 ms at least, so that the time to launch one is hidden, as in training.
+    Each is a queue of runs that takes some 10 ms at least. `calls` is how often one run calls what is measured.
     """
     wait(function(*arrays))
     start = time.perf_counter()
@@ -34,7 +37,7 @@ def milliseconds(function: Callable, arrays, *, repeats: int = 20, wait=jax.bloc
         for _ in range(queue - 1):
             function(*arrays)
         wait(function(*arrays))
-        found.append(1e3 * (time.perf_counter() - start) / queue)
+        found.append(1e3 * (time.perf_counter() - start) / (queue * calls))
     return found
 
 
@@ -65,8 +68,19 @@ def compile_all(
     return found
 
 
-def passes(function: Callable) -> dict[str, jax.stages.Wrapped]:
-    """The compiled passes of a function whose last argument is the cotangent of its result: forward, and both."""
+def calls_in_a_program(shape: tuple[int, ...]) -> int:
+    """How often a program calls an operation of this shape while it is timed: small ones often.
+
+    To launch a program from Python takes longer than a small operation, which in training is one of many in a program.
+    """
+    return max(1, min(100, int(2e11 / math.prod(shape if len(shape) == 3 else (*shape, 256)))))
+
+
+def passes(function: Callable, calls: int = 1) -> dict[str, jax.stages.Wrapped]:
+    """The jitted passes of a function whose last argument is the cotangent of its result: forward, and both.
+
+    Each calls it `calls` times, one after the other, and gives the last result.
+    """
 
     def forward(*arrays):
         return function(*arrays[:-1])
@@ -75,7 +89,22 @@ def passes(function: Callable) -> dict[str, jax.stages.Wrapped]:
         result, pullback = jax.vjp(function, *arrays[:-1])
         return result, pullback(arrays[-1])
 
-    return {"forward": jax.jit(forward), "training": jax.jit(training)}
+    return {"forward": jax.jit(_repeated(forward, calls)), "training": jax.jit(_repeated(training, calls))}
+
+
+def _repeated(function, calls):
+    if calls == 1:
+        return function
+
+    def run(*arrays):
+        def again(_, carried):
+            # As if every call had other arrays, and those of the result before: none is left out, or done only once.
+            return jax.lax.optimization_barrier((carried[0], function(*carried[0])))
+
+        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, *arrays))
+        return jax.lax.fori_loop(0, calls, again, (arrays, empty))[1]
+
+    return run
 
 
 def operands(op: str, shape: tuple[int, ...], dtype) -> list[jax.Array]:
@@ -100,14 +129,15 @@ def measure(op: str, shape: tuple[int, ...], dtype: str, gate, *, repeats: int =
     if backend is None:
         raise NotImplementedError("this device has no kernels: there is nothing to measure")
     arrays = operands(op, shape, dtype)
+    calls = calls_in_a_program(shape)
     tiles = kernels.load(backend).candidates(*shape, dtype) if op == "gated_linear" else [None]
     for residuals in ("save", "recompute") if op == "gated_linear" else ("save",):
         plans = {"xla": None} | {tile: kernels.plan_for(backend, tile) for tile in tiles}
-        found = {name: passes(_operation(op, gate, residuals, plan)) for name, plan in plans.items()}
+        found = {name: passes(_operation(op, gate, residuals, plan), calls) for name, plan in plans.items()}
         both = [(name, function) for name, parts in found.items() for function in parts.values()]
         compiled = compile_all([function for _, function in both], [arrays] * len(both))
         failed = {name for (name, _), one in zip(both, compiled, strict=True) if isinstance(one, Exception)}
-        tried = {name: _times(parts, arrays, repeats) for name, parts in found.items() if name not in failed}
+        tried = {name: _times(parts, arrays, repeats, calls) for name, parts in found.items() if name not in failed}
         xla = tried.pop("xla")
         if not tried:
             raise NotImplementedError(f"no tile of {tiles} compiles for {op} {shape} {dtype} on this device")
@@ -128,8 +158,10 @@ def _operation(op, gate, residuals, plan):
     return (lambda x: rules.activation(x, gate, plan)) if plan else gate
 
 
-def _times(compiled, arrays, repeats) -> dict[str, float]:
-    return {name: statistics.median(milliseconds(compiled[name], arrays, repeats=repeats)) for name in PASSES}
+def _times(compiled, arrays, repeats, calls) -> dict[str, float]:
+    return {
+        name: statistics.median(milliseconds(compiled[name], arrays, repeats=repeats, calls=calls)) for name in PASSES
+    }
 
 
 def grid(rows: Iterable[int], inputs: Iterable[int]) -> list[tuple[str, tuple[int, ...]]]:

@@ -20,7 +20,8 @@ def tiles(m: int, k: int, n: int, dtype) -> tuple[int, int, int]:
 
 def candidates(m: int, k: int, n: int, dtype) -> list[tuple[int, int, int]]:
     """The tiles that tuning tries."""
-    sizes = ((128, 64, 64), (128, 32, 64), (64, 64, 64), (64, 32, 128), (128, 32, 128), (64, 32, 64))
+    # The larger ones are for the shared memory and registers of sm_90.
+    sizes = ((64, 64, 64), (64, 32, 64), (128, 32, 128), (128, 64, 128), (256, 64, 64), (128, 128, 64))
     return list(dict.fromkeys([tiles(m, k, n, dtype), *((_fit(m, a), _fit(k, b), _fit(n, c)) for a, b, c in sizes)]))
 
 
