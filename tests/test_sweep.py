@@ -234,7 +234,7 @@ def test_a_table_is_written_before_it_is_told_of(tmp_path):
 def test_a_state_that_is_not_finite_has_diverged_though_the_weights_are(images):
     configs = [dataclasses.replace(BASE, lr=lr) for lr in (1e-3, 2e-3)]
     values, programs = members._prepared(configs, images, None)
-    state = programs.begin(values)
+    state = programs.begin(values["seed"].repeat(2))
     full = jax.tree.map(
         lambda leaf: leaf.at[1].set(np.inf) if leaf.dtype == np.float32 and leaf.ndim > 1 else leaf, state.opt_state
     )

@@ -74,7 +74,7 @@ def train_together(
     Returns the networks in their order; none where `stopping()` said so.
     """
     values, programs = _prepared(configs, images, noise_seed)
-    state, size = programs.begin(values), programs.size
+    state, size = programs.begin(_seeds(values, programs.size)), programs.size
     losses, validation, finite = [], [], []
     for _ in range(configs[0].epochs):
         state, found = programs.epoch(values, state, images.images, images.labels, images.training)
@@ -95,7 +95,7 @@ def train_together(
 def epoch_seconds(configs: Sequence[ImageConfig], images: Images, *, noise_seed: int | None = None) -> Iterator[float]:
     """The seconds of one epoch after another of a group, the first of which compiles: for measurements."""
     values, programs = _prepared(configs, images, noise_seed)
-    state = programs.begin(values)
+    state = programs.begin(_seeds(values, programs.size))
     while True:
         start = time.perf_counter()
         state, losses = programs.epoch(values, state, images.images, images.labels, images.training)
@@ -109,7 +109,7 @@ def memory_of(configs: Sequence[ImageConfig], images: Images, *, noise_seed: int
     Nothing is compiled in vain: `train_together` of the same networks uses the program.
     """
     values, programs = _prepared(configs, images, noise_seed)
-    state = jax.eval_shape(programs.begin, values)
+    state = jax.eval_shape(programs.begin, _seeds(values, programs.size))
     compiled = programs.epoch.lower(values, state, images.images, images.labels, images.training).compile()
     counted: Any = compiled.memory_analysis()
     states = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
@@ -132,6 +132,10 @@ def _values(configs, noise_seed) -> dict[str, np.ndarray]:
     batched = {name for name, row in found.items() if len(row) > 1 and (name == "lr" or len(set(row)) > 1)}
     dtypes = {name: np.int32 if name.endswith("seed") else np.float32 for name in found}
     return {name: np.asarray(row if name in batched else row[0], dtypes[name]) for name, row in found.items()}
+
+
+def _seeds(values, size: int) -> np.ndarray:
+    return values["seed"] if size == 1 else np.broadcast_to(values["seed"], size)
 
 
 def _for_all(metrics: Metrics, size: int) -> dict[str, np.ndarray]:
@@ -168,6 +172,9 @@ class _Programs(NamedTuple):
     finite: Callable[[tuple[Parameters, Any]], jax.Array]
 
 
+_AXES = TrainState(params=0, opt_state=0, step=None)  # pyright: ignore[reportArgumentType] - axes, not arrays
+
+
 @functools.lru_cache(maxsize=2)
 def _programs(
     base: ImageConfig, inputs: int, outputs: int, steps: int, size: int, batched: frozenset[str]
@@ -176,10 +183,9 @@ def _programs(
 
     def build(values):
         config = dataclasses.replace(base, **{name: values[name] for name in _given(base)})
-        return config, make_model(config, inputs, outputs), make_optimizer(config, steps * base.epochs)
-
-    def begin(values):
-        return first_state(*build(values)[1:])
+        # A kernel would be run for one network after another; the products of all are one call by XLA.
+        model = make_model(config, inputs, outputs, implementation=None if size == 1 else "xla")
+        return config, model, make_optimizer(config, steps * base.epochs)
 
     def epoch(values, state, images, labels, indices):
         return epoch_function(*build(values), values["noise_seed"])(state, images, labels, indices)
@@ -187,18 +193,36 @@ def _programs(
     def evaluation(values, params, *data):
         return evaluation_function(build(values)[1])(params, *data)
 
+    begin = _beginning(_start_of(base), inputs, outputs, size)
     if size == 1:
-        return _Programs(1, _placed(begin), _placed(epoch, 1), _placed(evaluation), all_finite)
+        return _Programs(1, begin, _placed(epoch, 1), _placed(evaluation), all_finite)
     values = {name: 0 if name in batched else None for name in (*_given(base), "noise_seed")}
-    state = TrainState(params=0, opt_state=0, step=None)  # pyright: ignore[reportArgumentType] - axes, not arrays
     data = (None, None, None)
     return _Programs(
         size,
-        _for_each(begin, (values,), state),
-        _for_each(epoch, (values, state, *data), (state, 0), donate=1),
+        begin,
+        _for_each(epoch, (values, _AXES, *data), (_AXES, 0), donate=1),
         _for_each(evaluation, (values, 0, *data), 0),
         _for_each(all_finite, ((0, 0),), 0),
     )
+
+
+def _start_of(config: ImageConfig) -> ImageConfig:
+    """The configuration without what the initial state does not depend on."""
+    names = ["width", "hidden", "layers", "residual", "bias", "learnable", "clip"]
+    names += ["gate", "c", "lam", "p"] if config.learnable else []
+    return ImageConfig(**{name: getattr(config, name) for name in names})
+
+
+@functools.lru_cache(maxsize=2)
+def _beginning(base: ImageConfig, inputs: int, outputs: int, size: int) -> Callable[..., TrainState]:
+    """The program of `size` initial states, from their seeds: the same for all gates, so that it is compiled once."""
+
+    def begin(seed):
+        config = dataclasses.replace(base, seed=seed)
+        return first_state(make_model(config, inputs, outputs), make_optimizer(config, config.epochs))
+
+    return _placed(begin) if size == 1 else _for_each(begin, (0,), _AXES)
 
 
 def _for_each(function, in_axes, out_axes, donate=()):

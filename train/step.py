@@ -57,7 +57,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def make_model(config: ImageConfig, inputs: int, outputs: int) -> GLUClassifier:
+def make_model(config: ImageConfig, inputs: int, outputs: int, *, implementation: str | None = None) -> GLUClassifier:
     """The classifier of a configuration, its initial weights drawn from the run's seed."""
     return GLUClassifier(
         inputs,
@@ -70,6 +70,7 @@ def make_model(config: ImageConfig, inputs: int, outputs: int) -> GLUClassifier:
         bias=config.bias,
         learnable=config.learnable,
         dtype=jnp.dtype(config.dtype),
+        implementation=implementation,
         rngs=initial_rngs(config.seed),
     )
 
