@@ -8,6 +8,26 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Tests of whole runs wait for compilers: what is compiled there runs for seconds, and its speed is not in question.
+_WHOLE_RUNS = {
+    "benchmarks", "cli", "data", "experiment_tables", "experiments", "generation", "language", "notebook", "readme",
+    "reading", "report", "study", "sweep", "training",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def haste(request):
+    """In tests of whole runs, most of the compiler's optimizations are off, in their processes too."""
+    if request.module.__name__.rpartition("test_")[2] not in _WHOLE_RUNS:
+        yield
+        return
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_dir(tmp_path_factory):

@@ -327,12 +327,9 @@ def test_a_limit_on_memory_makes_smaller_groups(tmp_path, monkeypatch, images):
     limit = 2.5 * memory_of(five, images) / 5 / 2**30
     sweep(grid, tmp_path / "a", memory=limit, report=quiet)
     assert sizes == [2, 2, 1]
-    sizes.clear()
-    sweep(grid, tmp_path / "b", at_once=4, report=quiet)
-    assert sizes == [3, 2]
-    sizes.clear()
-    sweep(grid, tmp_path / "c", at_once=4, memory=limit, report=quiet)
-    assert sizes == [2, 2, 1]
+    assert sweeping._at_once(five, images, None, 4, limit) == 2
+    assert sweeping._at_once(five, images, None, 4, 0.0) == 4
+    assert sweeping._even(5, 4) == 3
 
 
 def test_two_sweeps_on_one_folder(done):
