@@ -205,15 +205,18 @@ def _figures(
     for name, row in found.items():
         count = len(row["curves"])
         each = row["seconds"] / count
-        first = starts[name] / count if starts else None
-        later = None if first is None else (each - first) / max(options.epochs - 1, 1)
         epochs = [_epochs_to(curve, targets[key.split("-")[0]]) for key, curve in row["curves"].items()]
+        first = to_loss = None
+        if starts:
+            first = starts[name] / count
+            later = (each - first) / max(options.epochs - 1, 1)
+            to_loss = first + (statistics.mean(epochs) - 1) * later
         rows[name] = {
             "networks": count,
             "seconds": row["seconds"],
             "seconds_a_network": each,
             "seconds_to_the_first_epoch": first,
-            "seconds_to_the_same_loss": None if first is None else first + (statistics.mean(epochs) - 1) * later,
+            "seconds_to_the_same_loss": to_loss,
             "images_a_second": images / each,
             "peak_mb": row["peak_mb"],
             "last_validation_loss": statistics.mean(curve[-1] for curve in row["curves"].values()),
