@@ -12,6 +12,7 @@ import sqs_jax
 
 assert "site-packages" in sqs_jax.__file__, sqs_jax.__file__
 assert (Path(sqs_jax.__file__).parent / "py.typed").is_file()
+assert list((Path(sqs_jax.__file__).parent / "kernels" / "tuning").glob("*.json"))
 model = sqs_jax.GLUClassifier(4, 2, width=8, hidden=8, rngs=nnx.Rngs(0))
 assert jax.grad(lambda x: model(x).sum())(jnp.ones((3, 4))).shape == (3, 4)
 

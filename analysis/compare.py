@@ -194,7 +194,7 @@ def compare(
         "random": {(i, i): _similarities(left[i], chance[i]) for i in range(len(a))},
     }
     arms = {name: pairs for name, pairs in arms.items() if pairs}
-    draws = [_draw(rng, len(a), len(b), sorted(shared)) for _ in range(_BOOTSTRAP)]
+    draws = _draws(rng, len(a), len(b), sorted(shared))
     return {measure: _intervals(arms, measure, draws, len(a), len(b)) for measure in MEASURES}
 
 
@@ -202,12 +202,20 @@ def _without(pairs, shared):
     return {pair: value for pair, value in pairs.items() if pair not in shared}
 
 
-def _draw(rng, size_a, size_b, shared) -> dict[str, list[tuple[int, int]]]:
-    """The pairs of one bootstrap draw of seeds, by arm. Those of one seed are drawn as pairs."""
-    i, j = rng.integers(size_a, size=size_a), rng.integers(size_b, size=size_b)
-    across = list(itertools.product(i, j))
-    drawn = [shared[place] for place in rng.integers(len(shared), size=len(shared))] if shared else []
-    own = {"shared": drawn, "ceiling": list(itertools.product(j, j)), "random": [(k, k) for k in i]}
+def _draws(rng, size_a, size_b, shared) -> dict[str, np.ndarray]:
+    """How often each pair is in each of `_BOOTSTRAP` draws of seeds, by arm. Those of one seed are drawn as pairs."""
+    left, right, pairs = [], [], []
+    for _ in range(_BOOTSTRAP):
+        left.append(np.bincount(rng.integers(size_a, size=size_a), minlength=size_a))
+        right.append(np.bincount(rng.integers(size_b, size=size_b), minlength=size_b))
+        if shared:
+            pairs.append(np.bincount(rng.integers(len(shared), size=len(shared)), minlength=len(shared)))
+    i, j = np.array(left), np.array(right)
+    across = i[:, :, None] * j[:, None, :]
+    own = {"ceiling": j[:, :, None] * j[:, None, :], "random": i[:, :, None] * np.eye(size_a, dtype=int)}
+    if shared:
+        own["shared"] = np.zeros_like(across)
+        own["shared"][:, *np.transpose(shared)] = pairs
     return {"disjoint": across, "classes": across, "untrained": across} | own
 
 
@@ -238,7 +246,7 @@ def _intervals(arms, measure, draws, size_a, size_b) -> dict[str, Any]:
         alone = values[exists] if name == "shared" else alone
         # With one pair alone nothing can be drawn anew: the arm has no interval.
         if len({frozenset(pair) if name == "ceiling" else pair for pair in pairs}) > 1:
-            samples[name] = np.array([_drawn_mean(values, exists, draw[name]) for draw in draws])
+            samples[name] = _drawn_means(values, draws[name] * exists)
     if "disjoint" in means and measure != "angle":  # whose ceiling is 0
         with np.errstate(invalid="ignore", divide="ignore"):
             means["fraction"] = means["disjoint"] / means["ceiling"]
@@ -250,11 +258,13 @@ def _intervals(arms, measure, draws, size_a, size_b) -> dict[str, Any]:
     return found
 
 
-def _drawn_mean(values, exists, pairs):
-    """Mean over those of a draw's pairs that exist; NaN where none does."""
-    rows, columns = np.array(pairs).T
-    kept = exists[rows, columns]
-    return values[rows[kept], columns[kept]].mean(0) if kept.any() else np.full(values.shape[2:], np.nan)
+def _drawn_means(values, counts):
+    """The mean over each draw's pairs: NaN where there is none, or one of them is NaN."""
+    missing = np.isnan(values)
+    sums = np.tensordot(counts, np.where(missing, 0, values), 2)
+    totals = counts.sum((1, 2)).reshape(-1, *[1] * (sums.ndim - 1))
+    with np.errstate(invalid="ignore"):
+        return np.where(np.tensordot(counts, missing, 2) > 0, np.nan, sums / totals)
 
 
 def _summary(mean, samples) -> dict[str, Any]:

@@ -255,7 +255,8 @@ def write(options: Options, rows: dict[str, dict], pairs: dict[str, dict]) -> No
     for path in (data, page, picture):
         path.parent.mkdir(parents=True, exist_ok=True)
     data.write_text(json.dumps({"training": rows, "eigenpairs": pairs} | about, indent=2) + "\n")
-    body = [(name, *(_number(row.get(part)) for part in _HEADS), _ratio(rows, name)) for name, row in rows.items()]
+    heads = {part: head for part, head in _HEADS.items() if any(row.get(part) is not None for row in rows.values())}
+    body = [(name, *(_number(row.get(part)) for part in heads), _ratio(rows, name)) for name, row in rows.items()]
     spectra_body = [
         (name, f"{row['seconds']:.3f}", f"{row['seconds'] / pairs['ours']['seconds']:.2f}", f"{row['peak_mb']:.0f}")
         for name, row in pairs.items()
@@ -270,10 +271,10 @@ def write(options: Options, rows: dict[str, dict], pairs: dict[str, dict]) -> No
         width=config.width,
         batch=config.batch_size,
         noise=config.noise_std,
-        training=table(("", *_HEADS.values(), f"time over that of {SWEEP!r}"), body),
+        training=table(("", *heads.values(), f"time over that of {SWEEP!r}"), body),
         method=_SHORT if options.short else _WHOLE,
         picture=picture.name,
-        pairs=_PAIRS + table(("", "seconds", "over ours", "peak memory, MB"), spectra_body) + "\n" if pairs else "",
+        pairs=_PAIRS + table(("", "seconds", "over ours", "peak memory, MB"), spectra_body) + "\n\n" if pairs else "",
         machine=f"{about['machine']['processor']}, {about['machine']['cores']} cores"
         + ("" if about["device"]["platform"] == "cpu" else f", {about['device']['kind']}"),
         versions=versions,
@@ -298,8 +299,7 @@ Each contender ran once, so a ratio has no interval: a machine that slows down m
 
 ![Seconds and memory by contender](../images/{picture})
 
-{pairs}
-Machine: {machine}. Versions: {versions}.
+{pairs}Machine: {machine}. Versions: {versions}.
 """
 
 _WHOLE = """A network's seconds are its
@@ -346,8 +346,8 @@ def _plot(rows: dict[str, dict], pairs: dict[str, dict], path: Path) -> None:
     for axis, (title, bars) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         colors = ["#b2182b" if "ours" in name else "#9a9a9a" for name in bars]
         drawn = axis.barh(list(bars), list(bars.values()), color=colors, height=0.6)
-        axis.bar_label(drawn, fmt="%.3g", padding=3, fontsize=9)
-        axis.set(title=title, xlim=(0, 1.15 * max(bars.values())))
+        axis.bar_label(drawn, fmt=_number, padding=3, fontsize=9)
+        axis.set(title=title, xlim=(0, 1.25 * max(bars.values())))
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

@@ -71,6 +71,23 @@ def test_seconds_to_the_same_loss_are_to_what_every_network_reached():
     assert rows["fast"]["images_a_second"] == 2 * (1237 // 128) * 128 / 4
 
 
+def test_one_command_stands_for_a_gate_in_short(tmp_path):
+    curves = {peers.COMMANDS: ["sqs-0", "relu-0"], peers.SWEEP: ["sqs-0", "sqs-1", "relu-0", "relu-1"]}
+    found = {
+        name: {"seconds": 8.0, "peak_mb": 1.0, "curves": {key: [0.3, 0.1] for key in keys}}
+        for name, keys in curves.items()
+    }
+    options = peers.Options(gates=("sqs", "relu"), seeds=2, data="digits", epochs=2, short=True, out=tmp_path)
+    rows = peers._figures(options, found, {})
+    assert [row["networks"] for row in rows.values()] == [2, 4]
+    assert [row["seconds_a_network"] for row in rows.values()] == [4, 2]
+    peers.write(options, rows, {})
+    page = (tmp_path / "docs" / "results" / "peers-cpu.md").read_text()
+    assert f"| {peers.COMMANDS} | 2 | 8 | 4 | " in page
+    assert "to the same loss" not in page
+    assert "eigenpairs" not in page
+
+
 def test_the_peers_in_small(tmp_path):
     options = peers.Options(gates=("sqs",), seeds=1, data="digits", epochs=2, out=tmp_path)
     (tmp_path / "work").mkdir()

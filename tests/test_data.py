@@ -264,7 +264,7 @@ def test_digits():
     assert not any(image.tobytes() in train for image in digits.test_images)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def real_cache(tmp_path_factory):
     return tmp_path_factory.mktemp("real")
 

@@ -96,6 +96,26 @@ def test_a_kernel_that_loses_one_pass_is_not_chosen():
         assert runs_a_kernel(lambda x: sqs(x, implementation="pallas"), X)
 
 
+@pytest.mark.parametrize(("gain", "chosen"), [(1.02, False), (1.05, True)])
+def test_a_gain_within_the_noise_of_the_clock_is_none(gain, chosen):
+    table.write("interpreted triton", [measurement(gain, 1.0)], {})
+    with kernels.interpreted("triton"):
+        assert runs_a_kernel(gated_linear, X, W, W) == chosen
+
+
+def test_the_shipped_tables_are_found_by_their_devices():
+    paths = list(table._OURS.glob("*.json"))
+    assert paths
+    for path in paths:
+        kind = json.loads(path.read_text())["device"]
+        assert path.stem == table.slug(kind)
+        rows = table._read(path).values()
+        assert {row.op for row in rows} == {"gated_linear", "gated", "sqs"}
+        for row in rows:
+            assert table.lookup(kind, row.op, row.dtype, row.shape, row.residuals, row.gate) == row
+            assert (row.op == "gated_linear") == (row.tile is not None)
+
+
 def test_a_new_measurement_replaces_the_old_one_and_keeps_the_others():
     table.write("a device", [measurement(1.0, 2.0), measurement(1.0, 2.0, shape=(8, 8, 8))], {"jax": "1"})
     path = table.write("a device", [measurement(2.0, 1.0)], {"jax": "2"})

@@ -35,7 +35,7 @@ def experiments(*arguments, check=True):
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     """Both pages of the quick version, from the command line; the second takes the networks of the first."""
     sweeps = tmp_path_factory.mktemp("experiments")

@@ -41,7 +41,7 @@ def quiet(*_):
     """A report that says nothing."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """A run that nobody interrupted."""
     run_dir = tmp_path_factory.mktemp("runs") / "reference"

@@ -196,7 +196,7 @@ def quiet(*_):
     """A report of evaluations that says nothing."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
     """A trained run with its report."""
     folder = tmp_path_factory.mktemp("runs") / "sqs"

@@ -31,7 +31,7 @@ def quiet(*_):
     """A report of epochs that says nothing."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
     """A trained run with its report."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
@@ -40,7 +40,7 @@ def run_dir(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def others(tmp_path_factory):
     """Two bilinear runs of other seeds."""
     folders = [tmp_path_factory.mktemp("runs") / f"bilinear-{seed}" for seed in (0, 1)]

@@ -53,7 +53,7 @@ def assert_same_end(run_dir, reference):
     chex.assert_trees_all_equal(state, expected_state)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """A run that nobody interrupted."""
     run_dir = tmp_path_factory.mktemp("runs") / "reference"
