@@ -85,7 +85,8 @@ def measure(options: Options, folder: Path) -> tuple[dict[str, dict], dict[str, 
 def _contenders(options: Options, folder: Path) -> dict[str, dict[str, Any]]:
     folder.mkdir(exist_ok=True)
     found = {COMMANDS: _commands(options, folder), SWEEP: _sweep(options, folder)}
-    for name, flags in {TORCH: []}.items() if options.short else {TORCH: [], COMPILED: ["--compile"]}.items():
+    peers = {TORCH: []} if options.short else {TORCH: [], COMPILED: ["--compile"]}
+    for name, flags in peers.items():
         if (row := _torch(options, folder, flags)) is not None:
             found[name] = row
     return found

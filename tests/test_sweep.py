@@ -1,8 +1,7 @@
-"""Sweeps: grids, many networks in one program, folders and tables, what stops them and what they refuse."""
+"""Sweeps: grids, groups, folders and tables, what stops them and what they refuse."""
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,12 +15,11 @@ import pytest
 from benchmarks.screenshot import opened, resize
 from sqs_jax.analysis.cli import main as analyse
 from sqs_jax.analysis.sweep_report import by_axis, by_configuration, write_sweep_report
-from sqs_jax.train import PRESETS, InputError, members, train
+from sqs_jax.train import PRESETS, InputError, train
 from sqs_jax.train import sweep as sweeping
-from sqs_jax.train.checkpoint import restore_params
 from sqs_jax.train.cli import main
 from sqs_jax.train.images import load_images, place_images
-from sqs_jax.train.members import epoch_seconds, memory_of, program_of, train_together
+from sqs_jax.train.members import memory_of
 from sqs_jax.train.run_folder import SweepFolder
 from sqs_jax.train.step import data_mesh, replicated
 from sqs_jax.train.stop import Stopped
@@ -38,135 +36,11 @@ def quiet(*_):
 
 
 @pytest.fixture(scope="module")
-def images():
-    return place_images(BASE, load_images(BASE, None), replicated(data_mesh()))
-
-
-@pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A finished sweep."""
     folder = tmp_path_factory.mktemp("sweeps") / "done"
     sweep(Grid(BASE, AXES), folder, report=quiet)
     return folder
-
-
-# Members that differ in all that one program can be given; with them, one of another depth.
-MIXED = [
-    dataclasses.replace(BASE, seed=3, lam=0.5, c=0.01, lr=3e-3, noise_std=0.5, noise_prob=0.5, weight_decay=0.1),
-    dataclasses.replace(BASE, seed=5, lam=0.0, c=0.1, lr=1e-3, noise_std=0.1, noise_prob=0.9, weight_decay=0.0),
-]
-
-
-def assert_as_alone(member, run_dir):
-    """To rounding: sums are taken in another order, and Adam divides by their size."""
-    summary = train(member.config, run_dir, report=quiet)
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert len(rows) == len(member.history)
-    for found, expected in zip(member.history, rows, strict=True):
-        assert found.keys() == expected.keys()
-        np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=2e-4, atol=1e-2 / 200)
-    np.testing.assert_allclose(member.test["loss"], summary["test"]["loss"], rtol=2e-4)
-    expected = jax.tree.leaves(restore_params(run_dir / "checkpoints"))
-    for found, other in zip(jax.tree.leaves(member.state.params), expected, strict=True):
-        np.testing.assert_allclose(found, other, atol=2e-4)
-
-
-@pytest.mark.parametrize("p", [1.0, 2.0])
-def test_networks_trained_together_come_to_the_numbers_of_each_alone(images, tmp_path, p):
-    configs = [dataclasses.replace(config, p=p) for config in MIXED]
-    assert len({program_of(config) for config in configs}) == 1
-    for i, member in enumerate(train_together(configs, images)):
-        assert member.config == configs[i]
-        assert_as_alone(member, tmp_path / str(i))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"layers": 2, "residual": True, "width": 16, "bias": True},
-        {"learnable": True, "noise_std": 0.0},
-    ],
-)
-def test_so_do_networks_of_one_seed_and_one_alone(images, tmp_path, change):
-    configs = [dataclasses.replace(BASE, lr=lr, **change) for lr in (1e-3, 3e-3)]
-    pair, single = train_together(configs, images), train_together(configs[:1], images)
-    assert_as_alone(pair[1], tmp_path / "pair")
-    np.testing.assert_allclose(pair[0].test["loss"], single[0].test["loss"], rtol=2e-4)
-
-
-@pytest.mark.parametrize(
-    "change", [{"gate": "silu"}, {"p": 2.0}, {"layers": 2}, {"noise_std": 0.0}, {"learnable": True}, {"epochs": 5}]
-)
-def test_what_changes_the_program_is_another(change):
-    assert program_of(dataclasses.replace(BASE, **change)) != program_of(BASE)
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_the_second_epoch_compiles_nothing(images, caplog, count):
-    configs = [dataclasses.replace(BASE, seed=seed, width=20) for seed in range(count)]
-    epochs = epoch_seconds(configs, images)
-    with jax.log_compiles():
-        next(epochs)
-        assert "Compiling" in caplog.text
-        caplog.clear()
-        next(epochs)
-    assert "Compiling" not in caplog.text
-
-
-def test_shared_noise_is_that_of_one_seed(images):
-    configs = [dataclasses.replace(BASE, seed=seed) for seed in (0, 1)]
-    alone, shared = train_together(configs, images), train_together(configs, images, noise_seed=0)
-    np.testing.assert_allclose(shared[0].test["loss"], alone[0].test["loss"], rtol=2e-4)
-    assert abs(shared[1].test["loss"] - alone[1].test["loss"]) > 1e-4
-    # Of two seeds, the initial weights and the order of the images still differ.
-    assert abs(shared[1].test["loss"] - shared[0].test["loss"]) > 1e-3
-
-
-def test_one_that_diverges_leaves_the_others_alone(images, tmp_path):
-    wild = dataclasses.replace(BASE, gate="bilinear", lr=1e12)
-    tame = dataclasses.replace(BASE, gate="bilinear")
-    found = train_together([wild, tame], images)
-    assert found[0].test is None
-    assert 1 < found[0].diverged <= 9 * 4
-    assert len(found[0].history) < 4
-    assert_as_alone(found[1], tmp_path / "tame")
-
-
-def test_memory_grows_with_the_networks_and_costs_no_program(images, caplog):
-    small, large = (memory_of([dataclasses.replace(BASE, hidden=hidden)], images) for hidden in (16, 512))
-    parameters = 64 * 24 + 2 * 24 * 16 + 16 * 10
-    assert 3 * 4 * parameters < small < large
-    pair = [dataclasses.replace(BASE, lr=lr, hidden=24) for lr in (1e-3, 2e-3)]
-    with jax.log_compiles():
-        assert memory_of(pair, images) > memory_of(pair[:1], images)
-        assert "Finished XLA compilation of jit(epoch)" in caplog.text
-        memory_of(pair, images)
-        caplog.clear()
-        next(epoch_seconds(pair, images))
-    assert "Finished XLA compilation of jit(epoch)" not in caplog.text
-
-
-_ON_DEVICES = """
-import dataclasses, json
-from sqs_jax.train import PRESETS
-from sqs_jax.train.images import load_images, place_images
-from sqs_jax.train.members import train_together
-from sqs_jax.train.step import data_mesh, replicated
-base = dataclasses.replace(PRESETS["digits"], epochs=4, width=24, hidden=16)
-images = place_images(base, load_images(base, None), replicated(data_mesh()))
-configs = [dataclasses.replace(base, seed=seed, lam=0.1 * (seed + 1)) for seed in range(3)]
-found = train_together(configs, images)
-print(json.dumps([[row["validation_loss"] for row in member.history] for member in found]))
-"""
-
-
-def test_a_group_is_spread_over_the_devices(images):
-    configs = [dataclasses.replace(BASE, seed=seed, lam=0.1 * (seed + 1)) for seed in range(3)]
-    one = [[row["validation_loss"] for row in member.history] for member in train_together(configs, images)]
-    environment = dict(os.environ) | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    command = [sys.executable, "-c", _ON_DEVICES]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    np.testing.assert_allclose(json.loads(run.stdout.splitlines()[-1]), one, rtol=2e-4)
 
 
 def test_each_network_has_the_folder_of_a_run(done, tmp_path):
@@ -229,17 +103,6 @@ def test_a_table_is_written_before_it_is_told_of(tmp_path):
     with pytest.raises(Closed):
         sweep(Grid(BASE, {"seed": (0, 1)}), tmp_path / "sweep", report=closed)
     assert len(read_csv(tmp_path / "sweep" / "results.csv")) == BASE.epochs
-
-
-def test_a_state_that_is_not_finite_has_diverged_though_the_weights_are(images):
-    configs = [dataclasses.replace(BASE, lr=lr) for lr in (1e-3, 2e-3)]
-    values, programs = members._prepared(configs, images, None)
-    state = programs.begin(values["seed"].repeat(2))
-    full = jax.tree.map(
-        lambda leaf: leaf.at[1].set(np.inf) if leaf.dtype == np.float32 and leaf.ndim > 1 else leaf, state.opt_state
-    )
-    assert np.asarray(programs.finite((state.params, state.opt_state))).tolist() == [True, True]
-    assert np.asarray(programs.finite((state.params, full))).tolist() == [True, False]
 
 
 def test_only_networks_of_the_grid_have_to_fit_the_data(tmp_path):
@@ -314,7 +177,7 @@ def test_too_many_at_once_are_halved(tmp_path, monkeypatch, capsys):
     assert len(rows) == 5 * 4
 
 
-def test_a_limit_on_memory_makes_smaller_groups(tmp_path, monkeypatch, images):
+def test_a_limit_on_memory_makes_smaller_groups(tmp_path, monkeypatch):
     real, sizes = sweeping.train_together, []
 
     def counted(configs, *args, **settings):
@@ -324,12 +187,16 @@ def test_a_limit_on_memory_makes_smaller_groups(tmp_path, monkeypatch, images):
     monkeypatch.setattr(sweeping, "train_together", counted)
     grid = Grid(dataclasses.replace(BASE, epochs=1), {"lr": (1e-3, 2e-3, 3e-3, 4e-3, 5e-3)})
     five = [dataclasses.replace(grid.base, lr=lr) for lr in grid.axes["lr"]]
+    images = place_images(BASE, load_images(BASE, None), replicated(data_mesh()))
     limit = 2.5 * memory_of(five, images) / 5 / 2**30
     sweep(grid, tmp_path / "a", memory=limit, report=quiet)
     assert sizes == [2, 2, 1]
-    assert sweeping._at_once(five, images, None, 4, limit) == 2
-    assert sweeping._at_once(five, images, None, 4, 0.0) == 4
-    assert sweeping._even(5, 4) == 3
+    sizes.clear()
+    sweep(grid, tmp_path / "b", at_once=4, report=quiet)
+    assert sizes == [3, 2]
+    sizes.clear()
+    sweep(grid, tmp_path / "c", at_once=4, memory=limit, report=quiet)
+    assert sizes == [2, 2, 1]
 
 
 def test_two_sweeps_on_one_folder(done):

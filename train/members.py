@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
@@ -74,7 +75,7 @@ def train_together(
     Returns the networks in their order; none where `stopping()` said so.
     """
     values, programs = _prepared(configs, images, noise_seed)
-    state, size = programs.begin(_seeds(values, programs.size)), programs.size
+    state, size = programs.begin(values["seed"]), programs.size
     losses, validation, finite = [], [], []
     for _ in range(configs[0].epochs):
         state, found = programs.epoch(values, state, images.images, images.labels, images.training)
@@ -95,7 +96,7 @@ def train_together(
 def epoch_seconds(configs: Sequence[ImageConfig], images: Images, *, noise_seed: int | None = None) -> Iterator[float]:
     """The seconds of one epoch after another of a group, the first of which compiles: for measurements."""
     values, programs = _prepared(configs, images, noise_seed)
-    state = programs.begin(_seeds(values, programs.size))
+    state = programs.begin(values["seed"])
     while True:
         start = time.perf_counter()
         state, losses = programs.epoch(values, state, images.images, images.labels, images.training)
@@ -109,7 +110,7 @@ def memory_of(configs: Sequence[ImageConfig], images: Images, *, noise_seed: int
     Nothing is compiled in vain: `train_together` of the same networks uses the program.
     """
     values, programs = _prepared(configs, images, noise_seed)
-    state = jax.eval_shape(programs.begin, _seeds(values, programs.size))
+    state = jax.eval_shape(programs.begin, values["seed"])
     compiled = programs.epoch.lower(values, state, images.images, images.labels, images.training).compile()
     counted: Any = compiled.memory_analysis()
     states = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
@@ -132,10 +133,6 @@ def _values(configs, noise_seed) -> dict[str, np.ndarray]:
     batched = {name for name, row in found.items() if len(row) > 1 and (name == "lr" or len(set(row)) > 1)}
     dtypes = {name: np.int32 if name.endswith("seed") else np.float32 for name in found}
     return {name: np.asarray(row if name in batched else row[0], dtypes[name]) for name, row in found.items()}
-
-
-def _seeds(values, size: int) -> np.ndarray:
-    return values["seed"] if size == 1 else np.broadcast_to(values["seed"], size)
 
 
 def _for_all(metrics: Metrics, size: int) -> dict[str, np.ndarray]:
@@ -216,13 +213,16 @@ def _start_of(config: ImageConfig) -> ImageConfig:
 
 @functools.lru_cache(maxsize=2)
 def _beginning(base: ImageConfig, inputs: int, outputs: int, size: int) -> Callable[..., TrainState]:
-    """The program of `size` initial states, from their seeds: the same for all gates, so that it is compiled once."""
+    """The program of `size` initial states, from their seeds or the one of all: the same for every gate."""
 
     def begin(seed):
         config = dataclasses.replace(base, seed=seed)
         return first_state(make_model(config, inputs, outputs), make_optimizer(config, config.epochs))
 
-    return _placed(begin) if size == 1 else _for_each(begin, (0,), _AXES)
+    if size == 1:
+        return _placed(begin)
+    begin_all = _for_each(begin, (0,), _AXES)
+    return _placed(lambda seed: begin_all(jnp.broadcast_to(seed, size)))
 
 
 def _for_each(function, in_axes, out_axes, donate=()):

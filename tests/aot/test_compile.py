@@ -136,9 +136,10 @@ def test_sqs_compiles_for_other_exponents(target):
 
 
 def test_the_highest_precision_compiles(target):
-    for residuals in ("save", "recompute"):
-        function = layer(precision="highest", residuals=residuals)
-        target.compile(training(function), *operands(513, 600, 1000), (513, 1000), dtype="float32")
+    for dtype in kernels.DTYPES[target.backend]:
+        for residuals in ("save", "recompute"):
+            function = layer(precision="highest", residuals=residuals)
+            target.compile(training(function), *operands(513, 600, 1000), (513, 1000), dtype=dtype)
 
 
 def test_biases_compile(target):
