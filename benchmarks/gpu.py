@@ -9,7 +9,6 @@ benchmarks/results/<device>.json and docs/results/kernels-<device>.md. `--interp
 a CPU, in small, and writes below --out; its times mean nothing.
 """
 
-import argparse
 import contextlib
 import functools
 import importlib.util
@@ -28,6 +27,7 @@ import numpy as np
 from benchmarks.memory import plain
 from sqs_jax import GATES, gated, gated_linear, kernels, sqs
 from sqs_jax.kernels import table as tables
+from sqs_jax.kernels.__main__ import Parser, grid_flags
 from sqs_jax.kernels.measure import PASSES, calls_in_a_program, compile_all, milliseconds, operands, passes
 
 ROOT = Path(__file__).parent.parent
@@ -38,13 +38,9 @@ EDGES = ((1, 1, 1), (7, 127, 129), (130, 600, 260), (513, 64, 1000))
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs both parts; exits with 1 where a kernel is wrong, and with 2 where this device has none."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n")[0])
-    sizes = functools.partial(parser.add_argument, type=lambda text: [int(part) for part in text.split(",")])
-    sizes("--rows", default=[2048, 8192])
-    sizes("--inputs", default=[256, 512, 1024, 4096])
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--interpret", choices=("tpu", "triton"))
+    parser = Parser(prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n")[0])
+    grid_flags(parser)
+    parser.add_argument("--interpret", choices=("tpu", "triton"), help="try it in small, without the device")
     parser.add_argument("--out", type=Path, default=ROOT, help="folder below which the results are written")
     options = parser.parse_args(arguments)
     with kernels.interpreted(options.interpret) if options.interpret else contextlib.nullcontext():

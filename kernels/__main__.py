@@ -7,14 +7,16 @@ from typing import NoReturn
 from sqs_jax import GATES, kernels
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and exits with 2."""
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} ({self.prog} --help lists the flags)\n")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures the device and writes the user's table; exits with 2 where there is nothing to measure."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m sqs_jax.kernels",
         description="Kernels of gated linear units. `tune` measures XLA and every kernel and tile on this device, "
         "prints a table, and writes it to your cache folder, where `implementation=None` finds it.",
@@ -22,16 +24,8 @@ def main(arguments: list[str] | None = None) -> None:
     tune = parser.add_subparsers(required=True, metavar="tune").add_parser(
         "tune", help="measure this device, and use what is faster from then on"
     )
-    tune.add_argument("--rows", type=_sizes, default=[2048, 8192], help="rows of x (default: 2048,8192)")
-    tune.add_argument(
-        "--inputs",
-        type=_sizes,
-        default=[256, 512, 1024, 4096],
-        help="widths d of x; h is 4 d (default: 256,512,1024,4096)",
-    )
+    grid_flags(tune)
     tune.add_argument("--gate", choices=tuple(GATES), default="sqs", help="default: sqs")
-    tune.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    tune.add_argument("--repeats", type=_positive, default=20, help="timings of which the median counts (default: 20)")
     options = parser.parse_args(arguments)
     try:
         _tune(options)
@@ -63,6 +57,21 @@ def _tune(options) -> None:
             # Written row by row: what was measured is kept when the rest is stopped.
             path = table.write(kind, [row], {"jax": jax.__version__})
     print(path)
+
+
+def grid_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds what shapes are measured, in what dtype, and how often."""
+    parser.add_argument("--rows", type=_sizes, default=[2048, 8192], help="rows of x (default: 2048,8192)")
+    parser.add_argument(
+        "--inputs",
+        type=_sizes,
+        default=[256, 512, 1024, 4096],
+        help="widths d of x; h is 4 d (default: 256,512,1024,4096)",
+    )
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument(
+        "--repeats", type=_positive, default=20, help="timings of which the median counts (default: 20)"
+    )
 
 
 def _sizes(text: str) -> list[int]:

@@ -60,6 +60,16 @@ def test_a_device_without_kernels_ends_it(capsys):
     assert "cpu has no kernels" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", [["--rows", "0"], ["--inputs", "8,-1"], ["--repeats", "often"]])
+def test_sizes_below_one_are_refused_in_a_line(flags, capsys):
+    with pytest.raises(SystemExit) as end:
+        gpu.main(flags)
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: argument {flags[0]}: ")
+    assert "a whole number ≥ 1 is needed" in line
+
+
 def test_seconds_to_the_same_loss_are_to_what_every_network_reached():
     curves = {"fast": {"sqs-0": [0.3, 0.1], "sqs-1": [0.4, 0.2]}, "slow": {"sqs-0": [0.5, 0.3], "sqs-1": [0.5, 0.25]}}
     found = {name: {"seconds": 8.0, "peak_mb": 1.0, "curves": curve} for name, curve in curves.items()}
