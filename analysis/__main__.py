@@ -1,6 +1,4 @@
-"""The command line `python -m analysis`: nothing but a call."""
-
-from sqs_jax.analysis.cli import main
+from sqs_jax import start
 
 if __name__ == "__main__":
-    main()
+    start.run("sqs_jax.analysis.cli")

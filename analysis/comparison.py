@@ -16,9 +16,10 @@ from sqs_jax.analysis.interaction import branches
 from sqs_jax.analysis.load import Run, layer_weights, load_comparable, untrained
 from sqs_jax.analysis.report import layer_inputs
 from sqs_jax.analysis.study import CALIBRATION_SAMPLES, drawn
+from sqs_jax.files import write
 from sqs_jax.gates import Gate
 from sqs_jax.train.config import InputError
-from sqs_jax.train.run_folder import provenance, write
+from sqs_jax.train.run_folder import provenance
 
 _RANKS = 10
 

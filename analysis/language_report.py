@@ -27,9 +27,10 @@ from sqs_jax.analysis.language import (
 from sqs_jax.analysis.load import read_json, read_rows
 from sqs_jax.analysis.report import page_texts
 from sqs_jax.analysis.study import number, numbers
+from sqs_jax.files import write
 from sqs_jax.train.config import InputError, TextConfig
 from sqs_jax.train.language import load_language, read_facts
-from sqs_jax.train.run_folder import RunFolder, provenance, write
+from sqs_jax.train.run_folder import RunFolder, provenance
 from sqs_jax.train.text import END, Stream, Text, count_windows, load_text, token_bytes, windows
 from sqs_jax.transformer import Transformer
 
@@ -69,7 +70,7 @@ def report_language(
     summary = read_json(folder.summary, folder.summary.read_text())
     others = [_other(path) for path in against]
     text = load_text(config, data_dir)
-    if read_facts(folder).get("sha256") != text.sha256:
+    if read_facts(folder)["sha256"] != text.sha256:
         raise InputError(f"{folder.path} was trained on another text than {config.text or config.data} is now")
     figures, arrays, shown = study_language(model, text, config, method)
     summary |= {"analysis": figures | {"provenance": provenance()}}

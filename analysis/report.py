@@ -28,7 +28,8 @@ from sqs_jax.analysis.study import (
     spectrum_figures,
     study,
 )
-from sqs_jax.train.run_folder import RunFolder, provenance, write
+from sqs_jax.files import write
+from sqs_jax.train.run_folder import RunFolder, provenance
 from sqs_jax.train.step import scale_pixels
 
 _GALLERY = 3

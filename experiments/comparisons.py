@@ -7,7 +7,8 @@ from typing import Any
 
 from experiments.readings import stamps
 from sqs_jax.analysis.comparison import compare_runs
-from sqs_jax.train.run_folder import SweepFolder, write
+from sqs_jax.files import write
+from sqs_jax.train.run_folder import SweepFolder
 
 _MEASURES = ("rank_cosine", "overlap")
 

@@ -17,9 +17,10 @@ from sqs_jax.analysis.interaction import GLUWeights
 from sqs_jax.analysis.load import Run, layer_weights, load_run
 from sqs_jax.analysis.report import layer_inputs
 from sqs_jax.analysis.study import CALIBRATION_SAMPLES, drawn, first_positive, number
+from sqs_jax.files import write
 from sqs_jax.modules import GLU
 from sqs_jax.train.grid import members
-from sqs_jax.train.run_folder import RunFolder, SweepFolder, write
+from sqs_jax.train.run_folder import RunFolder, SweepFolder
 from sqs_jax.train.sweep import read_grid
 
 METHODS: tuple[Method, ...] = ("identity", "joint")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments.verdicts import Interval, Verdict, interval
 from sqs_jax.analysis.plots import png
-from sqs_jax.train.run_folder import write
+from sqs_jax.files import write
 from sqs_jax.train.table import Row
 
 

@@ -17,10 +17,11 @@ from sqs_jax.analysis.eigen import top_eigenpairs
 from sqs_jax.analysis.load import layer_weights, load_run
 from sqs_jax.analysis.report import layer_samples
 from sqs_jax.analysis.study import CALIBRATION_SAMPLES, drawn, frechet, frechet_features
+from sqs_jax.files import write
 from sqs_jax.train.config import ImageConfig
 from sqs_jax.train.images import load_images, place_images
 from sqs_jax.train.members import epoch_seconds
-from sqs_jax.train.run_folder import SweepFolder, described, provenance, write
+from sqs_jax.train.run_folder import SweepFolder, described, provenance
 from sqs_jax.train.step import data_mesh, replicated
 from sqs_jax.train.table import Row
 

@@ -5,6 +5,7 @@ import sys
 from typing import NoReturn
 
 from sqs_jax import GATES, kernels
+from sqs_jax.messages import one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,7 +31,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _tune(options)
     except (NotImplementedError, ValueError) as error:
-        sys.exit(_complain(str(error)))
+        sys.exit(_complain(one_line(error)))
+    except KeyboardInterrupt:
+        sys.exit(130)
     except OSError as error:
         sys.exit(_complain(f"{error.filename}: {error.strerror}"))
 

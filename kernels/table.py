@@ -8,11 +8,11 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any
 
+from sqs_jax import files
 from sqs_jax.cache import default_cache_dir
 
 _NOISE = 1.03  # about what a second measurement of the same differs by
@@ -67,9 +67,8 @@ def write(kind: str, measurements: list[Measurement], versions: dict[str, str]) 
     rows = old | _by_class(measurements)
     content = {"device": kind, "versions": versions, "entries": [dataclasses.asdict(row) for row in rows.values()]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, json.dumps(content, indent=1) + "\n")
     _read.cache_clear()
     return path
 
@@ -83,7 +82,7 @@ def _read(path: Path) -> dict[Class, Measurement]:
         return {}
     try:
         return _by_class([_measurement(row) for row in json.loads(path.read_text())["entries"]])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"the tuning table {path} cannot be read ({error!r}): remove it, or measure again with "
             "python -m sqs_jax.kernels tune"
@@ -92,7 +91,11 @@ def _read(path: Path) -> dict[Class, Measurement]:
 
 def _measurement(row: dict[str, Any]) -> Measurement:
     tile = row["tile"]
-    return Measurement(**row | {"shape": tuple(row["shape"]), "tile": tuple(tile) if tile else None})
+    sizes = {"shape": tuple(map(int, row["shape"])), "tile": tuple(map(int, tile)) if tile else None}
+    times = {name: {key: float(time) for key, time in row[name].items()} for name in ("xla_ms", "pallas_ms")}
+    if not all(min(part.values()) > 0 and part.keys() == times["xla_ms"].keys() for part in times.values()):
+        raise ValueError("times > 0 are needed")
+    return Measurement(**row | sizes | times)
 
 
 def _by_class(measurements: list[Measurement]) -> dict[Class, Measurement]:

@@ -3,10 +3,14 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from sqs_jax.activation import SQS, sqs, sqs_slope
-from sqs_jax.gates import GATES, get_gate
-from sqs_jax.glu import gated, gated_linear
-from sqs_jax.sharding import sharded_gated_linear
+from sqs_jax import start
+
+start.watch()
+
+from sqs_jax.activation import SQS, sqs, sqs_slope  # noqa: E402 - after the signal is caught
+from sqs_jax.gates import GATES, get_gate  # noqa: E402
+from sqs_jax.glu import gated, gated_linear  # noqa: E402
+from sqs_jax.sharding import sharded_gated_linear  # noqa: E402
 
 if TYPE_CHECKING:
     from sqs_jax.generation import Sampling, generate

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sqs_jax.activation import SQS
+from sqs_jax.messages import quoted
 
 Gate = Callable[[jax.Array], jax.Array]
 
@@ -103,12 +104,12 @@ def get_gate(gate: str | Gate) -> Gate:
     if not isinstance(gate, str):
         raise TypeError(f"`gate` is {gate!r}: a name or a callable is needed")
     if gate not in GATES:
-        raise ValueError(f"`gate` is {gate!r}: {nearest(gate, GATES)}")
+        raise ValueError(f"`gate` is {quoted(gate)}: {nearest(gate, GATES)}")
     return GATES[gate]
 
 
 def nearest(name, known) -> str:
     """What an error says of an unknown name: the nearest known one, if any is near, and all of them."""
-    matches = difflib.get_close_matches(name, known, n=1)
+    matches = difflib.get_close_matches(str(name)[:100], known, n=1)
     meant = f"did you mean {matches[0]!r}? " if matches else ""
     return f"{meant}Known: {', '.join(known)}"

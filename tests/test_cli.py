@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sqs_jax.train import PRESETS, ImageConfig, data, images
+from sqs_jax.train import PRESETS, ImageConfig, data, memory
 from sqs_jax.train.cli import Places, main, parse
 
 
@@ -51,7 +51,7 @@ def test_every_flag_of_the_help_is_there(capsys):
         ("mnits", "`data` is 'mnits': did you mean 'mnist'"),
         ("--gate silo", "`gate` is 'silo': did you mean 'silu'"),
         ("--gaet sqs", "did you mean --gate"),
-        ("--noise-std -1", "`noise_std` is -1.0: a number ≥ 0 is needed"),
+        ("--noise-std -1", "`noise_std` is -1.0: a number from 0 to 3.4e+38 is needed"),
         ("--noise-prob 2", "`noise_prob` is 2.0"),
         ("--epochs many", "--epochs"),
         ("--batch-size 5000", "`batch_size` is 5000: at most the 1237 training images"),
@@ -85,7 +85,7 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, message, tmp_path, monkeyp
     assert [path.name for path in Path("full").iterdir()] == ["precious"]
     assert Path("file").read_text() == "mine"
     assert not list(Path().glob("**/config.json"))
-    assert not list(Path().glob("**/.*"))
+    assert not list(Path().glob("**/.*.partial"))
 
 
 def test_resuming_with_another_setting_is_refused(tmp_path, capsys):
@@ -103,7 +103,7 @@ def test_resuming_with_another_setting_is_refused(tmp_path, capsys):
 
 def test_a_set_larger_than_the_memory_is_refused_with_both_sizes(tmp_path, monkeypatch, capsys):
     digits = data.load("digits")
-    monkeypatch.setattr(images, "free_memory", lambda: 2**10)
+    monkeypatch.setattr(memory, "free_memory", lambda: 2**10)
     assert (digits.train_images.nbytes + digits.test_images.nbytes) / 2**20 > 0.1
     with pytest.raises(SystemExit) as end:
         main(["--run-dir", str(tmp_path / "run")])
@@ -151,7 +151,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_later(width, file, small_disk, 
     assert "No space left on device" in error
     assert error.count("\n") == 1
     assert file in error
-    assert not list(small_disk.glob("run/.*"))
+    assert not list(small_disk.glob("run/.*.partial"))
     filler.unlink()
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
     main([*flags, "--resume"])

@@ -62,7 +62,7 @@ def reference(tmp_path_factory):
 
 
 def test_a_run_leaves_all_its_files(reference):
-    names = {path.name for path in reference.iterdir()}
+    names = {path.name for path in reference.iterdir()} - {".lock"}
     assert names == {"config.json", "metrics.jsonl", "checkpoints", "summary.json"}
     assert json.loads((reference / "config.json").read_text()) == dataclasses.asdict(CONFIG)
     rows = [json.loads(line) for line in (reference / "metrics.jsonl").read_text().splitlines()]

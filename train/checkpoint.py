@@ -1,26 +1,34 @@
 """Checkpoints by Orbax: the last and the best on validation, each whole or absent."""
 
+import contextlib
 import dataclasses
 import errno
+import json
 import logging
+import math
 import os
+import re
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from sqs_jax import files
+from sqs_jax.messages import first_line, quoted
 from sqs_jax.train.config import InputError
+from sqs_jax.train.records import Row, read_record
 from sqs_jax.train.step import Parameters, TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 # What a checkpoint needs beside its arrays: metadata, and blocks that are not filled.
 _OVERHEAD = 2**18
+_PROGRESS = "progress/metadata"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,82 +61,166 @@ class Progress:
         return Progress(self.rounds + 1, self.training, self.evaluating + seconds, [*self.history, row])
 
 
+class DamagedError(InputError):
+    """A checkpoint that cannot be read."""
+
+
 class Checkpoints:
     """The folder `checkpoints/`: <n>/params, <n>/opt_state and <n>/progress, n the epoch or, of text, the step.
 
-    A checkpoint is written beside its place and moved there, so a process killed at any moment leaves the
-    ones before it. Saving is not asynchronous: the next epoch reuses the memory of the state.
+    A checkpoint is written beside its place and moved there, and moved away before it is removed, so a process killed
+    at any moment leaves whole ones. Saving is not asynchronous: the next epoch reuses the memory of the state.
     """
 
     def __init__(self, folder: Path, *, has_validation: bool):
-        keep: list[Any] = [preservation_policy.LatestN(1)]
-        if has_validation:
-            keep.append(preservation_policy.BestN(get_metric_fn=_loss, n=1, reverse=True))
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            item_handlers={
-                "params": ocp.StandardCheckpointHandler(),
-                "opt_state": ocp.StandardCheckpointHandler(),
-                "progress": ocp.JsonCheckpointHandler(),
-            },
-            options=ocp.CheckpointManagerOptions(
-                enable_async_checkpointing=False,
-                best_fn=_loss if has_validation else None,
-                best_mode="min",
-                preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
-            ),
-        )
+        self._folder, self._has_validation = folder.absolute(), has_validation
+        self._folder.mkdir(exist_ok=True)
+        files.clean(self._folder)
+        self._losses = {number: _validation_loss(self._folder / str(number)) for number in numbers(self._folder)}
 
     def save(self, number: int, state: TrainState, progress: Progress) -> None:
-        """Writes the checkpoint `number`, and removes those that are neither the last nor the best.
+        """Writes the checkpoint `number`, and removes those that are neither the last nor the best on validation.
 
-        Raises OSError where the disk has no room for it, before anything is written.
+        Raises OSError where it cannot be written; those before it are then untouched.
         """
         self._check_space(state)
-        evaluated = not progress.losses and "validation_loss" in progress.history[-1]
-        metrics = {"loss": progress.history[-1]["validation_loss"]} if evaluated else None
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            opt_state=ocp.args.StandardSave(state.opt_state),
-            progress=ocp.args.JsonSave(dataclasses.asdict(progress) | {"step": int(state.step)}),
-        )
-        self._manager.save(number, args=items, metrics=metrics)
+        record = dataclasses.asdict(progress) | {"step": int(state.step)}
+        with files.appearing(self._folder / str(number)) as partial:
+            (partial / "progress").mkdir()
+            (partial / _PROGRESS).write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
+            _write_arrays(partial / "params", state.params)
+            _write_arrays(partial / "opt_state", state.opt_state)
+        self._losses[number] = _last_loss(record)
+        best = min(self._losses, key=lambda number: (self._losses[number], -number))
+        kept = {number, best} if self._has_validation else {number}
+        for old in self._losses.keys() - kept:
+            files.remove(self._folder / str(old))
+            del self._losses[old]
 
     def restore_last(self, state: TrainState) -> tuple[TrainState, Progress]:
-        """The last checkpoint, laid out as `state` is; `state` itself where there is none yet.
+        """The last checkpoint that can be read, laid out as `state` is; `state` itself where there is none yet.
 
-        Raises InputError for a checkpoint of another architecture.
+        One that is damaged is passed over, saying so, and moved to `checkpoints/<n>.damaged`. Raises InputError for a
+        checkpoint of another architecture, and where there are checkpoints but none can be read.
         """
-        number = self._manager.latest_step()
-        if number is None:
-            return state, Progress()
-        self._check_architecture(number, state.params)
-        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, (state.params, state.opt_state))
-        items = ocp.args.Composite(
-            params=ocp.args.StandardRestore(wanted[0]),
-            opt_state=ocp.args.StandardRestore(wanted[1]),
-            progress=ocp.args.JsonRestore(),
-        )
-        found: Any = self._manager.restore(number, args=items)
-        progress = dict(found.progress)
-        step = jax.device_put(jnp.asarray(progress.pop("step"), state.step.dtype), state.step.sharding)
-        if unknown := progress.keys() - {field.name for field in dataclasses.fields(Progress)}:
-            raise InputError(f"{self._manager.directory / str(number)} has {min(unknown)!r}: it is of another version")
-        return TrainState(found.params, found.opt_state, step), Progress(**progress)
-
-    def close(self) -> None:
-        """Ends the manager's threads; checkpoints stay."""
-        self._manager.close()
+        found = numbers(self._folder)
+        for number in reversed(found):
+            path = self._folder / str(number)
+            try:
+                return _restore(path, state)
+            except DamagedError as error:
+                if number == found[0]:
+                    raise
+                print(f"passed over: {error}", flush=True)
+                damaged = path.with_name(f"{number}.damaged")
+                if damaged.exists():
+                    files.remove(damaged)
+                path.rename(damaged)
+                del self._losses[number]
+        return state, Progress()
 
     def _check_space(self, state: TrainState):
         # Asked first, for Orbax writes in threads that each report a full disk on their own.
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _OVERHEAD
-        if shutil.disk_usage(self._manager.directory).free < needed:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._manager.directory))
+        if shutil.disk_usage(self._folder).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
 
-    def _check_architecture(self, number: int, params: Parameters):
-        metadata: Any = self._manager.item_metadata(number)
-        check_architecture(metadata["params"].tree, params, self._manager.directory / str(number))
+
+def numbers(folder: Path) -> list[int]:
+    """The checkpoints below `folder` by number, in order."""
+    names = [path.name for path in files.visible(folder) if path.is_dir()]
+    return sorted(int(name) for name in names if re.fullmatch(r"\d{1,10}", name, re.ASCII))
+
+
+def _restore(path: Path, state: TrainState) -> tuple[TrainState, Progress]:
+    """A checkpoint, laid out as `state` is."""
+    progress: dict[str, Any] = {**_progress(path)}
+    with _damage(path / "params"), _reader() as reader:
+        shapes: Any = reader.metadata(path / "params").item_metadata.tree
+    check_architecture(shapes, state.params, path)
+    arrays = []
+    for name, tree in (("params", state.params), ("opt_state", state.opt_state)):
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+        with _damage(path / name), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+            arrays.append(reader.restore(path / name, args=ocp.args.StandardRestore(target)))
+    step = jax.device_put(jnp.asarray(progress.pop("step"), state.step.dtype), state.step.sharding)
+    if unknown := progress.keys() - {field.name for field in dataclasses.fields(Progress)}:
+        raise InputError(f"{path} has {quoted(min(unknown))}: it is of another version")
+    return TrainState(*arrays, step), Progress(**progress)
+
+
+def restore_params(folder: Path, epoch: int | None = None) -> Parameters:
+    """The parameters of one checkpoint below `folder`, the last by default, as nested dicts of arrays.
+
+    They need not lie as they did when they were saved: a run on many devices is read on one. Raises InputError where
+    there is no such checkpoint, or it is damaged.
+    """
+    found = numbers(folder)
+    if not found or epoch not in (None, *found):
+        raise InputError(f"{folder} holds no checkpoint" + (f" of epoch {epoch}" if epoch is not None else ""))
+    path = folder.absolute() / str(found[-1] if epoch is None else epoch)
+    with _damage(path / "params"), _reader() as reader:
+        shapes: Any = reader.metadata(path / "params").item_metadata.tree
+        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        arrays = reader.restore(path / "params", args=ocp.args.PyTreeRestore(restore_args=plain))
+        return jax.tree.map(jnp.asarray, arrays)
+
+
+class _Record(TypedDict):
+    """<n>/progress/metadata: `Progress`, and the step."""
+
+    rounds: int
+    training: float
+    evaluating: float
+    history: list[Row]
+    losses: list[float]
+    step: int
+
+
+def _progress(path: Path) -> _Record:
+    try:
+        return read_record(path / _PROGRESS, _Record)
+    except InputError as error:
+        raise DamagedError(str(error)) from None
+
+
+def _validation_loss(path: Path) -> float:
+    """The loss on validation at a checkpoint; inf where it was saved between two evaluations, or is damaged."""
+    try:
+        return _last_loss(_progress(path))
+    except DamagedError:
+        return math.inf
+
+
+def _last_loss(record: Mapping[str, Any]) -> float:
+    return (
+        math.inf
+        if record["losses"] or not record["history"]
+        else record["history"][-1].get("validation_loss", math.inf)
+    )
+
+
+def _reader() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Whatever Orbax and the libraries below it raise for files that are damaged or missing, as a DamagedError."""
+    try:
+        yield
+    except Exception as error:
+        raise DamagedError(f"{path} is damaged: {first_line(error)}") from None
+
+
+def _write_arrays(path: Path, tree: Any) -> None:
+    try:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+            writer.save(path, args=ocp.args.StandardSave(tree))
+    except OSError:
+        raise
+    except Exception as error:  # as the libraries below Orbax tell of a quota
+        raise OSError(errno.EIO, first_line(error), str(path)) from None
 
 
 def check_architecture(found: Any, wanted: Parameters, checkpoint: Any) -> None:
@@ -146,22 +238,6 @@ def check_architecture(found: Any, wanted: Parameters, checkpoint: Any) -> None:
             f"the checkpoint {checkpoint} is of another architecture: "
             f"it has `{name}` of shape {shape}, which the configuration does not"
         )
-
-
-def restore_params(folder: Path, epoch: int | None = None) -> Parameters:
-    """The parameters of one checkpoint below `folder`, the last by default, as nested dicts of arrays.
-
-    Raises InputError where there is no such checkpoint.
-    """
-    with ocp.CheckpointManager(folder.absolute()) as manager:
-        epoch = manager.latest_step() if epoch is None else epoch
-        if epoch is None or epoch not in manager.all_steps():
-            raise InputError(f"{folder} holds no checkpoint" + (f" of epoch {epoch}" if epoch is not None else ""))
-        return manager.restore(epoch, args=ocp.args.Composite(params=ocp.args.StandardRestore())).params
-
-
-def _loss(metrics) -> float:
-    return metrics["loss"]
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:

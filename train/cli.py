@@ -4,6 +4,7 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,12 @@ def parse(args: Sequence[str]) -> tuple[Any, Path, Places]:
         base = preset("text" if getattr(first.run, "text", "") else first.run.data)
     command = _read(args, base)
     config = command.run
+    if any(flag == "--text=" or pair == ("--text", "") for flag, pair in zip(args, pairwise([*args, ""]), strict=True)):
+        raise InputError("`text` is '': the path of a file is needed")
     if isinstance(config, TextConfig) and config.text and config.data == TextConfig.data:
         config = dataclasses.replace(config, data="text")
+    if isinstance(config, TextConfig) and config.warmup == base.warmup and 0 < config.steps <= config.warmup:
+        config = dataclasses.replace(config, warmup=config.steps // 10)  # the default is for longer runs
     config = located(config)
     check(config)
     return config, command.files.run_dir or Path("runs") / _run_name(config), command.files

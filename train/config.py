@@ -3,18 +3,51 @@
 import dataclasses
 import functools
 import json
-import math
+import re
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
 from sqs_jax.activation import SQS, check_parameters, sqs
 from sqs_jax.gates import GATES, Gate, nearest
+from sqs_jax.messages import is_text, one_line, quoted
 
 
 class InputError(ValueError):
-    """A mistake of the caller's, told in one line."""
+    """A mistake of the caller's, told in one line that a terminal may show, whatever it quotes."""
+
+    def __init__(self, message: object):
+        super().__init__(one_line(message))
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """What numbers a field may have, for the command line, a config.json and a sweep alike."""
+
+    least: float
+    most: float
+    above: bool = False
+    """Whether `least` itself is too small."""
+
+    def __contains__(self, value: float) -> bool:
+        return self.least <= value <= self.most and not (self.above and value == self.least)
+
+    def __str__(self) -> str:
+        return f"{'above' if self.above else 'from'} {self.least:g} to {_plain(self.most)}"
+
+
+def _plain(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+_INT32, _FLOAT32 = 2**31 - 1, 3.4e38
+_Count = Annotated[int, Range(0, _INT32)]
+_OneOrMore = Annotated[int, Range(1, _INT32)]
+_Layers = Annotated[int, Range(1, 256)]
+_Width = Annotated[int, Range(0, 2**18)]
+_Batch = Annotated[int, Range(1, 2**24)]
+_Finite = Annotated[float, Range(0, _FLOAT32)]
 
 
 def known(value: Any) -> bool:
@@ -30,41 +63,41 @@ class TrainConfig:
     """Data set."""
     gate: str = "sqs"
     """Gate σ of the GLU (x W) ⊙ σ(x V): sqs, bilinear, relu, gelu or silu."""
-    c: float = 0.01
+    c: _Finite = 0.01
     """SQS: shift c ≥ 0."""
-    lam: float = 0.5
+    lam: _Finite = 0.5
     """SQS: shrink rate λ ≥ 0."""
-    p: float = 1.0
+    p: Annotated[float, Range(1, 100)] = 1.0
     """SQS: exponent p ≥ 1."""
     learnable: bool = False
     """SQS: train c and λ too, one pair a layer."""
-    width: int = 64
+    width: _Width = 64
     """Width of the embedding."""
-    hidden: int = 64
+    hidden: _Width = 64
     """Width of each GLU layer."""
-    layers: int = 1
+    layers: _Layers = 1
     """Number of layers."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Dtype of the computation; parameters are always float32."""
-    epochs: int = 100
+    epochs: _OneOrMore = 100
     """Passes over the training data."""
-    batch_size: int = 128
+    batch_size: _Batch = 128
     """Examples a step, over all devices."""
-    lr: float = 3e-3
+    lr: Annotated[float, Range(0, _FLOAT32, above=True)] = 3e-3
     """Peak learning rate of AdamW; a cosine takes it to 0."""
-    weight_decay: float = 0.1
+    weight_decay: _Finite = 0.1
     """Decoupled weight decay, on matrices only."""
-    warmup: int = 0
+    warmup: _Count = 0
     """Steps of linear warm-up from 0."""
-    clip: float = 0.0
+    clip: _Finite = 0.0
     """Largest global norm of the gradient; 0 for no clipping."""
-    noise_std: float = 0.5
+    noise_std: _Finite = 0.5
     """Standard deviation of the Gaussian noise on training inputs."""
-    seed: int = 0
+    seed: _Count = 0
     """Seed of the initial weights, the order of the examples and the noise."""
-    validation: int = 200
+    validation: _Count = 200
     """Examples cut from the training set for validation, the same for every seed; 0 to train on all."""
-    save_every: int = 10
+    save_every: _OneOrMore = 10
     """Save at every so many evaluations; the last, and one that is the best so far on validation, are saved always."""
 
     @property
@@ -83,25 +116,27 @@ class ImageConfig(TrainConfig):
 
     data: tyro.conf.Positional[str] = "digits"
     """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, cifar10_jpeg or tfds:<name>; or a text, see below."""
-    width: int = 64
+    width: _Width = 64
     """Width of the embedding; 0 for none."""
-    layers: int = 1
+    hidden: Annotated[int, Range(1, 2**18)] = 64
+    """Width of each GLU layer."""
+    layers: _Layers = 1
     """Number of GLU layers."""
-    epochs: int = 100
+    epochs: _OneOrMore = 100
     """Passes over the training images."""
-    batch_size: int = 128
+    batch_size: _Batch = 128
     """Images a step, over all devices; the last, smaller batch of an epoch is left out."""
-    noise_std: float = 0.5
+    noise_std: _Finite = 0.5
     """Standard deviation of the Gaussian noise on training images, whose pixels lie in [0, 1]."""
-    validation: int = 200
+    validation: _Count = 200
     """Images cut from the training set for validation, the same for every seed; 0 to train on all."""
-    save_every: int = 10
+    save_every: _OneOrMore = 10
     """Save every so many epochs; the last epoch, and one that is the best so far on validation, are saved always."""
     residual: bool = False
     """Add each GLU layer's input to its output (needs width = hidden)."""
     bias: bool = False
     """Biases in the GLU layers and the head."""
-    noise_prob: float = 1.0
+    noise_prob: Annotated[float, Range(0, 1)] = 1.0
     """Chance with which each image gets that noise."""
 
 
@@ -116,17 +151,17 @@ class TextConfig(TrainConfig):
     separator: Literal["auto", "endoftext", "blank_line", "newline"] = "auto"
     """What stands between two stories of --text: <|endoftext|>, a blank line, or a newline that is no part of one;
     auto takes the first of these that the file has."""
-    vocab: int = 1024
+    vocab: Annotated[int, Range(257, 65535)] = 1024  # each byte and the end of a text; uint16
     """Tokens of the byte-level BPE, at most; it is trained on the training stories."""
-    context: int = 256
+    context: Annotated[int, Range(2, 2**18)] = 256
     """Tokens that the model sees at once."""
-    width: int = 128
+    width: Annotated[int, Range(1, 2**18)] = 128
     """Width of the residual stream."""
-    hidden: int = 0
+    hidden: _Width = 0
     """Width of each block's GLU; 0 for ⅔·4·width, rounded to a multiple of 64."""
-    layers: int = 2
+    layers: _Layers = 2
     """Number of blocks."""
-    heads: int = 4
+    heads: Annotated[int, Range(1, 4096)] = 4
     """Attention heads of each block."""
     tied: bool = True
     """One matrix for embedding and unembedding."""
@@ -134,31 +169,31 @@ class TextConfig(TrainConfig):
     """What is computed again in the backward pass, to save memory: none, what is no product with weights, or all."""
     scan_layers: bool = True
     """Compile one block for all layers."""
-    epochs: int = 8
+    epochs: _Count = 8
     """Passes over the training text."""
-    steps: int = 0
+    steps: _Count = 0
     """Steps of training; 0 for as many as `epochs` has."""
-    batch_size: int = 8
+    batch_size: _Batch = 8
     """Windows of `context` tokens a step, over all devices."""
-    accumulate: int = 1
+    accumulate: _Batch = 1
     """Parts that each batch is taken in, one after the other, to save memory."""
-    lr: float = 3e-3
+    lr: Annotated[float, Range(0, _FLOAT32, above=True)] = 3e-3
     """Peak learning rate of AdamW; a cosine takes it to 0."""
-    warmup: int = 20
+    warmup: _Count = 20
     """Steps of linear warm-up from 0."""
-    clip: float = 1.0
+    clip: _Finite = 1.0
     """Largest global norm of the gradient; 0 for no clipping."""
-    noise_std: float = 0.0
+    noise_std: _Finite = 0.0
     """Standard deviation of the Gaussian noise on embedded training tokens, over their root mean square."""
-    evaluate_every: int = 50
+    evaluate_every: _OneOrMore = 50
     """Steps between two evaluations, each with samples."""
-    validation: int = 30
+    validation: _Count = 30
     """Stories cut from the end of the training text for validation; 0 to train on all."""
-    test: int = 40
+    test: _OneOrMore = 40
     """Last stories held out for the test; tinystories has a file of its own for it."""
-    save_every: int = 1
+    save_every: _OneOrMore = 1
     """Save at every so many evaluations; the last, and one that is the best so far on validation, are saved always."""
-    samples: int = 2
+    samples: Annotated[int, Range(0, 1000)] = 2
     """Stories sampled at each evaluation."""
 
 
@@ -204,6 +239,10 @@ IMAGES = tuple(name for name, config in PRESETS.items() if isinstance(config, Im
 TEXTS = tuple(name for name, config in PRESETS.items() if isinstance(config, TextConfig))
 
 
+# As tensorflow-datasets has them: name, name/config, name:1.0.0, name/config:1.0.0. No name leads out of a folder.
+_TFDS = re.compile(r"tfds:\w+(/\w[\w.+-]*)?(:\d+\.\d+\.\d+)?", re.ASCII)
+
+
 def preset(data: str) -> Any:
     """The default configuration for a data set, an ImageConfig or a TextConfig; that of `mnist` for any `tfds:<name>`.
 
@@ -211,9 +250,10 @@ def preset(data: str) -> Any:
     """
     if data in PRESETS:
         return PRESETS[data]
-    if data.startswith("tfds:") and len(data) > len("tfds:"):
+    if _TFDS.fullmatch(data):
         return dataclasses.replace(PRESETS["mnist"], data=data)
-    raise InputError(f"`data` is {data!r}: {nearest(data, [*PRESETS, 'tfds:<name>'])}")
+    known = "tfds:<name>, tfds:<name>/<config> or, with a version, tfds:<name>:1.0.0"
+    raise InputError(f"`data` is {quoted(data)}: {nearest(data, [*PRESETS, known])}")
 
 
 def check(config: TrainConfig) -> None:
@@ -221,64 +261,60 @@ def check(config: TrainConfig) -> None:
     if type(preset(config.data)) is not type(config):
         raise InputError(f"`data` is {config.data!r}: a {type(config).__name__} is not for it")
     if config.gate not in GATES:
-        raise InputError(f"`gate` is {config.gate!r}: {nearest(config.gate, GATES)}")
+        raise InputError(f"`gate` is {quoted(config.gate)}: {nearest(config.gate, GATES)}")
+    for name, kind in _fields(type(config)).items():
+        _check_field(name, getattr(config, name), kind)
     try:
         check_parameters(c=config.c, lam=config.lam, p=config.p)
     except ValueError as error:
         raise InputError(str(error)) from None
-    for name, kind in get_type_hints(type(config)).items():
-        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
-            choices = ", ".join(get_args(kind))
-            raise InputError(f"`{name}` is {getattr(config, name)!r}: one of {choices} is needed")
-        if kind is int and type(getattr(config, name)) is not int:
-            raise InputError(f"`{name}` is {getattr(config, name)!r}: a whole number is needed")
-    for name in ("layers", "batch_size", "save_every"):
-        _in_range(config, name, least=1)
-    for name in ("warmup", "clip", "weight_decay", "noise_std", "validation"):
-        _in_range(config, name, least=0)
-    _in_range(config, "seed", least=0, most=2**31 - 1)
-    if not 0 < config.lr < 3.4e38:
-        raise InputError(f"`lr` is {config.lr}: a number > 0 that float32 can hold is needed")
     if config.learnable and (config.gate != "sqs" or config.c == 0 or config.lam == 0):
         raise InputError("`learnable` needs `gate` sqs with `c` and `lam` above 0")
     if isinstance(config, TextConfig):
         _check_text(config)
-    elif isinstance(config, ImageConfig):
-        _check_images(config)
-
-
-def _check_images(config: ImageConfig):
-    for name in ("hidden", "epochs"):
-        _in_range(config, name, least=1)
-    _in_range(config, "width", least=0)
-    _in_range(config, "noise_prob", least=0, most=1)
-    if config.residual and config.width not in (0, config.hidden):
+    elif isinstance(config, ImageConfig) and config.residual and config.width not in (0, config.hidden):
         raise InputError(f"`residual` needs `width` = `hidden`: {config.width} is not {config.hidden}")
 
 
+@functools.cache
+def _fields(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def _check_field(name: str, value: Any, kind: Any) -> None:
+    choices = get_args(kind)
+    if get_origin(kind) is Literal:
+        fits, needed = value in choices, f"one of {', '.join(choices)}"
+    else:
+        plain, *within = (get_args(kind)[0], *choices[1:]) if get_origin(kind) is Annotated else (kind,)
+        within = [part for part in within if isinstance(part, Range)]
+        fits = type(value) is plain or (plain is float and type(value) is int)
+        fits = fits and all(value in part for part in within)
+        needed = " ".join([_KINDS[plain], *map(str, within)])
+    if not fits:
+        raise InputError(f"`{name}` is {quoted(value)}: {needed} is needed")
+
+
 def _check_text(config: TextConfig):
-    for name in ("width", "heads", "accumulate", "evaluate_every", "test"):
-        _in_range(config, name, least=1)
-    _in_range(config, "context", least=2)
-    for name in ("hidden", "steps", "samples"):
-        _in_range(config, name, least=0)
-    _in_range(config, "epochs", least=0 if config.steps else 1)
-    _in_range(config, "vocab", least=257, most=65535)  # each byte and the end of a text; uint16
+    if config.epochs == 0 and config.steps == 0:
+        raise InputError("`epochs` is 0: a number ≥ 1 is needed, or `steps`")
+    if config.steps and config.warmup >= config.steps:
+        raise InputError(f"`warmup` is {config.warmup}: fewer than the run's {config.steps} steps are needed")
     if config.width % config.heads or config.width // config.heads % 2:
         raise InputError(f"`heads` is {config.heads}: `width` {config.width} must be an even multiple of it")
     if config.batch_size % config.accumulate:
         raise InputError(f"`accumulate` is {config.accumulate}: it must divide `batch_size`, {config.batch_size}")
     if config.data == "text" and not config.text:
         raise InputError("`data` is 'text' without a file: --text FILE is needed")
+    if not is_text(config.text):
+        raise InputError(f"`text` is {quoted(config.text)}: a path in UTF-8 is needed")
     if config.text and config.data != "text":
-        raise InputError(f"`text` is {config.text!r} and `data` {config.data!r}: a file goes with the data 'text'")
-
-
-def _in_range(config, name, least, most=math.inf):
-    value = getattr(config, name)
-    if not (math.isfinite(value) and least <= value <= most):
-        bounds = f"≥ {least}" if most == math.inf else f"from {least} to {most}"
-        raise InputError(f"`{name}` is {value}: a number {bounds} is needed")
+        raise InputError(
+            f"`text` is {quoted(config.text)} and `data` {config.data!r}: a file goes with the data 'text'"
+        )
 
 
 def located(config: Any) -> Any:
@@ -298,26 +334,22 @@ def from_json(path: Path) -> Any:
 
     Raises InputError where the file is missing, is not such JSON, or has an unknown or ill-typed field.
     """
-    try:
-        fields = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"cannot read the configuration {path}: {error}") from None
-    return from_fields(fields, path)
+    from sqs_jax.train.records import read_record
+
+    return from_fields(read_record(path, dict[str, Any]), path)
 
 
-def from_fields(fields: Any, path: Path) -> Any:
+def from_fields(fields: dict[str, Any], path: Path) -> Any:
     """The configuration in what was read from a JSON file, which errors name. Raises as `from_json`."""
-    if not isinstance(fields, dict):
-        raise InputError(f"the configuration {path} is not a JSON object")
     data = fields.get("data", "digits")
     base = preset(data) if isinstance(data, str) else ImageConfig()
     kinds = get_type_hints(type(base))
     for name, value in fields.items():
         if name not in kinds:
-            raise InputError(f"the configuration {path} has an unknown field {name!r}: {nearest(name, kinds)}")
+            raise InputError(f"the configuration {path} has an unknown field {quoted(name)}: {nearest(name, kinds)}")
         choices = get_args(kinds[name])
-        wanted = f"one of {', '.join(choices)}" if choices else f"a {kinds[name].__name__}"
+        needed = f"one of {', '.join(choices)}" if choices else f"a {kinds[name].__name__}"
         allowed = choices or ((int, float) if kinds[name] is float else (kinds[name],))
         if value not in allowed if choices else type(value) not in allowed:
-            raise InputError(f"the configuration {path} has `{name}` {value!r}: {wanted} is needed")
+            raise InputError(f"the configuration {path} has `{name}` {quoted(value)}: {needed} is needed")
     return dataclasses.replace(base, **fields)

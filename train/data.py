@@ -2,18 +2,22 @@
 
 import dataclasses
 import functools
+import hashlib
 import importlib
 import importlib.util
 import json
 import os
-import shutil
+import re
 from pathlib import Path
 
 import numpy as np
 
+from sqs_jax import files
 from sqs_jax.cache import default_cache_dir
+from sqs_jax.messages import first_line
 from sqs_jax.train.config import InputError
-from sqs_jax.train.originals import SPLITS, VERSION, exclusive, first_line, prepare, tensorflow_datasets
+from sqs_jax.train.originals import SPLITS, VERSION, exclusive, prepare, tensorflow_datasets
+from sqs_jax.train.records import read_record
 from sqs_jax.train.sources import DIGITS, SOURCES, Source
 
 
@@ -56,12 +60,18 @@ def load(name: str, data_dir: Path | None = None, cache_dir: Path | None = None)
     if data_dir and not data_dir.is_dir():
         raise InputError(f"`data_dir` is {data_dir}: no such folder")
     cache_dir = cache_dir or default_cache_dir()
-    folder = cache_dir / "arrays" / name.replace(":", "/") / VERSION
+    if stock:
+        place, read = _stock_place(stock, data_dir), functools.partial(_stock, stock)
+    else:
+        place, read = Path(name, VERSION), functools.partial(_own, SOURCES[name])
+    folder = cache_dir / "arrays" / place
     if not folder.is_dir():
         with exclusive(folder):
             if not folder.is_dir():
-                prepare_set = functools.partial(_stock, stock) if stock else functools.partial(_own, SOURCES[name])
-                splits, classes = prepare_set(data_dir, cache_dir)
+                splits, classes = read(data_dir, cache_dir)
+                _check_labels(name, splits, classes)
+                if stock:  # what was downloaded just now has another place
+                    folder = cache_dir / "arrays" / _stock_place(stock, data_dir)
                 _save(folder, splits, classes)
     return _open(name, folder)
 
@@ -93,6 +103,15 @@ def _own(source: Source, data_dir: Path | None, cache_dir: Path):
     return {split: _collect(source.name, records[split]) for split in SPLITS}, source.classes
 
 
+def _stock_place(name: str, data_dir: Path | None) -> Path:
+    """Where the arrays of a `tfds:<name>` are kept: the same name in another folder, or anew, is another data set."""
+    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets").resolve()
+    folder = root / re.split("[/:]", name)[0]
+    described = {str(path.relative_to(root)): path.read_text() for path in sorted(folder.glob("**/dataset_info.json"))}
+    key = hashlib.sha256(json.dumps([name, str(root), described, VERSION]).encode()).hexdigest()
+    return Path("tfds", f"{re.sub(r'[^A-Za-z0-9_]+', '-', name)}-{key[:16]}")
+
+
 def _stock(name: str, data_dir: Path | None, cache_dir: Path):
     """Reads `tfds:<name>`, an image-classification set of tensorflow-datasets itself."""
     tfds = tensorflow_datasets()
@@ -116,6 +135,13 @@ def _stock(name: str, data_dir: Path | None, cache_dir: Path):
     return splits, tuple(getattr(label, "names", None) or map(str, range(count)))
 
 
+def _check_labels(name: str, splits, classes) -> None:
+    for split, (_, labels) in splits.items():
+        low, high = labels.min(), labels.max()
+        if low < 0 or high >= len(classes):
+            raise InputError(f"{name} has labels from {low} to {high} in {split}: 0 to {len(classes) - 1} are needed")
+
+
 def _collect(name, records) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 and labels int32 of a data source, in its order."""
     size = len(records)
@@ -134,21 +160,20 @@ def _collect(name, records) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _save(folder: Path, splits, classes):
-    """Writes the arrays beside their place, then moves them there at once: the folder is whole or absent."""
-    partial = folder.parent / f"{folder.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    for split, (images, labels) in splits.items():
-        np.save(partial / f"{split}_images.npy", images)
-        np.save(partial / f"{split}_labels.npy", labels)
-    (partial / "classes.json").write_text(json.dumps(classes))
-    partial.rename(folder)
+    with files.appearing(folder) as partial:
+        for split, (images, labels) in splits.items():
+            np.save(partial / f"{split}_images.npy", images)
+            np.save(partial / f"{split}_labels.npy", labels)
+        (partial / "classes.json").write_text(json.dumps(classes))
 
 
 def _open(name, folder: Path) -> Dataset:
-    arrays = {
-        f"{split}_{kind}": np.load(folder / f"{split}_{kind}.npy", mmap_mode="r")
-        for split in SPLITS
-        for kind in ("images", "labels")
-    }
-    return Dataset(name, tuple(json.loads((folder / "classes.json").read_text())), **arrays)
+    try:
+        arrays = {
+            f"{split}_{kind}": np.load(folder / f"{split}_{kind}.npy", mmap_mode="r")
+            for split in SPLITS
+            for kind in ("images", "labels")
+        }
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{folder} is damaged ({first_line(error)}): remove it, and it is made anew") from None
+    return Dataset(name, tuple(read_record(folder / "classes.json", list[str])), **arrays)

@@ -2,13 +2,17 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
 
+from sqs_jax.messages import quoted
 from sqs_jax.train.config import ImageConfig, InputError, check
 
 # What only the gate sqs has: for the others its values are left as they are, and make no members.
 SQS_FIELDS = ("c", "lam", "p", "learnable")
+
+MOST_NETWORKS = 10_000
 
 Axes = Mapping[str, Sequence[Any]]
 
@@ -18,14 +22,14 @@ def parse_values(name: str, text: str) -> tuple[Any, ...]:
     kind = get_type_hints(ImageConfig)[name]
     words = [word.strip() for word in text.split(",")]
     if not all(words):
-        raise InputError(f"`{name}` is {text!r}: one value or more, with commas between, is needed")
+        raise InputError(f"`{name}` is {quoted(text)}: one value or more, with commas between, is needed")
     return tuple(_parse(name, word, kind) for word in words)
 
 
 def _parse(name, word, kind):
     if kind is bool:
         if word.lower() not in ("true", "false"):
-            raise InputError(f"`{name}` has {word!r}: true or false is needed")
+            raise InputError(f"`{name}` has {quoted(word)}: true or false is needed")
         return word.lower() == "true"
     if kind not in (int, float):
         return word  # of which `check` knows the choices
@@ -33,7 +37,7 @@ def _parse(name, word, kind):
         return kind(word)
     except ValueError:
         needed = "a whole number" if kind is int else "a number"
-        raise InputError(f"`{name}` has {word!r}: {needed} is needed") from None
+        raise InputError(f"`{name}` has {quoted(word)}: {needed} is needed") from None
 
 
 def members(base: ImageConfig, axes: Axes) -> dict[str, ImageConfig]:
@@ -46,6 +50,9 @@ def members(base: ImageConfig, axes: Axes) -> dict[str, ImageConfig]:
     Raises InputError for an empty grid, an unknown field, a value twice, and as `check` for any value out of range.
     """
     check_axes(base, axes)
+    count = math.prod(len(values) for values in axes.values())
+    if count > MOST_NETWORKS:
+        raise InputError(f"the grid has {count} networks: at most {MOST_NETWORKS} are trained in a sweep")
     found: dict[str, ImageConfig] = {}
     for combination in itertools.product(*axes.values()):
         fields = dict(zip(axes, combination, strict=True))
@@ -65,12 +72,12 @@ def check_axes(base: ImageConfig, axes: Axes) -> None:
     """Raises InputError for an unknown field, one without values, and a value twice."""
     for name, values in axes.items():
         if name not in get_type_hints(type(base)) or name == "data":
-            raise InputError(f"`{name}` is no field that a grid can have")
+            raise InputError(f"{quoted(name)} is no field that a grid can have")
         if not len(values):
             raise InputError(f"`{name}` has no values: the grid is empty")
-        for i, value in enumerate(values):
-            if value in values[:i]:
-                raise InputError(f"`{name}` has {value!r} twice")
+        if len(set(values)) < len(values):
+            twice = next(value for i, value in enumerate(values) if value in values[:i])
+            raise InputError(f"`{name}` has {quoted(twice)} twice")
 
 
 def _name(config: ImageConfig, varied: list[str]) -> str:

@@ -1,7 +1,7 @@
 """Training a classifier on images, as the loop wants it: an epoch is one compiled scan, and a round."""
 
+import functools
 import math
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 
 from sqs_jax.train.config import ImageConfig, InputError
 from sqs_jax.train.data import Dataset, load, split_validation
+from sqs_jax.train.memory import check_fits, check_model, check_program, shapes_of
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
 from sqs_jax.train.step import (
     check_devices,
@@ -55,7 +56,7 @@ def load_images(config: ImageConfig, data_dir: Path | None) -> Dataset:
 def load_fitting(name: str, data_dir: Path | None) -> Dataset:
     """A data set, for any configuration. Raises InputError where it is more than the device's memory holds."""
     data = load(name, data_dir)
-    _check_memory(data)
+    check_fits(data.train_images.nbytes + data.test_images.nbytes, f"{data.name} takes")
     return data
 
 
@@ -87,6 +88,8 @@ def make_task(config: ImageConfig, data_dir: Path | None) -> Task:
     optimizer = make_optimizer(config, steps * config.epochs)
     model = make_model(config, found.inputs, found.outputs)
     epoch, evaluation = make_epoch(config, model, optimizer, mesh), make_evaluation(model, mesh)
+    state = jax.eval_shape(lambda: first_state(model, optimizer))
+    check_program(epoch, shapes_of(state, everywhere), found.images, found.labels, found.training)
 
     def run(state, end, stopping):
         del end, stopping  # an epoch is not interrupted
@@ -137,18 +140,10 @@ def check_sizes(config: ImageConfig, data: Dataset) -> None:
             f"`batch_size` is {config.batch_size}: at most the {size - config.validation} training images are needed"
         )
     learning_rate(config, steps_per_epoch(config, data) * config.epochs)
+    sizes = {name: getattr(config, name) for name in ("width", "hidden", "layers", "residual", "bias")}
+    _check_network(ImageConfig(**sizes), inputs, len(data.classes))
 
 
-def _check_memory(data: Dataset):
-    """Raises InputError where the images are more than what a device has free."""
-    needed, free = data.train_images.nbytes + data.test_images.nbytes, free_memory()
-    if needed > free:
-        raise InputError(f"{data.name} takes {needed / 2**20:.1f} MiB, and the device has {free / 2**20:.1f} MiB free")
-
-
-def free_memory() -> int:
-    """Bytes free on a device; where it does not tell (a CPU), the whole memory of the machine."""
-    statistics = jax.local_devices()[0].memory_stats()
-    if statistics and "bytes_limit" in statistics:
-        return statistics["bytes_limit"] - statistics["bytes_in_use"]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+@functools.cache
+def _check_network(sizes: ImageConfig, inputs: int, outputs: int) -> None:
+    check_model(lambda: make_model(sizes, inputs, outputs))

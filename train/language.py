@@ -14,7 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sqs_jax.generation import Sampling, generate
 from sqs_jax.train.config import InputError, TextConfig, check
+from sqs_jax.train.memory import check_model, check_program, shapes_of
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
+from sqs_jax.train.records import Facts, read_record
 from sqs_jax.train.run_folder import RunFolder
 from sqs_jax.train.step import (
     TrainState,
@@ -87,24 +89,16 @@ def load_language(run_dir: Path, number: int | None = None) -> tuple[Transformer
     vocab = tokenizer.get_vocab_size()
     if "embedding" in params and len(params["embedding"]) != vocab:
         raise InputError(f"{run.tokenizer} has {vocab} tokens, and the checkpoint {len(params['embedding'])}")
-    if read_facts(run).get("tokenizer", _fingerprint(tokenizer)) != _fingerprint(tokenizer):
+    if read_facts(run)["tokenizer"] != _fingerprint(tokenizer):
         raise InputError(f"{run.tokenizer} is not the tokenizer that {run.text} says the run was trained with")
     model = make_model(config, vocab)
     check_architecture(params, parameters(model), run.checkpoints)
     return with_parameters(model, params), tokenizer, config
 
 
-def read_facts(run: RunFolder) -> dict[str, Any]:
+def read_facts(run: RunFolder) -> Facts:
     """What the `text.json` of a run says. Raises InputError where it is missing or damaged."""
-    try:
-        found = json.loads(run.text.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {run.text}: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"{run.text} is damaged: {error}") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{run.text} is damaged: it is not a JSON object")
-    return found
+    return read_record(run.text, Facts)
 
 
 def _fingerprint(tokenizer: Any) -> str:
@@ -119,9 +113,13 @@ def make_task(config: TextConfig, data_dir: Path | None) -> Task:
     steps = config.steps or -(-config.epochs * count // config.batch_size)
     optimizer = make_optimizer(config, steps)
     mesh = data_mesh()
+    check_model(lambda: make_model(config, text.tokenizer.get_vocab_size()))
     model = make_model(config, text.tokenizer.get_vocab_size())
     train_step, score = make_step(config, model, optimizer, mesh), make_score(model)
     across = NamedSharding(mesh, PartitionSpec("data"))
+    state = jax.eval_shape(lambda: first_state(model, optimizer))
+    windows_shape = jax.ShapeDtypeStruct((config.batch_size, config.context), jnp.int32, sharding=across)
+    check_program(train_step, shapes_of(state, replicated(mesh)), windows_shape, windows_shape)
 
     def run(state, end, stopping):
         losses = []

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from sqs_jax.files import write
 from sqs_jax.train import run_folder
 from sqs_jax.train.checkpoint import Checkpoints, Progress
 from sqs_jax.train.config import TextConfig, TrainConfig, check, located, to_json
+from sqs_jax.train.records import Summary, read_record
 from sqs_jax.train.run_folder import RunFolder
 from sqs_jax.train.step import TrainState, all_finite
 from sqs_jax.train.stop import Stopped, StopSignals
@@ -77,8 +79,8 @@ def train(
     run = RunFolder(Path(run_dir))
     if resume:
         run_folder.check_same_config(run, config)
-        if run.summary.is_file():
-            return json.loads(run.summary.read_text())
+        if finished := _summary(run):
+            return finished
     else:
         run_folder.check_free(run.path)
     task = _make_task(config, Path(data_dir) if data_dir else None)
@@ -86,9 +88,16 @@ def train(
         run_folder.check_same_files(run, task.files)
     else:
         run_folder.create(run.path, task.files | {run.config.name: to_json(config)})
-    with StopSignals() as signals:
+    with run_folder.alone(run.path), StopSignals() as signals:
+        if finished := _summary(run):  # by another process, meanwhile
+            return finished
         state, progress = _fit(config, task, run, report, signals)
         return _finish(config, task, run, state, progress)
+
+
+def _summary(run: RunFolder) -> dict[str, Any]:
+    """The summary of a run, empty where it is not finished."""
+    return dict(read_record(run.summary, Summary)) if run.summary.is_file() else {}
 
 
 def _make_task(config: TrainConfig, data_dir: Path | None) -> Task:
@@ -155,7 +164,7 @@ def _finish(config: TrainConfig, task: Task, run: RunFolder, state: TrainState, 
         last = progress.history[-1]
         summary |= {"steps": last["step"], "tokens_per_second": task.tokens * last["step"] / progress.training}
     summary |= run_folder.provenance()
-    run_folder.write(run.summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    write(run.summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
 
 

@@ -9,8 +9,10 @@ from sqs_jax.train.config import InputError, TrainConfig
 def learning_rate(config: TrainConfig, total_steps: int) -> optax.Schedule:
     """Linear warm-up from 0 over `warmup` steps, then a cosine from `lr` to 0 at `total_steps`.
 
-    Raises InputError for a warm-up that is as long as the run.
+    Raises InputError for a warm-up that is as long as the run, and for a run of more steps than an int32 counts.
     """
+    if total_steps >= 2**31:
+        raise InputError(f"the run has {total_steps} steps: fewer than {2**31} are needed")
     if config.warmup >= total_steps:
         raise InputError(f"`warmup` is {config.warmup}: fewer than the run's {total_steps} steps are needed")
     cosine = optax.cosine_decay_schedule(config.lr, total_steps - config.warmup)

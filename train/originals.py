@@ -8,10 +8,10 @@ import os
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sqs_jax import files
 from sqs_jax.train.config import InputError
 from sqs_jax.train.sources import Original, Source
 
@@ -23,14 +23,22 @@ SPLITS = ("train", "test")
 def prepare(source: Source, data_dir: Path | None, cache_dir: Path) -> dict[str, Any]:
     """Prepares a set of ours with tensorflow-datasets, TensorFlow not needed; the records by split.
 
-    Raises InputError for a file whose checksum is wrong, or that is neither there nor can be downloaded.
+    One process does it at a time. Raises InputError for a file whose checksum is wrong, or that is neither there nor
+    can be downloaded.
     """
+    with exclusive(cache_dir / "tfds" / source.name):
+        return _prepare(source, data_dir, cache_dir)
+
+
+def _prepare(source: Source, data_dir: Path | None, cache_dir: Path) -> dict[str, Any]:
     from tensorflow_datasets.core.download import download_manager, util
 
     tfds = tensorflow_datasets()
-    for killed in cache_dir.glob(f"tfds/{source.name}/*incomplete*"):
-        shutil.rmtree(killed)
-    print(f"preparing {source.name}, once, in {cache_dir}", flush=True)
+    for killed in cache_dir.glob(f"tfds/{source.name}/*.incomplete*"):
+        if not killed.is_symlink():
+            shutil.rmtree(killed)
+    if not any(cache_dir.glob(f"tfds/{source.name}/{VERSION}")):
+        print(f"preparing {source.name}, once, in {cache_dir}", flush=True)
     local = find_originals(source, data_dir)
     missing = [original for original in source.originals if original.file not in local]
     _check_reachable(source, missing, data_dir)
@@ -126,15 +134,6 @@ def _what_to_do(source: Source, missing) -> str:
     return f"put {files} into DIR/{source.folders[0]}/ and pass --data-dir DIR (or set SQS_DATA_DIR=DIR)"
 
 
-def first_line(error) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-@contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Holds the lock of a cache folder, which the system lets go when a process dies."""
-    import filelock
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder.parent / f"{folder.name}.lock"):
-        yield
+def exclusive(folder: Path):
+    """Holds the lock of a cache folder."""
+    return files.locked(folder.parent / f"{folder.name}.lock")

@@ -6,15 +6,15 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from sqs_jax import files
+from sqs_jax.messages import is_text, quoted
 from sqs_jax.train.config import InputError, TrainConfig, from_json
 
 _PACKAGES = (
@@ -50,7 +50,6 @@ class SweepFolder:
         self.members = path / "members"
         self.results = path / "results.csv"
         self.report = path / "report.html"
-        self.lock = path / ".lock"
 
     def member(self, name: str) -> RunFolder:
         """The folder of one network, that of an ordinary run."""
@@ -59,37 +58,47 @@ class SweepFolder:
 
 def check_free(path: Path, flag: str = "--run-dir") -> None:
     """Raises InputError where something lies already in the folder of what is to begin, which `flag` names."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    check_path(path, flag)
+    if path.exists() and (not path.is_dir() or files.visible(path)):
         raise InputError(f"{path} exists already: go on with it by --resume, or choose another {flag}")
 
 
-def create(path: Path, files: dict[str, str], flag: str = "--run-dir") -> None:
+def check_path(path: Path, flag: str = "--run-dir") -> None:
+    """Raises InputError for a path that not every library can write: it must be UTF-8, without a NUL."""
+    if not is_text(os.fspath(path)):
+        raise InputError(f"{flag} is {quoted(os.fspath(path))}: a path in UTF-8 is needed")
+
+
+def create(path: Path, content: dict[str, str], flag: str = "--run-dir") -> None:
     """Begins a run or a sweep: its folder appears with these files in it. Raises as `check_free`.
 
     The last file is what makes the folder one of its kind.
     """
     check_free(path, flag)
     if path.is_dir():  # and empty
-        for name, content in files.items():
-            write(path / name, content)
+        for name, text in content.items():
+            files.write(path / name, text)
         return
-    with appearing(path) as partial:
-        for name, content in files.items():
-            (partial / name).write_text(content, encoding="utf-8")
+    try:
+        with files.appearing(path) as partial:
+            for name, text in content.items():
+                (partial / name).write_text(text, encoding="utf-8")
+    except FileExistsError:  # another process was faster
+        check_free(path, flag)
+        raise
 
 
 @contextlib.contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """A folder to be filled beside its place, then moved there: it is whole or absent, and never replaces another."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        partial.chmod(0o755)
-        yield partial
-        partial.rename(path)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None
+def alone(path: Path) -> Iterator[None]:
+    """Holds the lock of a run's or a sweep's folder, and removes what killed processes left there half-written.
+
+    Raises InputError where another process holds it.
+    """
+    with files.locked(path / ".lock", wait=False) as held:
+        if not held:
+            raise InputError(f"another process is at work in {path}")
+        files.clean(path)
+        yield
 
 
 def read_config(run: RunFolder) -> TrainConfig:
@@ -117,25 +126,13 @@ def check_same_files(run: RunFolder, files: dict[str, str]) -> None:
             raise InputError(f"{path} is not what the data gives: the run was begun with other data, or it was changed")
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Writes a file beside its place, then moves it there: readers see the old one or the new one, whole."""
-    data = content.encode() if isinstance(content, str) else content
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None
-
-
 def write_metrics(run: RunFolder, history: list[dict[str, Any]]) -> None:
     """The whole `metrics.jsonl`, a row an evaluation, and where there are samples the whole `samples.txt`."""
     rows = [{name: value for name, value in row.items() if name != "samples"} for row in history]
-    write(run.metrics, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    files.write(run.metrics, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
     if any(row.get("samples") for row in history):
         parts = [f"step {row['step']}\n\n" + "\n\n---\n\n".join(row["samples"]) for row in history]
-        write(run.samples, "\n\n==========\n\n".join(parts) + "\n")
+        files.write(run.samples, "\n\n==========\n\n".join(parts) + "\n")
 
 
 def summary(test: dict[str, float], history: list[dict[str, Any]], seconds: float) -> dict[str, Any]:

@@ -3,23 +3,25 @@
 import contextlib
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
 import jax
 
+from sqs_jax import files
+from sqs_jax.files import write
 from sqs_jax.train import run_folder
 from sqs_jax.train.checkpoint import Checkpoints, Progress
 from sqs_jax.train.config import ImageConfig, InputError, from_fields, to_json
 from sqs_jax.train.data import Dataset
 from sqs_jax.train.grid import Axes, check_axes, members
-from sqs_jax.train.images import Images, check_sizes, free_memory, load_fitting, place_images
+from sqs_jax.train.images import Images, check_sizes, load_fitting, place_images
 from sqs_jax.train.members import Member, memory_of, program_of, train_together
-from sqs_jax.train.run_folder import RunFolder, SweepFolder, write
+from sqs_jax.train.memory import free_memory
+from sqs_jax.train.records import SweepRecord, read_record
+from sqs_jax.train.run_folder import RunFolder, SweepFolder
 from sqs_jax.train.step import data_mesh, replicated
 from sqs_jax.train.stop import Stopped, StopSignals
 from sqs_jax.train.table import Row, member_rows, to_csv
@@ -101,10 +103,9 @@ def sweep(
         check_sizes(config, data)
     if not resume:
         run_folder.create(folder.path, {folder.grid.name: _to_json(grid)}, "--sweep-dir")
-    with _alone(folder), StopSignals() as signals:
+    with run_folder.alone(folder.path), StopSignals() as signals:
         folder.members.mkdir(exist_ok=True)
-        for killed in folder.members.glob(".*"):
-            shutil.rmtree(killed)
+        files.clean(folder.members)
         about = run_folder.provenance()
         noise_seed = min(config.seed for config in configs.values()) if grid.share_noise else None
         left = _left(folder, configs)
@@ -122,12 +123,8 @@ def read_grid(sweep_dir: Path) -> Grid:
     path = SweepFolder(sweep_dir).grid
     if not path.is_file():
         raise InputError(f"{sweep_dir} is not the folder of a sweep: it has no {path.name}")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        base, axes = from_fields(fields["base"], path), {name: tuple(row) for name, row in fields["axes"].items()}
-        grid = Grid(base, axes, bool(fields["share_noise"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged: {error}") from None
+    fields = read_record(path, SweepRecord)
+    grid = Grid(from_fields(fields["base"], path), fields["axes"], fields["share_noise"])
     check_axes(grid.base, grid.axes)
     return grid
 
@@ -141,16 +138,6 @@ def _check_same(folder: SweepFolder, grid: Grid):
     stored = read_grid(folder.path)
     if _to_json(stored) != _to_json(grid):
         raise InputError(f"{folder.path} has another grid, see {folder.grid}: a resumed sweep keeps its own")
-
-
-@contextlib.contextmanager
-def _alone(folder: SweepFolder) -> Iterator[None]:
-    """Holds the sweep's lock, which the system lets go when a process dies."""
-    try:
-        with filelock.FileLock(folder.lock, timeout=0):
-            yield
-    except filelock.Timeout:
-        raise InputError(f"another process is at work on the sweep {folder.path}") from None
 
 
 def _left(folder: SweepFolder, configs: Mapping[str, ImageConfig]) -> dict[str, ImageConfig]:
@@ -168,7 +155,7 @@ def _rows(folder: SweepFolder, grid: Grid) -> list[Row]:
 
 def _file(run: RunFolder, member: Member, seconds: float, about: dict[str, Any]) -> dict[str, Any]:
     """Writes the folder of a network, and returns how it ended."""
-    with run_folder.appearing(run.path) as path:
+    with files.appearing(run.path) as path:
         partial = RunFolder(path)
         write(partial.config, to_json(member.config))
         run_folder.write_metrics(partial, member.history)
@@ -179,7 +166,6 @@ def _file(run: RunFolder, member: Member, seconds: float, about: dict[str, Any])
         progress = Progress(len(member.history), seconds, 0.0, member.history)
         checkpoints = Checkpoints(partial.checkpoints, has_validation=member.config.validation > 0)
         checkpoints.save(len(member.history), member.state, progress)
-        checkpoints.close()
         end = run_folder.summary(member.test, member.history, seconds) | about
         write(partial.summary, json.dumps(end, indent=2, allow_nan=False) + "\n")
         return end

@@ -8,8 +8,9 @@ from typing import Any
 
 import tyro
 
+from sqs_jax.messages import quoted
 from sqs_jax.train.config import IMAGES, ImageConfig, InputError, from_json, preset
-from sqs_jax.train.grid import Axes, parse_values
+from sqs_jax.train.grid import MOST_NETWORKS, Axes, parse_values
 from sqs_jax.train.terminal import fail, one_line_errors, program, read
 
 _DESCRIPTION = """Train every network of a grid of values, many at once where that is faster.
@@ -129,8 +130,8 @@ def _grid(options: Options) -> tuple[ImageConfig | None, Axes, Path]:
     if options.seeds is not None:
         if "seed" in axes:
             raise InputError("--seeds and --seed exclude each other")
-        if options.seeds < 1:
-            raise InputError(f"`seeds` is {options.seeds}: a whole number ≥ 1 is needed")
+        if not 1 <= options.seeds <= MOST_NETWORKS:
+            raise InputError(f"`seeds` is {quoted(options.seeds)}: a number from 1 to {MOST_NETWORKS} is needed")
         axes["seed"] = tuple(range(options.seeds))
     if options.resume and not (axes or options.data or options.config):
         if options.sweep_dir is None:

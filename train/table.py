@@ -2,13 +2,16 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from sqs_jax.messages import quoted
 from sqs_jax.train.config import ImageConfig, InputError
 from sqs_jax.train.grid import SQS_FIELDS
+from sqs_jax.train.records import Diverged, Summary, TableRow, read_record, read_rows
 from sqs_jax.train.run_folder import RunFolder
 
 _FIRST = ("gate", "lam", "c", "p", "seed")
@@ -20,6 +23,7 @@ RESULTS = (
 )  # fmt: skip
 
 Row = dict[str, Any]
+_EXCESS = "more than the columns"
 
 
 def member_rows(run: RunFolder, config: ImageConfig, varied: Sequence[str]) -> list[Row]:
@@ -31,12 +35,12 @@ def member_rows(run: RunFolder, config: ImageConfig, varied: Sequence[str]) -> l
     fields = {name: getattr(config, name) for name in names}
     if config.gate != "sqs":
         fields |= {name: None for name in SQS_FIELDS if name in fields}
-    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()] or [{"epoch": 0, "step": 0}]
+    rows = read_rows(run.metrics) or [{"epoch": 0, "step": 0}]
     if run.summary.is_file():
-        test = json.loads(run.summary.read_text())["test"]
+        test = read_record(run.summary, Summary)["test"]
         rows[-1] |= {f"test_{name}": value for name, value in test.items()}
     else:
-        rows[-1] |= json.loads(run.diverged.read_text())
+        rows[-1] |= read_record(run.diverged, Diverged)
     return [fields | {name: row.get(name) for name in RESULTS} for row in rows]
 
 
@@ -57,19 +61,22 @@ def read_csv(path: Path) -> list[Row]:
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, restkey=_EXCESS)
             rows = [{name: _value(name, text) for name, text in row.items()} for row in reader]
+        for name in ("gate", "seed", *RESULTS):
+            if name not in (reader.fieldnames or ()):
+                raise ValueError(f"it has no column {name!r}")
+        msgspec.convert(rows, list[TableRow])
     except OSError as error:
         raise InputError(f"cannot read the table {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"the table {path} is damaged: {error.reason}") from None
-    for name in ("gate", "seed", *RESULTS):
-        if name not in (reader.fieldnames or ()):
-            raise InputError(f"the table {path} is damaged: it has no column {name!r}")
+    except (ValueError, csv.Error, msgspec.MsgspecError) as error:
+        raise InputError(f"the table {path} is damaged: {error}") from None
     return rows
 
 
 def _value(name, text):
+    if name == _EXCESS:
+        raise ValueError("a row has more cells than there are columns")
     if not text:
         return None
     if name in _TEXTS:
@@ -79,7 +86,7 @@ def _value(name, text):
     try:
         return float(text) if "." in text or "e" in text else int(text)
     except ValueError:
-        raise InputError(f"the table has {text!r} as its {name!r}: a number is needed") from None
+        raise ValueError(f"it has {quoted(text)} as its {quoted(name)}: a number is needed") from None
 
 
 def by_epoch(rows: Iterable[Row], name: str) -> dict[int, list[Any]]:

@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 import tyro
 
+from sqs_jax.messages import one_line
+from sqs_jax.start import missing
 from sqs_jax.train.config import InputError
 
 
@@ -24,6 +26,8 @@ def one_line_errors(*mistakes: type[Exception], interrupted: str = "interrupted"
         fail(interrupted, 130)
     except mistakes as error:
         fail(str(error), 2)
+    except ModuleNotFoundError as error:
+        fail(missing(error), 2)
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
 
@@ -37,12 +41,12 @@ def read(kind: Any, args: Sequence[str], *, prog: str, description: str | None =
     except SystemExit as end:
         if end.code == 0:
             raise
-        raise InputError(f"{_one_line(complaint.getvalue())} ({prog} --help lists the flags)") from None
+        raise InputError(f"{_unframed(complaint.getvalue())} ({prog} --help lists the flags)") from None
 
 
 def fail(message: str, code: int) -> NoReturn:
     """Says it on stderr, in one line, and exits."""
-    line = " ".join(message.split("\n"))
+    line = one_line(message)
     print(f"error: {line}" if code in (1, 2) else line, file=sys.stderr, flush=True)
     sys.exit(code)
 
@@ -55,7 +59,7 @@ def program(folder: str, installed: str | None = None) -> str:
     return installed if installed and Path(sys.argv[0]).stem == installed else f"python -m {folder}"
 
 
-def _one_line(framed: str) -> str:
+def _unframed(framed: str) -> str:
     """What tyro says in a frame: title, message, then maybe the flags that could be meant, with rules between."""
     paragraphs: list[list[str]] = [[]]
     for line in framed.splitlines():

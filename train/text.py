@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
 from pathlib import Path
@@ -15,17 +15,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sqs_jax import files
 from sqs_jax.cache import default_cache_dir
+from sqs_jax.files import write
+from sqs_jax.messages import first_line, quoted
 from sqs_jax.train.config import InputError, TextConfig
 from sqs_jax.train.originals import exclusive, find_originals, prepare
-from sqs_jax.train.run_folder import write
+from sqs_jax.train.records import read_record
 from sqs_jax.train.sources import END_OF_TEXT, TINYSTORIES
 from sqs_jax.train.stories import stories
 
 # Part of the cache's path: a change of what is stored there raises it.
-_VERSION = "1"
+_VERSION = "2"
 END = 0  # the token of END_OF_TEXT
 _TOKENIZER_BYTES = 64 * 2**20  # text that a tokenizer is trained on, at most
+_WORD = 128  # letters of a word, at most
 _BATCH = 1000  # stories that are tokenized at a time
 
 
@@ -101,20 +105,33 @@ def decode(tokenizer: Any, tokens) -> str:
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Text as tokens, after the END that every story begins with."""
+    """Text as tokens, after the END that every story begins with. "<|endoftext|>" in it is text like any other."""
     return [END, *tokenizer.encode(text).ids]
 
 
 def read_tokenizer(path: Path) -> Any:
-    """The tokenizer in a `tokenizer.json`. Raises InputError where that is none."""
+    """The tokenizer in a `tokenizer.json`. Raises InputError where that is none of ours: byte-level, with an END."""
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the tokenizer {path}: {error.strerror}") from None
     except Exception as error:  # the library raises bare Exceptions
-        raise InputError(f"the tokenizer {path} is damaged: {error}") from None
+        raise InputError(f"the tokenizer {path} is damaged: {first_line(error)}") from None
+    names = tokenizer.get_vocab()
+    if names.get(END_OF_TEXT) != END or sorted(names.values()) != list(range(len(names))):
+        raise InputError(f"the tokenizer {path} is damaged: {END_OF_TEXT} is not its first token, or one is missing")
+    for name in names:
+        if name != END_OF_TEXT and not _BYTES.keys() >= set(name):
+            raise InputError(f"the tokenizer {path} is damaged: {quoted(name)} spells no bytes")
+    return _literal(tokenizer)
+
+
+def _literal(tokenizer: Any) -> Any:
+    """The tokenizer, to which "<|endoftext|>" in a text or a prompt is text: the token stands where a story ends."""
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def count_windows(stream: Stream, context: int) -> int:
@@ -167,19 +184,22 @@ def _stories_of(config: TextConfig, data_dir: Path | None, cache_dir: Path) -> t
         records = prepare(TINYSTORIES, data_dir, place)
         return tuple(_Records(records[split]) for split in ("train", "test"))
 
-    return ["tinystories", _records_sha256(place / "tfds" / "tinystories.sha256", read)], read
+    checksum = place / "tfds" / "tinystories.sha256"
+    if not checksum.is_file():
+        with exclusive(checksum):
+            if not checksum.is_file():
+                write(checksum, _records_sha256(read()))
+    return ["tinystories", checksum.read_text()], read
 
 
-def _records_sha256(place: Path, read) -> str:
+def _records_sha256(splits) -> str:
     """The checksum of a prepared set's stories, wherever its files came from; kept in a file, for it takes a while."""
-    if not place.is_file():
-        checksum = hashlib.sha256()
-        for split in read():
-            for story in split:
-                checksum.update(story.encode() + b"\0")
-            checksum.update(b"\0")
-        write(place, checksum.hexdigest())
-    return place.read_text()
+    checksum = hashlib.sha256()
+    for split in splits:
+        for story in split:
+            checksum.update(story.encode() + b"\0")
+        checksum.update(b"\0")
+    return checksum.hexdigest()
 
 
 class _Records:
@@ -250,16 +270,18 @@ def _parted(content: str, separator: str) -> list[str]:
 
 
 def _tokenize(folder: Path, config: TextConfig, training, test):
-    """Trains the tokenizer and writes the stream beside its place, then moves it there: it is whole or absent."""
+    """Trains the tokenizer, and writes it and the stream."""
     held = config.validation + (config.test if test is None else 0)
     if len(training) <= held:
         what = "`validation` and `test` hold" if test is None else "`validation` holds"
         raise InputError(f"{config.text or config.data} has {len(training)} stories, and {what} {held} of them out")
     print(f"tokenizing {config.text or config.data}, once, into {folder}", flush=True)
     tokenizer = _train_tokenizer(islice(training, len(training) - held), config.vocab)
-    partial = folder.parent / f"{folder.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    with files.appearing(folder) as partial:
+        _write_streams(partial, config, tokenizer, training, test)
+
+
+def _write_streams(partial: Path, config: TextConfig, tokenizer: Any, training, test) -> None:
     starts, sizes = [0], []
     with (partial / "tokens.bin").open("wb") as file:
         file.write(np.array([END], np.uint16).tobytes())
@@ -273,11 +295,10 @@ def _tokenize(folder: Path, config: TextConfig, training, test):
     tokenizer.save(str(partial / "tokenizer.json"))
     end = len(training) if test is not None else len(training) - config.test
     (partial / "splits.json").write_text(json.dumps([0, end - config.validation, end, len(sizes)]))
-    partial.rename(folder)
 
 
 def _train_tokenizer(training: Iterator[str], vocab: int) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     def part():
         size = 0
@@ -288,7 +309,10 @@ def _train_tokenizer(training: Iterator[str], vocab: int) -> Any:
                 return
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
+    # Training and encoding are quadratic in the length of a word: longer ones are cut, blanks as well as letters.
+    cut = pre_tokenizers.Split(Regex(rf"\S{{{_WORD}}}|\s{{{_WORD}}}"), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, byte_level])  # pyright: ignore
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,  # pyright: ignore
@@ -298,7 +322,7 @@ def _train_tokenizer(training: Iterator[str], vocab: int) -> Any:
     )
     tokenizer.train_from_iterator(part(), trainer=trainer)
     assert tokenizer.token_to_id(END_OF_TEXT) == END
-    return tokenizer
+    return _literal(tokenizer)
 
 
 def _batches(part) -> Iterator[list[str]]:
@@ -308,10 +332,15 @@ def _batches(part) -> Iterator[list[str]]:
 
 
 def _open(config: TextConfig, key: str, folder: Path) -> Text:
-    tokens = np.memmap(folder / "tokens.bin", np.uint16, mode="r")
-    with np.load(folder / "stories.npz") as file:
-        starts, sizes = file["starts"], file["bytes"]
-    bounds = json.loads((folder / "splits.json").read_text())
+    try:
+        tokens = np.memmap(folder / "tokens.bin", np.uint16, mode="r")
+        with np.load(folder / "stories.npz") as file:
+            starts, sizes = file["starts"], file["bytes"]
+        if len(tokens) != starts[-1] + 1 or len(starts) != len(sizes) + 1:
+            raise ValueError("its files do not fit each other")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{folder} is damaged ({first_line(error)}): remove it, and it is made anew") from None
+    bounds = read_record(folder / "splits.json", list[int])
     parts = [
         Stream(tokens[starts[first] : starts[last] + 1], int(sizes[first:last].sum()), last - first)
         for first, last in pairwise(bounds)

@@ -1,0 +1,109 @@
+"""Files and folders that are written whole: under a name of our own beside their place, then moved there."""
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+# .<name>.<16 hexadecimal digits>.partial: a place that is being written. Nothing else is ever removed.
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
+_open: set[Path] = set()
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Writes a file: readers see the old one or the new one, whole, and two writers never meet.
+
+    Raises OSError, naming `path`, where it cannot be written; the old file is then untouched.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with _partial(path) as partial:
+        with partial.open("xb") as file:  # exclusive: a link is never followed
+            file.write(data)
+        partial.replace(path)
+
+
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A folder to be filled beside its place, then moved there: it is whole or absent, and never replaces another.
+
+    Raises OSError, naming `path`, where it cannot be written, or something is there by then.
+    """
+    with _partial(path) as partial:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        yield partial
+        partial.rename(path)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or folder at once for every reader: it first gets a name of our own."""
+    with _partial(path) as gone:
+        path.rename(gone)
+        _delete(gone)
+
+
+def clean(folder: Path) -> None:
+    """Removes what processes that were killed have left in a folder: partial places of our own naming, no others."""
+    with contextlib.suppress(FileNotFoundError):
+        for path in list(folder.iterdir()):
+            if _PARTIAL.fullmatch(path.name):
+                _delete(path)
+
+
+def discard() -> None:
+    """Removes the partial places of this process: for a process that is about to end at once."""
+    for path in list(_open):
+        _delete(path)
+
+
+def visible(folder: Path) -> list[Path]:
+    """What a folder holds but for hidden files, which the system, or a file manager, may have put there; sorted."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Holds a lock, which the system lets go when a process dies. Yields whether it is held: always, with `wait`.
+
+    `path` is the file of the lock; it stays.
+    """
+    import filelock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path, timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """A place of our own naming beside `path`; what is still there at the end is removed."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    _open.add(partial)
+    try:
+        yield partial
+    except OSError as error:
+        number = errno.EEXIST if error.errno == errno.ENOTEMPTY else error.errno
+        raise OSError(number, os.strerror(number) if number else str(error), str(path)) from None
+    finally:
+        _delete(partial)
+        _open.discard(partial)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)

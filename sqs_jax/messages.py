@@ -1,0 +1,48 @@
+"""What is said to people: errors in one line, with whatever strangers wrote made harmless."""
+
+_MOST = 1200
+
+
+def one_line(text: object, most: int = _MOST) -> str:
+    """Text as a terminal may show it: one line, control characters spelled out, its middle left out beyond `most`.
+
+    >>> one_line("no array 'a\\x1b[2J'\\nin the file")
+    "no array 'a\\\\x1b[2J' in the file"
+    """
+    found = cut(str(text), most)
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in " ".join(found.split("\n"))
+    )
+
+
+def quoted(value: object, most: int = 100) -> str:
+    """A value as errors quote it: its repr, cut in the middle where it is long.
+
+    >>> quoted("a" * 1000, 20)
+    "'aaaaaaaaa … aaaaaa'"
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 4 * most:
+        return f"a whole number of {value.bit_length()} bits"  # Python writes no number of more than 4300 digits
+    return cut(repr(value), most)
+
+
+def cut(text: str, most: int) -> str:
+    """Text with its middle left out where it is longer than `most`."""
+    if len(text) <= most:
+        return text
+    head = (most - 3) * 3 // 5
+    return f"{text[:head]} … {text[len(text) - (most - 3 - head) :]}"
+
+
+def is_text(found: str) -> bool:
+    """Whether a string is UTF-8 without a NUL, so that it may be a path, or stand in a file."""
+    try:
+        return b"\0" not in found.encode()
+    except UnicodeEncodeError:  # a lone surrogate: what Python makes of bytes that are no UTF-8
+        return False
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in a line; its kind where it says nothing."""
+    return one_line((str(error).strip().splitlines() or [type(error).__name__])[0], 300)

@@ -1,0 +1,74 @@
+"""How every command starts: Ctrl-C ends it in a line from its first moment on, and so does a missing package."""
+
+import contextlib
+import importlib
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from sqs_jax import files
+
+EXTRA = "train"
+_COMMANDS = ("train", "analysis", "kernels")
+
+
+def watch() -> None:
+    """Catches Ctrl-C where this process is one of our commands, and only there; called before JAX is imported."""
+    if _is_command():
+        catch_interrupts("interrupted")
+
+
+def _is_command() -> bool:
+    arguments = sys.orig_argv
+    name = arguments[arguments.index("-m") + 1] if "-m" in arguments[:-1] else ""
+    if name in _COMMANDS:  # from the root of a clone; a user's own train.py is no package of ours
+        places = getattr(sys.modules.get(name), "__path__", [])
+        return any(Path(place).resolve() == (Path(__file__).parent / name).resolve() for place in places)
+    return name.removeprefix("sqs_jax.") in _COMMANDS or Path(sys.argv[0]).name == "sqs"
+
+
+def catch_interrupts(message: str) -> None:
+    """From now on Ctrl-C ends the process with a line and 130, after what is half-written was removed.
+
+    Not by KeyboardInterrupt, which in the seconds of imports and compilers may be swallowed, or end in a traceback,
+    wherever it is raised. Training takes the signal over (`train.stop`). Does nothing where the signal is ignored, or
+    in a thread.
+    """
+
+    def leave(number: int, frame: object) -> None:
+        files.discard()
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        os.write(2, f"\n{message}\n".encode())
+        os._exit(128 + number)
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    if main_thread and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, leave)
+
+
+def run(module: str, interrupted: str = "interrupted") -> None:
+    """Runs the `main` of a command line's module; a package that is missing ends in a line."""
+    catch_interrupts(interrupted)
+    try:
+        main = importlib.import_module(module).main
+    except ModuleNotFoundError as error:
+        print(f"error: {missing(error)}", file=sys.stderr)
+        sys.exit(2)
+    main()
+
+
+def missing(error: ModuleNotFoundError) -> str:
+    """What to say of a package that is not installed."""
+    return f"the package {error.name} is not installed: pip install 'sqs-jax[{EXTRA}]' brings it"
+
+
+@contextlib.contextmanager
+def extra():
+    """Around imports that need the extra `train`: says so where a package is missing, in an ImportError."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ImportError(missing(error), name=error.name) from None

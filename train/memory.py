@@ -1,0 +1,62 @@
+"""What fits: the memory that a device has beside what training needs, known before a run's folder is made."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import psutil
+from flax import nnx
+
+from sqs_jax.messages import first_line
+from sqs_jax.train.config import InputError
+
+
+def free_memory() -> int:
+    """Bytes free on a device; where it does not tell (a CPU), what the machine has free."""
+    statistics = jax.local_devices()[0].memory_stats()
+    if statistics and "bytes_limit" in statistics:
+        return statistics["bytes_limit"] - statistics["bytes_in_use"]
+    return psutil.virtual_memory().available
+
+
+def check_fits(needed: int, what: str) -> None:
+    """Raises InputError where this many bytes are more than a device has free."""
+    free = free_memory()
+    if needed > free:
+        raise InputError(f"{what} {size(needed)}, and the device has {size(free)} free")
+
+
+def size(count: int) -> str:
+    """A number of bytes as people read it."""
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
+
+
+def check_model(make_model: Callable[[], nnx.Module]) -> None:
+    """Raises InputError for a network whose weights, gradient and both moments are more than a device has free.
+
+    `make_model` is traced alone: no weight is made.
+    """
+    shapes: Any = nnx.eval_shape(make_model)
+    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes)))
+    check_fits(16 * count, f"{count:,} parameters, with their gradient and AdamW's two moments, take")
+
+
+def check_program(step: Any, *arguments: Any) -> None:
+    """Compiles a step of training for arguments (or their shapes); the call to come finds it compiled.
+
+    Raises InputError where the device cannot run it, or has not the memory for it.
+    """
+    try:
+        counted = step.lower(*arguments).compile().memory_analysis()
+    except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+        device = jax.devices()[0].device_kind
+        raise InputError(
+            f"a step of training cannot be compiled for this device, {device}: {first_line(error)}"
+        ) from None
+    if counted is not None:  # some devices do not tell
+        check_fits(counted.temp_size_in_bytes, "a step of training takes, beside weights and data,")
+
+
+def shapes_of(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    """The shapes of a tree, all laid out in one way."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
