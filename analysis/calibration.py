@@ -1,24 +1,38 @@
 """Calibration: the gains with which a quadratic form stands for a gate that is not the identity."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, NamedTuple, get_args
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sqs_jax.analysis.interaction import GLUWeights, check_weights, hidden_layer, input_size, linear_part
-from sqs_jax.gates import Gate, get_gate
+from sqs_jax.analysis.interaction import (
+    GLUWeights,
+    at_least_float32,
+    check_weights,
+    hidden_layer,
+    input_size,
+    linear_part,
+)
+from sqs_jax.gates import Gate, get_gate, static_gate
 
 Method = Literal["identity", "bussgang", "output", "joint", "gaussian"]
 Samples = Any  # an array (n, inputs), or an iterable of such arrays
 BATCH = 2048
 
 
-class Calibration(NamedTuple):
-    """How to read a layer's gate: a_h·σ(u_h) ≈ (gain_h·a_h + gate_gain_h·u_h)·u_h, up to a constant in each output."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """How to read a layer's gate: a_h·σ(u_h) ≈ (gain_h·a_h + gate_gain_h·u_h)·u_h, up to a constant in each output.
 
-    method: Method
+    A pytree of its arrays, float32 or float64; `method` and `samples` are static.
+    """
+
+    method: Method = dataclasses.field(metadata={"static": True})
     gain: jax.Array
     """γ (h,)."""
     gate_gain: jax.Array
@@ -26,13 +40,17 @@ class Calibration(NamedTuple):
     offset: jax.Array
     """The constant of each output (outputs,), so that the means agree on the calibration set."""
     r2: jax.Array
-    """R² of what the layer gives to each output (outputs,), on the calibration set."""
-    samples: int
+    """R² of what the layer gives to each output (outputs,), on the calibration set; NaN where that is constant."""
+    samples: int = dataclasses.field(metadata={"static": True})
     """Size of the calibration set."""
 
 
 def calibrated(weights: GLUWeights, calibration: Calibration) -> GLUWeights:
-    """The layer with the gains in its linear branch: its interaction matrices are those of the calibrated form."""
+    """The layer with the gains in its linear branch: its interaction matrices are those of the calibrated form.
+
+    At least float32, whatever the layer's own dtype: gains are no numbers of 16 bits.
+    """
+    weights = at_least_float32(weights)
     gain, gate_gain = calibration.gain, calibration.gate_gain
     w = weights.w * gain[None] + weights.v * gate_gain[None]
     biases = weights.w_bias, weights.v_bias
@@ -65,41 +83,95 @@ def calibrate(
         the data does not.
 
     Returns:
-      A Calibration; sums over batches are float64. Use it by `calibrated`, or its `gain` alone as the `gain` of
-      `spectrum`, which is the same unless the method is "gaussian".
+      A Calibration. All is computed in float64, from centred data, whatever the dtype of the weights. Use it by
+      `calibrated`, or its `gain` alone as the `gain` of `spectrum`, which is the same unless the method is "gaussian".
+
+    Host code: it sums over batches outside of jit, grad and vmap.
 
     Raises:
-      ValueError: an unknown method, inputs that do not fit, are not finite or are fewer than 2, a ridge below 0.
+      ValueError: an unknown method, inputs that do not fit, are not finite, are fewer than 2, or are so large that
+        their moments overflow; a ridge below 0.
+      TypeError: weights or inputs that are traced.
 
     Source: Bussgang 1952 for the gain of a nonlinearity; "joint" and the Gaussian form are this project's own.
     """
+    return calibrate_all(weights, x, gate, methods=(method,), ridge=ridge)[method]
+
+
+def calibrate_all(
+    weights: GLUWeights, x: Samples, gate: str | Gate, *, methods: Sequence[Method], ridge: float = 1e-6
+) -> dict[Method, Calibration]:
+    """`calibrate` by several methods, which share what is computed of the samples. Raises as it does."""
     check_weights(weights)
-    if method not in get_args(Method):
-        raise ValueError(f"`method` is {method!r}: one of {', '.join(get_args(Method))} is needed")
+    check_concrete("calibrate", weights=weights, x=x)
+    for method in methods:
+        if method not in get_args(Method):
+            raise ValueError(f"`method` is {method!r}: one of {', '.join(get_args(Method))} is needed")
     if not ridge >= 0:
         raise ValueError(f"`ridge` is {ridge}: a number ≥ 0 is needed")
-    sigma = get_gate(gate)
-    batches = as_batches(weights, x)
-    sums = _total(_moments(weights, batch, sigma, method == "joint") for batch in batches())
-    n = int(sums["n"])
-    if n < 2:
-        raise ValueError(f"`x` has {n} sample: 2 or more are needed")
-    gain, gate_gain = _gains(weights, sums, sigma, method, ridge)
-    dtype = weights.w.dtype
-    found = Calibration(
-        method,
-        jnp.asarray(gain, dtype),
-        jnp.asarray(gate_gain, dtype),
-        jnp.zeros(weights.out.shape[1], dtype),
-        jnp.zeros(weights.out.shape[1], dtype),
-        n,
-    )
-    read, mean = calibrated(weights, found), sums["y"] / n
-    sums = _total(_residuals(weights, read, batch, jnp.asarray(mean, dtype), sigma) for batch in batches())
-    offset = sums["residual"] / n
-    unexplained = sums["residual²"] - n * offset**2
-    r2 = 1 - unexplained / np.where(sums["y²"] > 0, sums["y²"], np.nan)
-    return found._replace(offset=jnp.asarray(offset, dtype), r2=jnp.asarray(r2, dtype))
+    sigma = static_gate(gate)
+    dtype = at_least_float32(weights).w.dtype
+    with _float64():
+        wide = jax.tree.map(lambda array: jnp.asarray(np.asarray(array), jnp.float64), weights)
+        batches = as_batches(wide, x)
+        moments = None
+        for batch in batches():
+            found = {name: np.asarray(part) for name, part in _moments(wide, batch, sigma, "joint" in methods).items()}
+            moments = found if moments is None else _merged(moments, found)
+        n = 0 if moments is None else int(moments["n"])
+        if moments is None or n < 2:
+            raise ValueError(f"`x` has {n} sample: 2 or more are needed")
+        if not all(np.all(np.isfinite(part)) for part in moments.values()):
+            raise ValueError(
+                "`x` or `weights` holds numbers so large that their fourth moments overflow: scale them down"
+            )
+        gains = {method: _gains(wide, moments, sigma, method, ridge) for method in methods}
+        stacked = tuple(jnp.asarray(np.stack(part)) for part in zip(*gains.values(), strict=True))
+        # Of each output and method: of what the layer gives, and of what its form leaves of it.
+        residuals = None
+        for batch in batches():
+            found = {name: np.asarray(part) for name, part in _residuals(wide, *stacked, batch, sigma).items()}
+            residuals = found if residuals is None else _merged(residuals, found)
+        assert residuals is not None
+    spread = variation(moments["y²"], n, moments["y"])
+    return {
+        method: Calibration(
+            method,
+            jnp.asarray(gain, dtype),
+            jnp.asarray(gate_gain, dtype),
+            jnp.asarray(residuals["r"][i], dtype),
+            jnp.asarray(1 - residuals["r²"][i] / spread, dtype),
+            n,
+        )
+        for i, (method, (gain, gate_gain)) in enumerate(gains.items())
+    }
+
+
+def variation(squares, n: int, mean, eps: float = float(np.finfo(np.float64).eps)) -> np.ndarray:
+    """Σ(y - ȳ)², of n numbers with this mean; NaN where it is no more than the rounding of y: a constant.
+
+    Over a NaN every R² is one.
+    """
+    least = n * (16 * eps * np.abs(mean)) ** 2
+    return np.where(squares > least, squares, np.nan)
+
+
+def check_concrete(name: str, **arguments: Any) -> None:
+    """Raises TypeError for an argument that is traced: `name` is host code."""
+    for argument, value in arguments.items():
+        leaves = [] if isinstance(value, Iterator) else jax.tree.leaves(value)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            raise TypeError(f"`{argument}` is traced: `{name}` runs on the host, outside of jit, grad and vmap")
+
+
+@contextlib.contextmanager
+def _float64() -> Iterator[None]:
+    """In it JAX computes in float64: on a CPU where the device is a TPU, which has none."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.enable_x64(True))
+        if jax.default_backend() == "tpu":
+            stack.enter_context(jax.default_device(jax.devices("cpu")[0]))
+        yield
 
 
 def gaussian_gains(gate: str | Gate, u_variance: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -153,36 +225,54 @@ def as_batches(weights: GLUWeights, x: Samples) -> Callable[[], Iterator[jax.Arr
     return read
 
 
-def _total(parts) -> dict[str, np.ndarray]:
-    """The sum of dicts of arrays, in float64."""
-    total: dict[str, np.ndarray] = {}
-    for part in parts:
-        for name, array in part.items():
-            total[name] = total.get(name, np.float64(0)) + np.asarray(array, np.float64)
-    return total or {"n": np.zeros(())}
+def _merged(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The moments of two batches together: means are weighted, and centred sums get what lies between the means."""
+    n = a["n"] + b["n"]
+    apart = {name: b[name] - a[name] for name in a}
+    shift = a["n"] * b["n"] / n
+    merged = {name: a[name] + b[name] for name in a}  # n, sums
+    for name in _MEANS & a.keys():
+        merged[name] = a[name] + apart[name] * (b["n"] / n)
+    for name, (left, right) in _CENTRED.items():
+        if name in a:
+            between = apart[left] * apart[right] if name.endswith("²") else np.outer(apart[left], apart[right])
+            merged[name] = merged[name] + shift * between
+    return merged
+
+
+# Of the moments of a batch, which are means, and which are sums of products of what is centred at two of these.
+_MEANS = {"au", "as", "y", "r"}
+_CENTRED = {"FF": ("au", "au"), "FS": ("au", "as"), "y²": ("y", "y"), "r²": ("r", "r")}
 
 
 @jax.jit(static_argnames=("gate", "pairs"))
 def _moments(weights, x, gate, pairs: bool):
-    """Sums over a batch that all gains are made of; `pairs` adds those of two hidden units."""
-    with jax.default_matmul_precision("highest"):
-        _, a, u = hidden_layer(weights, x)
-        s = gate(u)
-        form, y = a * u, (a * s) @ weights.out
-        sums = {"n": jnp.asarray(len(x)), "y": y.sum(0), "u²": (u**2).sum(0), "uσ": (u * s).sum(0)}
-        sums |= {"au": form.sum(0), "a²u²": (form**2).sum(0), "a²uσ": (a**2 * u * s).sum(0)}
-        if pairs:
-            sums |= {"FF": form.T @ form, "Fy": form.T @ y}
-    return sums
+    """What all gains are made of: n, means, sums, and centred sums; `pairs` adds those of two hidden units."""
+    _, a, u = hidden_layer(weights, x)
+    s = gate(u)
+    form, unit = a * u, a * s
+    y = unit @ weights.out
+    moments = {"n": jnp.asarray(len(x)), "au": form.mean(0), "as": unit.mean(0), "y": y.mean(0)}
+    moments |= {"u²": (u**2).sum(0), "uσ": (u * s).sum(0), "a²u²": (form**2).sum(0), "a²uσ": (form * unit).sum(0)}
+    moments["y²"] = jnp.sum((y - y.mean(0)[None]) ** 2, axis=0)
+    if pairs:
+        centred = form - form.mean(0)[None]
+        moments |= {"FF": centred.T @ centred, "FS": centred.T @ (unit - unit.mean(0)[None])}
+    return moments
 
 
 @jax.jit(static_argnames="gate")
-def _residuals(weights, read, x, mean, gate):
-    with jax.default_matmul_precision("highest"):
-        _, a, u = hidden_layer(weights, x)
-        y = (a * gate(u)) @ weights.out
-        residual = y - forms(read, x)
-    return {"residual": residual.sum(0), "residual²": (residual**2).sum(0), "y²": ((y - mean[None]) ** 2).sum(0)}
+def _residuals(weights, gains, gate_gains, x, gate):
+    """What the forms of several gains (methods, h) leave of the outputs: means and centred sums (methods, outputs)."""
+    _, a, u = hidden_layer(weights, x)
+    unit = a * gate(u)
+
+    def left(gain, gate_gain):
+        rest = (unit - (gain[None] * a + gate_gain[None] * u) * u) @ weights.out
+        return rest.mean(0), jnp.sum((rest - rest.mean(0)[None]) ** 2, axis=0)
+
+    mean, squares = jax.lax.map(lambda pair: left(*pair), (gains, gate_gains))
+    return {"n": jnp.asarray(len(x)), "r": mean, "r²": squares}
 
 
 def forms(weights: GLUWeights, x: jax.Array) -> jax.Array:
@@ -197,27 +287,26 @@ def network_logits(weights: GLUWeights, x: jax.Array, gate: Gate) -> jax.Array:
     return (a * gate(u)) @ weights.out + linear_part(weights, z)
 
 
-def _gains(weights, sums, gate, method: Method, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+def _gains(weights, moments, gate, method: Method, ridge: float) -> tuple[np.ndarray, np.ndarray]:
     ones, zeros = np.ones(weights.w.shape[1]), np.zeros(weights.w.shape[1])
     if method == "identity":
         return ones, zeros
     if method == "bussgang":
-        return _ratio(sums["uσ"], sums["u²"]), zeros
+        return _ratio(moments["uσ"], moments["u²"]), zeros
     if method == "gaussian":
-        variance = sums["u²"] / sums["n"]
+        variance = moments["u²"] / moments["n"]
         alive = variance > 0
-        g, half = gaussian_gains(gate, np.where(alive, variance, 1), sums["au"] / sums["n"])
+        g, half = gaussian_gains(gate, np.where(alive, variance, 1), moments["au"])
         return np.where(alive, g, 1), np.where(alive, half, 0)
-    output = _ratio(sums["a²uσ"], sums["a²u²"])
-    return (output if method == "output" else _joint(weights, sums, output, ridge)), zeros
+    output = _ratio(moments["a²uσ"], moments["a²u²"])
+    return (output if method == "output" else _joint(weights, moments, output, ridge)), zeros
 
 
-def _joint(weights, sums, start: np.ndarray, ridge: float) -> np.ndarray:
+def _joint(weights, moments, start: np.ndarray, ridge: float) -> np.ndarray:
     """Solves the normal equations of the outputs, shrunk towards the gains `start`."""
-    n, out = sums["n"], np.asarray(weights.out, np.float64)
-    mean = sums["au"] / n
-    system = (out @ out.T) * (sums["FF"] / n - np.outer(mean, mean))
-    right = np.sum(out * (sums["Fy"] / n - np.outer(mean, sums["y"] / n)), axis=1)
+    out = np.asarray(weights.out)
+    weight = out @ out.T / moments["n"]
+    system, right = weight * moments["FF"], np.sum(weight * moments["FS"], axis=1)
     diagonal = np.trace(system) / len(system)
     if diagonal <= 0:
         return start

@@ -112,7 +112,7 @@ def cell(arm: dict[str, Any] | None, place: int | None) -> str:
 
 
 def _reading(run: Run, method: Method, k: int) -> Reading:
-    weights, gate = layer_weights(run.model), run.model.layers[-1].sigma()
+    weights, gate = layer_weights(run.model), run.model.layers[-1].sigma
     samples = None if method == "identity" else _calibration_inputs(run)
     return _read(run, weights, gate, samples, method, k)
 
@@ -123,7 +123,7 @@ def _calibration_inputs(run: Run) -> np.ndarray:
 
 
 def _initial(run: Run, k: int) -> Reading:
-    return _read(run, untrained(run), run.model.layers[-1].sigma(), None, "identity", k)
+    return _read(run, untrained(run), run.model.layers[-1].sigma, None, "identity", k)
 
 
 def _read(run: Run, weights, gate: Gate, samples, method: Method, k: int) -> Reading:

@@ -1,6 +1,7 @@
 """Eigenpairs of interaction matrices: all of them by batched eigh, or the largest without forming a matrix."""
 
 import contextlib
+import functools
 import importlib.util
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
@@ -8,6 +9,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sqs_jax.analysis.derivatives import pair_tangents
 from sqs_jax.analysis.interaction import (
     Basis,
     GLUWeights,
@@ -16,6 +18,7 @@ from sqs_jax.analysis.interaction import (
     check_weights,
     homogeneous,
     input_size,
+    scaled,
     with_gain,
 )
 from sqs_jax.analysis.krylov import BLOCK, capacity_for, krylov_eigenpairs
@@ -50,8 +53,11 @@ def eigenpairs(matrices: jax.Array) -> Eigenpairs:
     Sorted by |λ|, the largest first. An eigenvector has no sign of its own: each is turned so that its entry
     of largest size is positive.
 
-    Raises ValueError for an array of another shape.
+    Raises ValueError for an array of another shape, or that is not real floating point; below float32 it is widened.
     """
+    if not jnp.issubdtype(matrices.dtype, jnp.floating):
+        raise ValueError(f"`matrices` has dtype {matrices.dtype}: a real floating-point dtype is needed")
+    matrices = at_least_float32(matrices)
     if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2]:
         raise ValueError(f"`matrices` has shape {matrices.shape}: (outputs, d, d) is needed")
     values, columns = jnp.linalg.eigh(matrices)
@@ -76,7 +82,9 @@ def spectrum(
     Equal to the first of `eigenpairs(interaction_matrices(weights, basis=basis, gain=gain))`, but where the rank
     allows it the eigenproblem is solved in the span of the rows of all forms, which is smaller: its dimension is at
     most 2h, and for the input basis at most the width of the embedding. The pairs of the null space come last.
-    For the few largest of a big layer, see `top_eigenpairs`. Works under jit, vmap and grad.
+    For the few largest of a big layer, see `top_eigenpairs`. Works under jit, vmap and grad: derivatives are those of
+    an eigenpair in closed form, dλ = vᵀ dA v and dv = Σ_j v_j (v_jᵀ dA v) / (λ - λ_j), NaN for the eigenvector of an
+    eigenvalue that another one equals to rounding. The residuals have none.
 
     Args:
       weights, basis, gain: as in `interaction_matrices`.
@@ -93,10 +101,15 @@ def spectrum(
     if not 1 <= count <= d:
         raise ValueError(f"`count` is {count}: a number from 1 to {d} is needed")
     _check_memory(memory)
-    if isinstance(weights.w, jax.core.Tracer) or weights.out.shape[1] == 1:
-        return _spectrum(weights, gain, basis, count, memory)
+    if is_traced((weights, gain)) or weights.out.shape[1] == 1:
+        return _spectrum(basis, count, memory, weights, gain)
     with _one_thread_a_matrix():
-        return jax.block_until_ready(_spectrum(weights, gain, basis, count, memory))
+        return jax.block_until_ready(_spectrum(basis, count, memory, weights, gain))
+
+
+def is_traced(tree) -> bool:
+    """Whether any array of a pytree is traced, by jit, vmap or grad."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 @contextlib.contextmanager
@@ -114,9 +127,11 @@ def _one_thread_a_matrix() -> Iterator[None]:
         yield
 
 
-@jax.jit(static_argnames=("basis", "count", "memory"))
-def _spectrum(weights, gain, basis: Basis, count: int, memory: int) -> Eigenpairs:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _spectrum(basis: Basis, count: int, memory: int, weights, gain) -> Eigenpairs:
     with jax.default_matmul_precision("highest"):
+        weights, exponents = scaled(with_gain(weights, gain))
         q, w, v = _reduced(homogeneous(weights), basis, complete=count > rank_bound(weights, basis))
         rank = len(w)
         kept = min(count, rank)
@@ -132,8 +147,28 @@ def _spectrum(weights, gain, basis: Basis, count: int, memory: int) -> Eigenpair
 
         # The matrix, its eigenvectors and the workspace of their solver.
         chunk = max(1, memory // (4 * rank**2 * w.dtype.itemsize))
-        columns = with_gain(weights, gain).out.T
-        return jax.vmap(solve)(columns) if chunk >= len(columns) else jax.lax.map(solve, columns, batch_size=chunk)
+        columns = weights.out.T
+        pairs = jax.vmap(solve)(columns) if chunk >= len(columns) else jax.lax.map(solve, columns, batch_size=chunk)
+        return _unscaled(pairs, exponents)
+
+
+@_spectrum.defjvp
+def _spectrum_jvp(basis, count, memory, primals, tangents):
+    # All pairs that are not of the null space: what the solver does inside, QR among it, is not differentiated.
+    every = _spectrum(basis, max(count, rank_bound(primals[0], basis)), memory, *primals)
+    pairs = Eigenpairs(*(array[:, :count] for array in every))
+
+    def images(weights, gain):
+        """A_o v (outputs, count, d) for the vectors as they stand."""
+        weights = with_gain(weights, gain)
+        w, v = branches(weights, basis)
+        columns = weights.out.T[:, None]
+        return ((pairs.vectors @ w * columns) @ v.T + (pairs.vectors @ v * columns) @ w.T) / 2
+
+    with jax.default_matmul_precision("highest"):
+        change = jax.jvp(images, primals, tangents)[1]
+        values, vectors = pair_tangents(pairs.values, pairs.vectors, every.values, every.vectors, change)
+    return pairs, Eigenpairs(values, vectors, jnp.zeros_like(pairs.residuals))
 
 
 def top_eigenpairs(
@@ -163,7 +198,10 @@ def top_eigenpairs(
     Returns values (outputs, k), vectors (outputs, k, d) and residuals (outputs, k). A pair of eigenvalues that
     are closer than the residual stands for a plane: its vectors are any two orthonormal ones of it.
 
-    Raises ValueError for arguments out of range, and NotConvergedError where "krylov" does not reach `tol`.
+    Krylov is host code: under jit, vmap or grad "auto" takes "dense".
+
+    Raises ValueError for arguments out of range, TypeError for "krylov" where the weights are traced, and
+    NotConvergedError where "krylov" does not reach `tol`.
 
     References: Golub and Underwood 1977 (block Lanczos); Wu and Simon 2000 (thick restart).
     """
@@ -180,7 +218,10 @@ def top_eigenpairs(
     least = 2 * -(-(k + 2 * BLOCK) // BLOCK) * BLOCK
     if method == "krylov" and d < least:
         raise ValueError(f"`method` 'krylov' needs d ≥ {least} for k = {k}, and d is {d}: take 'dense'")
-    if method == "dense" or (method == "auto" and rank < max(_LEAST_FOR_KRYLOV, 12 * k, least)):
+    traced = is_traced((weights, gain))
+    if traced and method == "krylov":
+        raise TypeError("`weights` is traced: `method` 'krylov' runs on the host, outside of jit, vmap and grad")
+    if traced or method == "dense" or (method == "auto" and rank < max(_LEAST_FOR_KRYLOV, 12 * k, least)):
         return spectrum(weights, basis=basis, count=k, gain=gain, memory=memory)
     # Where "auto" gives up, it has spent about what the dense solution costs.
     pairs = _krylov(weights, gain, k, tol, basis, memory, most_products=rank // 2 if method == "auto" else 4 * d)
@@ -196,12 +237,13 @@ def top_eigenpairs(
 
 
 def _krylov(weights, gain, k, tol, basis, memory, most_products) -> Eigenpairs:
+    weights, exponents = scaled(with_gain(weights, gain))
     # Not under jit, whose results are copies: w and v may be most of the memory.
     with jax.default_matmul_precision("highest"):
         w, v = branches(weights, basis)
-    columns = with_gain(weights, gain).out.T
+    columns = weights.out.T
     (d, h), outputs = w.shape, len(columns)
-    each = (2 * capacity_for(k, d) * d + 4 * BLOCK * h + 2 * k * d) * w.dtype.itemsize
+    each = (2 * capacity_for(k, d) * d + 4 * BLOCK * h + 3 * k * d) * w.dtype.itemsize
     chunks = -(-outputs // max(1, memory // each))
     chunk = -(-outputs // chunks)
     # All chunks have one size, so that one program serves them; what the last lacks are forms that are 0.
@@ -213,7 +255,12 @@ def _krylov(weights, gain, k, tol, basis, memory, most_products) -> Eigenpairs:
     ]
     joined = found[0] if chunks == 1 else tuple(jnp.concatenate(parts) for parts in zip(*found, strict=True))
     values, vectors, residuals = (array[:outputs] for array in joined)
-    return Eigenpairs(values, _turned(vectors), residuals)
+    return _unscaled(Eigenpairs(values, _turned(vectors), residuals), exponents)
+
+
+def _unscaled(pairs: Eigenpairs, exponents: jax.Array) -> Eigenpairs:
+    values, residuals = (jnp.ldexp(array, exponents[:, None]) for array in (pairs.values, pairs.residuals))
+    return pairs._replace(values=values, residuals=residuals)
 
 
 def _reduced(weights: GLUWeights, basis: Basis, complete: bool):
@@ -273,8 +320,10 @@ def extremes(pairs: Eigenpairs, count: int) -> Eigenpairs:
     """The `count` most positive pairs of each output, then the `count` most negative, the largest in size first.
 
     Returns values (outputs, 2·count) and vectors (outputs, 2·count, d). Where an output has fewer of
-    a sign, the value is NaN and the vector 0.
+    a sign, the value is NaN and the vector 0. Raises ValueError for a `count` below 1.
     """
+    if count < 1:
+        raise ValueError(f"`count` is {count}: a whole number ≥ 1 is needed")
     kept = min(count, pairs.values.shape[1])
     order = jnp.argsort(pairs.values, axis=1)
     order = jnp.concatenate([order[:, ::-1][:, :kept], order[:, :kept]], axis=1)
@@ -292,7 +341,7 @@ def extremes(pairs: Eigenpairs, count: int) -> Eigenpairs:
 
 
 def effective_rank(values: jax.Array, kind: Literal["participation", "entropy"] = "participation") -> jax.Array:
-    """How many eigenvalues (..., k) count: (...,), from 1 to k; 0 where all are 0.
+    """How many eigenvalues (..., k) count: (...,), from 1 to k; 0 where all are 0, NaN where one is NaN.
 
         participation: (Σ|λ|)² / Σλ²        entropy: exp(-Σ p log p), p = |λ| / Σ|λ|
 
@@ -301,13 +350,14 @@ def effective_rank(values: jax.Array, kind: Literal["participation", "entropy"] 
     Source: Roy and Vetterli 2007 for the entropy.
     """
     sizes = jnp.abs(values)
+    sizes = jnp.ldexp(sizes, -jnp.frexp(jnp.max(sizes, axis=-1, keepdims=True))[1])  # or their sum may overflow
     total = jnp.sum(sizes, axis=-1)
-    share = sizes / jnp.where(total > 0, total, 1)[..., None]
+    share = sizes / jnp.where(total == 0, 1, total)[..., None]
     if kind == "participation":
         squares = jnp.sum(share**2, axis=-1)
-        return jnp.where(total > 0, 1 / jnp.where(total > 0, squares, 1), 0)
+        return jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, squares))
     if kind == "entropy":
-        return jnp.where(total > 0, jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share), axis=-1)), 0)
+        return jnp.where(total == 0, 0, jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share), axis=-1)))
     raise ValueError(f"`kind` is {kind!r}: 'participation' or 'entropy' is needed")
 
 

@@ -1,17 +1,33 @@
 """Fidelity: how well quadratic forms stand for the network that they were read from."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
-from sqs_jax.analysis.calibration import Calibration, Samples, as_batches, calibrated, forms, network_logits
+from sqs_jax.analysis.calibration import (
+    Calibration,
+    Samples,
+    as_batches,
+    calibrated,
+    check_concrete,
+    forms,
+    network_logits,
+    variation,
+)
 from sqs_jax.analysis.eigen import Eigenpairs
-from sqs_jax.analysis.interaction import Basis, GLUWeights, hidden_layer, linear_part
-from sqs_jax.gates import Gate, get_gate
+from sqs_jax.analysis.interaction import (
+    Basis,
+    GLUWeights,
+    at_least_float32,
+    check_weights,
+    hidden_layer,
+    linear_part,
+)
+from sqs_jax.gates import Gate, static_gate
 
 # Numbers that the responses of a batch may hold.
 _RESPONSES = 2**24
@@ -27,29 +43,38 @@ class Fidelity(NamedTuple):
     agreement: np.ndarray
     """Share of samples where both have the same largest logit."""
     accuracy: np.ndarray
-    """Accuracy of the quadratic network."""
+    """Accuracy of the quadratic network; NaN without labels."""
     network_accuracy: np.ndarray
-    """Accuracy of the network."""
+    """Accuracy of the network; NaN without labels."""
 
 
-def fidelity(weights: GLUWeights, calibration: Calibration, x, labels, gate: str | Gate) -> Fidelity:
+def fidelity(
+    weights: GLUWeights, x: Samples, gate: str | Gate, *, calibration: Calibration, labels: Any = None
+) -> Fidelity:
     """Measures the quadratic network ŷ = zᵀ A z + linear part + offset against the network, on data of its own.
 
     Args:
       weights, gate: of the layer.
-      calibration: from `calibrate`, on other samples than these for a figure that is held out.
-      x: (n, inputs); labels: (n,) int.
+      x: (n, inputs), or batches of them: other samples than the gains are from, for a figure that is held out.
+      calibration: from `calibrate`.
+      labels: (n,) int, the classes; without them both accuracies are NaN.
 
-    Raises ValueError where they do not fit or are empty. R² is NaN where the network's logits are constant.
+    Host code, as `calibrate`. Raises ValueError where they do not fit or are empty. R² is NaN where the network's
+    logits are constant.
     """
     y, labels = _network(weights, x, labels, gate)
     read = calibrated(weights, calibration)
-    parts = [_quadratic(read, batch, calibration.offset) for batch in as_batches(weights, x)()]
+    parts = [_quadratic(read, batch, calibration.offset) for batch in _batches(weights, x)]
     return Fidelity(*(array[0] for array in _compare(y, np.concatenate(parts)[:, :, None], labels)))
 
 
 def deep_fidelity(
-    layers: Sequence[GLUWeights], calibrations: Sequence[Calibration], x, labels, gates: Sequence[str | Gate]
+    layers: Sequence[GLUWeights],
+    x: Samples,
+    gates: Sequence[str | Gate],
+    *,
+    calibrations: Sequence[Calibration],
+    labels: Any = None,
 ) -> Fidelity:
     """Measures a deep network whose every GLU is replaced by its quadratic layer against the network itself.
 
@@ -58,18 +83,19 @@ def deep_fidelity(
     Args:
       layers: the weights of each GLU, the first with the embedding, the last with the head as `out`, the others with
         the identity, as `sqs_jax.analysis.layer_weights` gives them.
+      x: (n, inputs) of the first layer; gates: of each layer.
       calibrations: from `calibrate`, of each layer on its own inputs in the network.
-      x: (n, inputs) of the first layer; labels: (n,) int; gates: of each layer.
+      labels: as in `fidelity`.
 
     Raises ValueError for lists of different lengths, and as `fidelity`.
     """
     if not len(layers) == len(calibrations) == len(gates) > 0:
         counts = f"{len(layers)}, {len(calibrations)} and {len(gates)}"
         raise ValueError(f"`layers`, `calibrations` and `gates` have {counts} entries: as many of each are needed")
-    inner = list(as_batches(layers[0], x)())
+    inner = list(_batches(layers[0], x))
     quadratic = list(inner)
     for weights, calibration, gate in zip(layers[:-1], calibrations[:-1], gates[:-1], strict=True):
-        inner = [_logits(weights, batch, get_gate(gate)) for batch in inner]
+        inner = [_logits(at_least_float32(weights), batch, static_gate(gate)) for batch in inner]
         quadratic = [_quadratic(calibrated(weights, calibration), batch, calibration.offset) for batch in quadratic]
     y, labels = _network(layers[-1], inner, labels, gates[-1])
     read, offset = calibrated(layers[-1], calibrations[-1]), calibrations[-1].offset
@@ -79,13 +105,13 @@ def deep_fidelity(
 
 def truncation(
     weights: GLUWeights,
-    pairs: Eigenpairs,
-    calibration_x,
-    x,
-    labels,
+    x: Samples,
     gate: str | Gate,
     *,
+    pairs: Eigenpairs,
+    calibration_x: Samples,
     ks: tuple[int, ...],
+    labels: Any = None,
     basis: Basis = "input",
 ) -> Fidelity:
     """The fidelity of the forms cut down to their k largest eigenpairs, for each k of `ks`; arrays (ks,).
@@ -106,13 +132,16 @@ def truncation(
 
 
 def ablation(
-    weights: GLUWeights, pairs: Eigenpairs, x, labels, gate: str | Gate, *, basis: Basis = "input"
+    weights: GLUWeights, x: Samples, gate: str | Gate, *, pairs: Eigenpairs, labels: Any, basis: Basis = "input"
 ) -> np.ndarray:
     """The rise of the network's loss, in nats, when one eigenpair is taken out of one output: (outputs, k).
 
-    From the network's own logit o, λ_i (x·v_i)² is subtracted and its mean over x put back.
+    From the network's own logit o, λ_i (x·v_i)² is subtracted and its mean over x put back. Arguments as in
+    `truncation`; the loss needs the labels.
     """
     y, labels = _network(weights, x, labels, gate)
+    if labels is None:
+        raise ValueError("`labels` is None: the loss needs the classes (n,)")
     log_p = log_softmax(y, axis=1)
     parts = [np.asarray(_responses(weights, pairs, batch, basis)) for batch in _small_batches(weights, pairs, x)]
     change = -np.concatenate(parts)  # (n, outputs, k)
@@ -124,26 +153,48 @@ def ablation(
     return np.mean(rise - change * own[:, :, None], axis=0)
 
 
-def linear_share(weights: GLUWeights, x, gate: str | Gate) -> float:
+def linear_share(weights: GLUWeights, x: Samples, gate: str | Gate) -> float:
     """R² of the logits that the linear part alone explains, up to a constant: of a residual stream past the layer."""
     y, _ = _network(weights, x, None, gate)
-    linear = np.concatenate([np.asarray(_linear(weights, batch)) for batch in as_batches(weights, x)()])
+    linear = np.concatenate([np.asarray(_linear(at_least_float32(weights), batch)) for batch in _batches(weights, x)])
     left = y - linear
-    return float(1 - np.sum((left - left.mean(0)) ** 2) / np.sum((y - y.mean(0)) ** 2))
+    return float(r_squared(y, left - left.mean(0)))
 
 
-def _network(weights, x, labels, gate) -> tuple[np.ndarray, np.ndarray]:
-    """The network's logits, float64, and the labels."""
-    parts = [np.asarray(_logits(weights, batch, get_gate(gate))) for batch in as_batches(weights, x)()]
-    if not parts:
+def r_squared(y: np.ndarray, residual: np.ndarray, axis: Any = None) -> np.ndarray:
+    """1 - Σ residual² / Σ(y - ȳ)² of outputs y (n, outputs) over an axis, or all; residual (n, outputs, …).
+
+    NaN where every output is a constant, to the rounding of float32.
+    """
+    mean = y.mean(0)
+    squares = np.sum((y - mean) ** 2, axis=0)
+    constant = np.isnan(variation(squares, len(y), mean, float(np.finfo(np.float32).eps)))
+    spread = np.where(constant, 0, squares)
+    spread = spread if axis == 0 else spread.sum()
+    return 1 - np.sum(residual**2, axis=(0, 1) if axis is None else axis) / np.where(spread > 0, spread, np.nan)
+
+
+def _batches(weights: GLUWeights, x: Samples) -> Iterator[jax.Array]:
+    return as_batches(at_least_float32(weights), x)()
+
+
+def _network(weights, x, labels, gate) -> tuple[np.ndarray, np.ndarray | None]:
+    """The network's logits, float64, and the labels, where there are any."""
+    check_weights(weights)
+    check_concrete("fidelity", weights=weights, x=x, labels=labels)
+    sigma, wide = static_gate(gate), at_least_float32(weights)
+    parts = [np.asarray(_logits(wide, batch, sigma)) for batch in _batches(weights, x)]
+    if not sum(map(len, parts)):
         raise ValueError("`x` has 0 samples: 1 or more are needed")
-    y = np.concatenate(parts)
-    labels = np.zeros(len(y), int) if labels is None else np.asarray(labels)
+    y = np.concatenate(parts).astype(np.float64)
+    if labels is None:
+        return y, None
+    labels = np.asarray(labels)
     if labels.shape != (len(y),) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"`labels` is {labels.dtype}{labels.shape}: whole numbers ({len(y)},) are needed")
     if labels.min() < 0 or labels.max() >= y.shape[1]:
         raise ValueError(f"`labels` has values from {labels.min()} to {labels.max()}: 0 to {y.shape[1] - 1} are needed")
-    return y.astype(np.float64), labels
+    return y, labels
 
 
 @jax.jit(static_argnames="gate")
@@ -183,7 +234,7 @@ def points(weights: GLUWeights, x: jax.Array, basis: Basis) -> jax.Array:
 
 def _small_batches(weights, pairs, x: Samples):
     rows = max(1, _RESPONSES // pairs.values.size)
-    for batch in as_batches(weights, x)():
+    for batch in _batches(weights, x):
         for start in range(0, len(batch), rows):
             yield batch[start : start + rows]
 
@@ -194,20 +245,22 @@ def _cut_off(weights, pairs, x, ks, basis) -> np.ndarray:
     found = []
     for batch in _small_batches(weights, pairs, x):
         sums = jnp.cumsum(_responses(weights, pairs, batch, basis), axis=2)[:, :, np.array(ks) - 1]
-        found.append(np.asarray(sums + _linear(weights, batch)[:, :, None]))
+        found.append(np.asarray(sums + _linear(at_least_float32(weights), batch)[:, :, None]))
     return np.concatenate(found)
 
 
 def _compare(y, predicted, labels) -> Fidelity:
     """All figures of predictions (n, outputs, ks): arrays (ks,)."""
-    spread = np.sum((y - y.mean(0)) ** 2)
-    r2 = 1 - np.sum((y[:, :, None] - predicted) ** 2, axis=(0, 1)) / (spread if spread > 0 else np.nan)
+    r2 = r_squared(y, y[:, :, None] - predicted)
     log_p, log_q = (log_softmax(array, axis=1) for array in (y, predicted))
     kl = np.sum(np.exp(log_p)[:, :, None] * (log_p[:, :, None] - log_q), axis=1).mean(0)
     best, guess = y.argmax(1), predicted.argmax(1)
-    agreement, accuracy = (np.mean(guess == target[:, None], axis=0) for target in (best, labels))
+    agreement = np.mean(guess == best[:, None], axis=0)
+    if labels is None:
+        unknown = np.full(agreement.shape, np.nan)
+        return Fidelity(r2, kl, agreement, unknown, unknown)
     network = np.broadcast_to(np.mean(best == labels), agreement.shape)
-    return Fidelity(r2, kl, agreement, accuracy, network)
+    return Fidelity(r2, kl, agreement, np.mean(guess == labels[:, None], axis=0), network)
 
 
 def network_predictor(weights: GLUWeights, gate: str | Gate) -> Callable[[np.ndarray], np.ndarray]:

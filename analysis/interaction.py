@@ -1,9 +1,12 @@
 """Interaction matrices: the quadratic form of each output of a gated linear unit."""
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from sqs_jax.messages import quoted
 
 Basis = Literal["input", "hidden"]
 
@@ -107,6 +110,28 @@ def with_gain(weights: GLUWeights, gain: jax.Array | None) -> GLUWeights:
     return weights if gain is None else weights._replace(out=weights.out * gain[:, None].astype(weights.out.dtype))
 
 
+def scaled(weights: GLUWeights) -> tuple[GLUWeights, jax.Array]:
+    """The layer in numbers of about 1, and the power of two that the form of each output is divided by: (outputs,) int.
+
+    Products of small or large weights would leave the range of float32; powers of two round nothing.
+    """
+    w, v = exponent(weights.w, weights.w_bias), exponent(weights.v, weights.v_bias)
+    out = exponent(weights.out, axis=0)
+    # The constant 1 that biases stand beside is no part of the embedding.
+    has_bias = weights.w_bias is not None or weights.v_bias is not None
+    embed = jnp.zeros_like(w) if weights.embed is None or has_bias else exponent(weights.embed)
+    by = {"w": w, "w_bias": w, "v": v, "v_bias": v, "embed": embed}
+    parts = weights._asdict()
+    small = {name: jnp.ldexp(parts[name], -size) for name, size in by.items() if parts[name] is not None}
+    return weights._replace(out=jnp.ldexp(weights.out, -out[None]), **small), w + v + 2 * embed + out
+
+
+def exponent(*arrays: jax.Array | None, axis: int | None = None) -> jax.Array:
+    """The exponent of the power of two next above the largest entry of all arrays, int32; 0 where that is 0."""
+    sizes = [jnp.max(jnp.abs(array), axis=axis) for array in arrays if array is not None]
+    return jnp.frexp(functools.reduce(jnp.maximum, sizes))[1]
+
+
 def hidden_layer(weights: GLUWeights, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The layer's input z (n, d), the linear branch a = z W + b_w and the gate's u = z V + b_v, (n, h) each."""
     z = x if weights.embed is None else x @ weights.embed
@@ -125,6 +150,13 @@ def linear_part(weights: GLUWeights, z: jax.Array) -> jax.Array | float:
 def check_weights(weights: GLUWeights, gain: jax.Array | None = None) -> None:
     """Raises ValueError where shapes do not fit each other, and for NaN or infinite numbers where they can be seen."""
     w, v, out, embed, w_bias, v_bias, out_bias, skip = weights
+    for name, array in (weights._asdict() | {"gain": gain}).items():
+        if array is None and name not in ("w", "v", "out"):
+            continue
+        if not hasattr(array, "dtype"):
+            raise ValueError(f"`{name}` is {quoted(array)}: an array is needed")
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"`{name}` has dtype {array.dtype}: a real floating-point dtype is needed")
     if w.ndim != 2 or v.shape != w.shape:
         raise ValueError(f"`w` and `v` have shapes {w.shape} and {v.shape}: both must be (d, h)")
     d, h = w.shape

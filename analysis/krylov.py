@@ -11,6 +11,8 @@ import jax.numpy as jnp
 BLOCK = 4
 # Steps between two looks at the Ritz pairs: a look costs a small eigenproblem for each output.
 _STRIDE = 3
+# Times that the rest is looked through, each for a block of copies.
+_MOST_STARTS = 20
 
 
 class _State(NamedTuple):
@@ -30,7 +32,6 @@ def capacity_for(k: int, d: int) -> int:
     return min(-(-(4 * k + 4 * BLOCK) // BLOCK), d // 2 // BLOCK) * BLOCK
 
 
-@functools.partial(jax.jit, static_argnames=("k", "tol", "most_products"))
 def krylov_eigenpairs(w, v, out, numbers, k: int, tol: float, most_products: int):
     """Ritz pairs of A_o = ½ Σ_h P[h, o]·(w_h v_hᵀ + v_h w_hᵀ) that are largest in size.
 
@@ -38,23 +39,72 @@ def krylov_eigenpairs(w, v, out, numbers, k: int, tol: float, most_products: int
     ‖A y - θ y‖ ≤ tol·|θ₁| for the first k pairs of each output. The start is random, drawn from the number of
     the output, so that it does not matter which outputs are solved together.
 
+    A block sees no more copies of an eigenvalue than it has vectors. So what was found is taken out of A, and the
+    largest of the rest is looked for from a new start, until that is smaller than what was found.
+
     Args:
       w, v: (d, h); out: P (h, outputs); numbers: (outputs,) int32.
       k, tol: as above; d must be at least k + 2·BLOCK.
       most_products: columns for each output after which it ends, converged or not.
 
     Returns:
-      values (outputs, k), vectors (outputs, k, d) and residuals ‖A y - θ y‖ (outputs, k).
+      values (outputs, k), vectors (outputs, k, d) and residuals ‖A y - θ y‖ (outputs, k). Host code.
+    """
+    taken = jnp.zeros((len(numbers), k, len(w)), w.dtype)
+    zero = jnp.zeros(len(numbers), w.dtype)
+    pairs = _lanczos(w, v, out, numbers, taken, zero, zero, 0, k, tol, most_products)
+    for start in range(1, _MOST_STARTS):
+        values, vectors, _ = pairs
+        least = jnp.min(jnp.abs(values), axis=1)
+        more = min(k, BLOCK)
+        rest = _lanczos(w, v, out, numbers, vectors, least, jnp.abs(values[:, 0]), start, more, tol, most_products)
+        # A pair of the same size as the last that was found is one of a cluster: either may stand for it.
+        missed = jnp.abs(rest[0]) > least[:, None] + 2 * tol * jnp.abs(values[:, :1])
+        if not jnp.any(missed):
+            break
+        pairs = _largest(pairs, tuple(jnp.where(_rows(missed, part), part, 0) for part in rest), k)
+    return pairs
+
+
+def _rows(mask, like):
+    return mask.reshape(*mask.shape, *[1] * (like.ndim - 2))
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _largest(pairs, more, k: int):
+    """The k largest of two sets of pairs, orthogonal to each other."""
+    values, vectors, residuals = (jnp.concatenate(parts, axis=1) for parts in zip(pairs, more, strict=True))
+    order = jnp.argsort(-jnp.abs(values), axis=1)[:, :k]
+    values, residuals = (jnp.take_along_axis(array, order, axis=1) for array in (values, residuals))
+    return values, jnp.take_along_axis(vectors, order[:, :, None], axis=1), residuals
+
+
+@functools.partial(jax.jit, static_argnames=("start", "k", "tol", "most_products"))
+def _lanczos(w, v, out, numbers, taken, least, size, start: int, k: int, tol: float, most_products: int):
+    """One run of `krylov_eigenpairs`, from one random start.
+
+    `taken`, orthonormal rows (outputs, m, d) or 0, are taken out of A. A pair that is certain to be smaller than
+    `least` (outputs,) need not converge; `size` (outputs,) is what `tol` is relative to where it is more than |θ₁|.
     """
     d, capacity = len(w), capacity_for(k, len(w))
     outputs, dtype = len(numbers), w.dtype
-    multiply = functools.partial(_multiply, w, v, out.T[:, None, :])
-    draw = jax.vmap(lambda number: jax.random.normal(jax.random.fold_in(jax.random.key(0), number), (BLOCK, d), dtype))
+    product = functools.partial(_multiply, w, v, out.T[:, None, :])
+
+    def without(x):
+        return x - jnp.einsum("obm,omd->obd", jnp.einsum("obd,omd->obm", x, taken), taken)
+
+    def multiply(x):
+        return without(product(x)) if start else product(x)
+
+    def key(number):
+        return jax.random.fold_in(jax.random.key(start), number)
+
+    first = jax.vmap(lambda number: jax.random.normal(key(number), (BLOCK, d), dtype))(numbers)
     state = _State(
         basis=jnp.zeros((outputs, capacity, d), dtype),
         images=jnp.zeros((outputs, capacity, d), dtype),
         projected=jnp.zeros((outputs, capacity, capacity), dtype),
-        block=_orthonormal(draw(numbers)),
+        block=_orthonormal(without(_orthonormal(without(first))) if start else first),
         size=jnp.zeros((), jnp.int32),
         products=jnp.zeros((), jnp.int32),
         values=jnp.zeros((outputs, k), dtype),
@@ -62,12 +112,17 @@ def krylov_eigenpairs(w, v, out, numbers, k: int, tol: float, most_products: int
         residuals=jnp.full((outputs, k), jnp.inf, dtype),
     )
 
+    def done(state):
+        converged = state.residuals <= tol * jnp.maximum(jnp.abs(state.values[:, :1]), size[:, None])
+        small = jnp.abs(state.values) + 2 * state.residuals < least[:, None]
+        return small[:, 0] | jnp.all(converged | small, axis=1)
+
     def unfinished(state):
-        return (state.products < most_products) & ~jnp.all(_converged(state, tol))
+        return (state.products < most_products) & ~jnp.all(done(state))
 
     def cycle(state):
         state = jax.lax.fori_loop(0, _STRIDE, lambda _, state: _step(multiply, state), state)
-        return _look(state, k, tol)
+        return _look(state, k, done(state))
 
     with jax.default_matmul_precision("highest"):
         state = jax.lax.while_loop(unfinished, cycle, state)
@@ -122,14 +177,14 @@ def _restart(state: _State) -> _State:
     )
 
 
-def _look(state: _State, k: int, tol: float) -> _State:
-    """The Ritz pairs and their residuals, for the outputs that have not converged before."""
+def _look(state: _State, k: int, done) -> _State:
+    """The Ritz pairs and their residuals, for the outputs that were not `done` (outputs,) before."""
     values, rotation = _ritz(state.projected)
     values, rotation = values[:, :k], rotation[:, :, :k].transpose(0, 2, 1)
     vectors = rotation @ state.basis
     residuals = jnp.linalg.norm(rotation @ state.images - values[:, :, None] * vectors, axis=2)
     residuals = jnp.where(jnp.arange(k, dtype=jnp.int32)[None] < state.size, residuals, jnp.inf)
-    done = _converged(state, tol)[:, None]
+    done = done[:, None]
     return state._replace(
         values=jnp.where(done, state.values, values),
         vectors=jnp.where(done[:, :, None], state.vectors, vectors),
@@ -142,11 +197,6 @@ def _ritz(projected):
     values, columns = jnp.linalg.eigh((projected + projected.transpose(0, 2, 1)) / 2)
     order = jnp.argsort(-jnp.abs(values), axis=1)
     return jnp.take_along_axis(values, order, axis=1), jnp.take_along_axis(columns, order[:, None, :], axis=2)
-
-
-def _converged(state: _State, tol: float):
-    # A form that is 0 has residuals of 0 and converges too.
-    return jnp.all(state.residuals <= tol * jnp.abs(state.values[:, :1]), axis=1)
 
 
 def _next_block(image, basis, products):

@@ -9,9 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sqs_jax.analysis.calibration import Calibration, Method, calibrate, calibrated, forms, network_logits
+from sqs_jax.analysis.calibration import (
+    Calibration,
+    Method,
+    calibrate,
+    calibrate_all,
+    calibrated,
+    forms,
+    network_logits,
+)
 from sqs_jax.analysis.eigen import Eigenpairs, top_eigenpairs
-from sqs_jax.analysis.fidelity import fidelity
+from sqs_jax.analysis.fidelity import fidelity, r_squared
 from sqs_jax.analysis.interaction import GLUWeights
 from sqs_jax.transformer import Transformer, check_tokens, rms_norm
 
@@ -110,7 +118,7 @@ def counted_streams(model: Transformer, tokens: np.ndarray, targets: np.ndarray)
 
 def calibrate_mlp(model: Transformer, layer: int, x: np.ndarray, method: Method = "joint") -> Calibration:
     """Gains of a block's GLU for all that it adds to the stream: `calibrate` on its inputs x̂ (n, d)."""
-    return calibrate(mlp_weights(model, layer), x, model.block(layer).glu.sigma(), method=method)
+    return calibrate(mlp_weights(model, layer), x, model.block(layer).glu.sigma, method=method)
 
 
 def read_mlps(
@@ -130,11 +138,11 @@ def read_mlps(
     whole = model_loss(model, *test, {})
     layers, calibrations = [], []
     for layer in range(model.config.layers):
-        weights, gate = mlp_weights(model, layer), model.block(layer).glu.sigma()
-        found = {name: calibrate(weights, seen[layer], gate, method=name) for name in METHODS}
+        weights, gate = mlp_weights(model, layer), model.block(layer).glu.sigma
+        found = calibrate_all(weights, seen[layer], gate, methods=METHODS)
         row = {}
         for name, calibration in found.items():
-            r2 = fidelity(weights, calibration, unseen[layer], np.zeros(unseen.shape[1], int), gate).r2
+            r2 = fidelity(weights, unseen[layer], gate, calibration=calibration).r2
             rise = model_loss(model, *test, {layer: calibration}) - whole
             row[name] = Reading(float(r2), rise)
         layers.append(row)
@@ -178,14 +186,12 @@ def _nats(graph, params, forms_of, tokens, targets):
     return -jnp.sum(chosen, where=targets >= 0)
 
 
-def direction_r2(weights: GLUWeights, calibration: Calibration, x: np.ndarray, gate: Any) -> np.ndarray:
+def direction_r2(weights: GLUWeights, x: np.ndarray, gate: Any, *, calibration: Calibration) -> np.ndarray:
     """R² (outputs,) of what a GLU says along each direction of `weights.out`, over inputs x̂ (n, d)."""
     read = calibrated(weights, calibration)
     parts = [_both(weights, read, jnp.asarray(x[i : i + 2048]), gate) for i in range(0, len(x), 2048)]
     y, form = (np.concatenate([np.asarray(part[i], np.float64) for part in parts]) for i in range(2))
-    left = (y - form) - (y - form).mean(0)
-    spread = np.sum((y - y.mean(0)) ** 2, axis=0)
-    return 1 - np.sum(left**2, axis=0) / np.where(spread > 0, spread, np.nan)
+    return r_squared(y, (y - form) - (y - form).mean(0), axis=0)
 
 
 @functools.partial(jax.jit, static_argnames="gate")

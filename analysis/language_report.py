@@ -108,12 +108,12 @@ def study_language(
     rows, values, vectors, residuals, r2, likes, places = [], [], [], [], [], [], []
     for layer in range(model.config.layers):
         found = calibrations[layer][method]
-        weights, gate = mlp_weights(model, layer, token_directions(model, tokens)), model.block(layer).glu.sigma()
+        weights, gate = mlp_weights(model, layer, token_directions(model, tokens)), model.block(layer).glu.sigma
         pairs = token_eigenpairs(model, layer, tokens, min(_PAIRS, model.config.width), gain=found.gain)
         values.append(np.asarray(pairs.values))
         vectors.append(np.asarray(pairs.vectors))
         residuals.append(np.asarray(pairs.residuals))
-        r2.append(direction_r2(weights, found._replace(offset=jnp.zeros(len(tokens))), x[layer], gate))
+        r2.append(direction_r2(weights, x[layer], gate, calibration=found))
         likes.append(liked_tokens(vectors[-1], model))
         places.append(liked_places(vectors[-1], x[layer]))
         row = {

@@ -60,7 +60,7 @@ def report(
     """
     run = load_run(run_dir, data_dir=data_dir)
     folder, model = RunFolder(run.path), run.model
-    weights, gate = layer_weights(model), model.layers[-1].sigma()
+    weights, gate = layer_weights(model), model.layers[-1].sigma
     samples = layer_samples(run)
     figures, pairs, calibrations = study(weights, gate, samples, method=method)
     if len(model.layers) > 1:
@@ -178,7 +178,7 @@ def layer_inputs(run: Run, images, layer: int = -1) -> np.ndarray:
 def _layer(run: Run, layer: int) -> dict[str, float | None]:
     places = drawn(len(run.data.train_images), CALIBRATION_SAMPLES)
     x, test = (layer_inputs(run, images, layer) for images in (run.data.train_images[places], run.data.test_images))
-    return layer_fidelity(layer_weights(run.model, layer), run.model.layers[layer].sigma(), x, test)
+    return layer_fidelity(layer_weights(run.model, layer), run.model.layers[layer].sigma, x, test)
 
 
 def _flat_shape(run: Run) -> tuple[int, ...]:

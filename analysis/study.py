@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from sqs_jax.analysis import interpret
-from sqs_jax.analysis.calibration import Calibration, Method, calibrate, calibrated
+from sqs_jax.analysis.calibration import Calibration, Method, calibrate_all, calibrated
 from sqs_jax.analysis.eigen import Eigenpairs, dimension, effective_rank, eigengaps, rank_bound, spectrum
 from sqs_jax.analysis.fidelity import Fidelity, ablation, fidelity, linear_share, network_predictor, truncation
 from sqs_jax.analysis.interaction import GLUWeights, input_size
@@ -76,12 +76,12 @@ def study(
     Raises ValueError for samples that do not fit the weights.
     """
     calibration_x = samples.train[drawn(len(samples.train), CALIBRATION_SAMPLES)]
-    calibrations = {name: calibrate(weights, calibration_x, gate, method=name) for name in METHODS}
+    calibrations = calibrate_all(weights, calibration_x, gate, methods=METHODS)
     pairs = spectrum(calibrated(weights, calibrations[method]), count=kept_pairs(weights))
     figures: dict[str, Any] = {"method": method, "calibration_samples": len(calibration_x)}
     figures["test_samples"] = len(samples.test)
     figures["fidelity"] = {
-        name: _fidelity_row(found, fidelity(weights, found, samples.test, samples.test_labels, gate))
+        name: _fidelity_row(found, fidelity(weights, samples.test, gate, calibration=found, labels=samples.test_labels))
         for name, found in calibrations.items()
     }
     figures["linear_share"] = None if weights.skip is None else number(linear_share(weights, samples.test, gate))
@@ -118,12 +118,8 @@ def leading_masks(pairs: Eigenpairs, inputs: int) -> np.ndarray:
 def layer_fidelity(weights: GLUWeights, gate: Gate, x: np.ndarray, test_x: np.ndarray) -> dict[str, float | None]:
     """R² of a layer's own output on test samples, for each gain that needs no class: of a layer inside a network."""
     alone = weights._replace(skip=None, out_bias=None)
-    labels = np.zeros(len(test_x), int)
-    found = {}
-    for name in ("identity", "bussgang", "output"):
-        calibration = calibrate(alone, x, gate, method=name)
-        found[name] = number(fidelity(alone, calibration, test_x, labels, gate).r2)
-    return found
+    calibrations = calibrate_all(alone, x, gate, methods=("identity", "bussgang", "output"))
+    return {name: number(fidelity(alone, test_x, gate, calibration=found).r2) for name, found in calibrations.items()}
 
 
 def _fidelity_row(calibration: Calibration, found: Fidelity) -> dict[str, Any]:
@@ -136,13 +132,14 @@ def _truncation(weights, pairs, samples: Samples, gate) -> dict[str, Any]:
     longest = min(pairs.values.shape[1], _CUT_OFF)
     ks = (*(k for k in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96) if k < longest), longest)
     reference = samples.train[drawn(len(samples.train), _REFERENCE)]
-    found = truncation(weights, pairs, reference, samples.test, samples.test_labels, gate, ks=ks)
+    seen = {"calibration_x": reference, "labels": samples.test_labels}
+    found = truncation(weights, samples.test, gate, pairs=pairs, ks=ks, **seen)
     return {"k": list(ks)} | {name: numbers(values) for name, values in found._asdict().items()}
 
 
 def _ablation(weights, pairs, samples: Samples, gate) -> dict[str, Any]:
     leading = Eigenpairs(*(array[:, :_ABLATED] for array in pairs))
-    rise = ablation(weights, leading, samples.test, samples.test_labels, gate)
+    rise = ablation(weights, samples.test, gate, pairs=leading, labels=samples.test_labels)
     sizes = np.abs(np.asarray(leading.values))
     rank = spearmanr(sizes.ravel(), rise.ravel()).statistic if sizes.size > 2 and np.ptp(sizes) > 0 else np.nan
     return {"rise": [numbers(row) for row in rise], "spearman": number(rank)}

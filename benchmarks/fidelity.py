@@ -65,11 +65,12 @@ def _fidelity_table(folders) -> str:
         found = {method: [] for method in METHODS}
         for path in paths:
             run = load_run(path)
-            weights, sigma, samples = layer_weights(run.model), run.model.layers[-1].sigma(), layer_samples(run)
+            weights, sigma, samples = layer_weights(run.model), run.model.layers[-1].sigma, layer_samples(run)
             x = samples.train[drawn(len(samples.train), CALIBRATION_SAMPLES)]
             for method in METHODS:
                 calibration = calibrate(weights, x, sigma, method=method)
-                measured = fidelity(weights, calibration, samples.test, samples.test_labels, sigma)
+                labels = samples.test_labels
+                measured = fidelity(weights, samples.test, sigma, calibration=calibration, labels=labels)
                 found[method].append((measured, calibration.gain))
         for method, results in found.items():
             columns = [spread([float(getattr(row, name)) for row, _ in results], digits) for name, digits in _COLUMNS]

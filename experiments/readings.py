@@ -69,7 +69,7 @@ def stamps(runs: Sequence[Path]) -> list[str]:
 def _reading(run_dir: Path, data_dir: Path | None) -> dict[str, float | None]:
     run = load_run(run_dir, data_dir=data_dir)
     count = len(run.model.layers)
-    layers, gates = [layer_weights(run.model, layer) for layer in range(count)], [x.sigma() for x in run.model.layers]
+    layers, gates = [layer_weights(run.model, layer) for layer in range(count)], [x.sigma for x in run.model.layers]
     images = run.data.train_images[drawn(len(run.data.train_images), CALIBRATION_SAMPLES)]
     inputs = [layer_inputs(run, images, layer) for layer in range(count)]
     test, labels = layer_inputs(run, run.data.test_images, 0), np.asarray(run.data.test_labels)
@@ -77,7 +77,7 @@ def _reading(run_dir: Path, data_dir: Path | None) -> dict[str, float | None]:
     gains: dict[Method, list[Calibration]] = {}
     for method in METHODS:
         gains[method] = [calibrate(*each, method=method) for each in zip(layers, inputs, gates, strict=True)]
-        measured = deep_fidelity(layers, gains[method], test, labels, gates)
+        measured = deep_fidelity(layers, test, gates, calibrations=gains[method], labels=labels)
         found |= {f"{name}_{method}": getattr(measured, name) for name in ("r2", "agreement")}
         found["accuracy"] = measured.network_accuracy
     if run.config.learnable:

@@ -94,7 +94,7 @@ def _frechet(runs: list[Path], data_dir: Path | None) -> dict[str, list[float]]:
         run = load_run(path, data_dir=data_dir)
         weights, samples = layer_weights(run.model), layer_samples(run)
         train = samples.train[drawn(len(samples.train), CALIBRATION_SAMPLES)]
-        gains = calibrate(weights, train, run.model.layers[-1].sigma(), method="joint")
+        gains = calibrate(weights, train, run.model.layers[-1].sigma, method="joint")
         vectors = np.asarray(top_eigenpairs(calibrated(weights, gains), _RANKS).vectors)
         features = features or frechet_features(samples)
         for name, values in frechet(vectors, samples, features, seed=run.config.seed).items():

@@ -14,6 +14,9 @@ from sqs_jax import kernels
 from sqs_jax.kernels import rules
 from sqs_jax.kernels.xla import arithmetic_dtype
 
+# Powers up to this one are products.
+_LARGEST_WHOLE = 2**10
+
 
 def sqs(
     x: ArrayLike, *, c: ArrayLike = 0.01, lam: ArrayLike = 0.5, p: float = 1, implementation: str | None = None
@@ -52,14 +55,10 @@ def sqs(
     """
     numbers: Any = (c, lam)
     x, c, lam, p = _check(x, c, lam, p)
-    if any(isinstance(number, jax.Array) or np.ndim(number) for number in numbers):
-        gate, reason = None, "`c` and `lam` are arrays: a kernel is built for numbers"
-    else:
-        gate = SQS(float(numbers[0]), float(numbers[1]), p)
-        reason = gate.no_kernel
-    plan = kernels.plan("sqs", implementation, x, kernels.rows(x), gate, reason)
+    gate = SQS(*numbers, p)
+    plan = kernels.plan("sqs", implementation, x, kernels.rows(x), gate, gate.no_kernel)
     if plan:
-        return rules.activation(x, gate, plan)
+        return rules.activation(x, SQS(float(gate.c), float(gate.lam), p), plan)
     return _sqs(p, x, c, lam)
 
 
@@ -84,8 +83,8 @@ def sqs_slope(x: ArrayLike, *, c: ArrayLike = 0.01, lam: ArrayLike = 0.5, p: flo
 class SQS:
     """`sqs` with its parameters bound: the gate to pass where the defaults are not wanted.
 
-    `c` ≥ 0, `lam` ≥ 0 and `p` ≥ 1, all finite, else ValueError. Hashable, so that jit compiles once for
-    equal parameters.
+    `c` ≥ 0, `lam` ≥ 0 and `p` ≥ 1, all finite, else ValueError. Numbers make it hashable, so that jit compiles once for
+    equal parameters; arrays, which may be traced, are computed by XLA alone.
 
     >>> SQS(lam=1.0)(jnp.array([2.0]))
     Array([0.66333336], dtype=float32)
@@ -110,6 +109,8 @@ class SQS:
     @property
     def no_kernel(self) -> str | None:
         """Why no kernel computes it, or None: a power that is no product of factors spills registers."""
+        if any(isinstance(number, jax.Array) or np.ndim(number) for number in (self.c, self.lam)):
+            return "`c` and `lam` are arrays: a kernel is built for numbers"
         return None if float(self.p).is_integer() else f"the kernels know a whole `p`, not {self.p}"
 
     def value(self, u):
@@ -150,61 +151,113 @@ def _partials(x, c, lam, p, wanted):
 
 def _value(x, c, lam, p):
     r = jnp.abs(x)
-    t = _shrink(r, lam, p)
-    # Where λr^p overflows (r = inf among them) the 1 beside it is nothing, and r cancels: the plain
-    # quotient would be inf / inf, or 0 long before the true value is.
-    far = t == jnp.inf
-    near_value = (r - c) / (1 + t)
-    distant = jnp.where(far, r, 1)  # where r is 0 the derivative of c / r would be NaN, though it is not chosen
-    far_value = (1 - c / distant) / _shrink(distant, lam, p - 1)
-    value = jnp.where(far, far_value, near_value)
+    if p == 1:
+        t = _shrink(r, lam, p)
+        # Where λr overflows the 1 beside it is nothing, and r cancels: the plain quotient would be inf / inf.
+        far = t == jnp.inf
+        distant = jnp.where(far, r, 1)  # where r is 0 the derivative of c / r would be NaN, though it is not chosen
+        value = jnp.where(far, (1 - c / distant) / lam, (r - c) / (1 + t))
+    else:
+        finite = jnp.where(r == jnp.inf, 1, r)
+        limit = jnp.where(lam == 0, jnp.inf, 0)
+        value = jnp.where(r == jnp.inf, limit, _over_decay(finite - c, finite, lam, p))
     return jnp.where(x == 0, x, jnp.where(x < 0, -value, value))
 
 
 def _slope(x, c, lam, p):
-    """With q = 1 / (1 + λr^p): q·[1 - p(1 - q) + c·p·λr^(p-1)·q], which never meets inf / inf."""
-    r, q = _radius_and_decay(x, lam, p)
+    """With q = 1 / (1 + λr^p): q·[1 - p(1 - q)] + c·q·p·λr^(p-1)·q, in an order without inf / inf and 0·inf."""
+    r = jnp.abs(x)
+    finite = jnp.where(r == jnp.inf, 1, r)
     if p == 1:
-        return (1 + lam * c) * q * q
-    # λr^(p-1)·q = (1 - q) / r: the left form is good near 0, the right one at infinity.
-    near = r < 1
-    shift = jnp.where(near, _shrink(jnp.where(near, r, 0), lam, p - 1) * q, (1 - q) / jnp.where(near, 1, r))
-    return q * (1 - p * (1 - q) + c * p * shift)
+        t = _shrink(finite, lam, p)
+        far = t == jnp.inf
+        near = 1 + jnp.where(far, 0, t)
+        q, product = 1 / near, lam * c
+        slope = (1 + product) * q * q
+        if not isinstance(product, float) or product > 1e38:  # a kernel's numbers are plain ones, and need no choice
+            slope = jnp.where(product < jnp.inf, slope, q * q + (lam / near) * (c / near))
+        slope = jnp.where(far, _over_decay(c, finite, lam, p) / jnp.where(far, finite, 1), slope)
+    else:
+        share = _share(finite, lam, p)
+        # λr^(p-1)·q = (1 - q) / r: the left form is good near 0, the right one at infinity.
+        small = finite < 1
+        low, high = jnp.where(small, finite, 0), jnp.where(small, 1, finite)
+        shift = jnp.where(small, _over_decay(_shrink(low, lam, p - 1), low, lam, p), share / high)
+        slope = _over_decay(1 - p * share, finite, lam, p) + _over_decay(c, finite, lam, p) * shift * p
+    return jnp.where(r == jnp.inf, jnp.where(lam == 0, 1, 0), slope)
 
 
 def _slope_in_c(x, c, lam, p):
-    return -jnp.sign(x) * _radius_and_decay(x, lam, p)[1]
+    r = jnp.abs(x)
+    finite = jnp.where(r == jnp.inf, 1, r)
+    return -jnp.sign(x) * jnp.where(r == jnp.inf, jnp.where(lam == 0, 1, 0), _over_decay(1, finite, lam, p))
 
 
 def _slope_in_lam(x, c, lam, p):
-    """∂sqs/∂λ = -sqs(x)·r^p / (1 + λr^p), the last factor being 1/λ where λr^p overflows."""
-    r = jnp.abs(x)
+    """∂sqs/∂λ = -sqs(x)·r^p / (1 + λr^p), the last factor being (1 - q) / λ where r^p overflows."""
+    r, value = jnp.abs(x), _value(x, c, lam, p)
+    far = (r >= _root_of_largest(r, p)) | _beyond(_shrink(r, lam, p))
+    near = jnp.where(far, 1, r)
+    plain = value * _over_decay(_power(near, p), near, lam, p)
+    if p > 1:  # a value that is large, times a power that would be 0
+        half = _power(near, p / 2)
+        plain = jnp.where(_power(near, p) < jnp.finfo(x.dtype).tiny, value * half * half, plain)
+    distant = value * jnp.where(lam == 0, jnp.inf, _share(r, lam, p) / jnp.where(lam == 0, 1, lam))
+    return -jnp.where(far, distant, plain)
+
+
+def _over_decay(number, r, lam, p):
+    """number / (1 + λr^p) for finite r, also where λr^p overflows: it is then scaled by the smallest normal number."""
+    t, tiny = _shrink(r, lam, p), float(jnp.finfo(r.dtype).tiny)
+    far, root = _beyond(t), _root_of_largest(r, p)
+    scaled = jnp.where(far, jnp.minimum(_scaled(r, lam, p, tiny), root), 1)
+    distant = jnp.where(scaled < root, number / _power(scaled, p) * tiny, 0)
+    return jnp.where(far, distant, number * (1 / (1 + jnp.where(far, 0, t))))
+
+
+def _share(r, lam, p):
+    """λr^p / (1 + λr^p) = 1 - q, which keeps the digits of a small one."""
     t = _shrink(r, lam, p)
-    far = t == jnp.inf
-    factor = jnp.where(far, 1 / jnp.where(far, lam, 1), _power(r, p) / (1 + t))
-    return -_value(x, c, lam, p) * factor
+    near = jnp.where(_beyond(t), 0, t)
+    return jnp.where(_beyond(t), 1, near * (1 / (1 + near)))
 
 
-def _radius_and_decay(x, lam, p):
-    """r = |x| and q = 1 / (1 + λr^p), exactly 0 and with derivative 0 where λr^p overflows."""
-    r = jnp.abs(x)
-    far = _shrink(r, lam, p) == jnp.inf
-    r = jnp.where(far, 1, r)
-    return r, jnp.where(far, 0, 1 / (1 + _shrink(r, lam, p)))
+def _beyond(t):
+    """Where λr^p is so large that it may have overflown."""
+    return t > float(jnp.finfo(t.dtype).max) / 4
+
+
+def _root_of_largest(r, p) -> float:
+    """What r is cut off at before its power of p is taken, so that neither that nor its derivative is infinite."""
+    return (float(jnp.finfo(r.dtype).max) / 2) ** (1 / p)
 
 
 def _shrink(r, lam, p):
-    """λ·r^p, and 0 for λ = 0 even where r^p is inf."""
-    if p == 0:
-        return lam
+    """λ·r^p, and 0 for λ = 0 even where r^p is inf; (λ^(1/p)·r)^p where r^p alone overflows, or is too small."""
+    if p <= 1:
+        t = lam * _power(r, p)
+    else:
+        root = _root_of_largest(r, p)
+        power = _power(jnp.minimum(r, root), p)
+        extreme = (r >= root) | (power < jnp.finfo(r.dtype).tiny)
+        scaled = jnp.where(extreme, jnp.minimum(_scaled(r, lam, p), root), 0)
+        t = jnp.where(extreme, _power(scaled, p), lam * power)
     if isinstance(lam, float) and lam:
-        return lam * _power(r, p)
-    return jnp.where(lam == 0, jnp.where(jnp.isnan(r), r, 0), lam * _power(r, p))
+        return t
+    return jnp.where(lam == 0, jnp.where(jnp.isnan(r), r, 0), t)
+
+
+def _scaled(r, lam, p, factor: float = 1.0):
+    """(factor·λ)^(1/p)·r."""
+    if isinstance(lam, float):
+        return factor ** (1 / p) * lam ** (1 / p) * r
+    root = factor ** (0.5 / p)  # in two parts: r times the whole factor may be too small
+    return (root * r) * (root * jnp.where(lam == 0, 1, lam) ** (1 / p))
 
 
 def _power(r, p):
     """r^p for r ≥ 0 and p > 0, with finite derivatives of any order at 0."""
-    if float(p).is_integer():
+    if float(p).is_integer() and p <= _LARGEST_WHOLE:
         return jax.lax.integer_pow(r, int(p))
     positive = r > 0
     return jnp.where(positive, jnp.where(positive, r, 1) ** p, r)

@@ -67,21 +67,27 @@ def _normal_cdf(u):
     return jnp.where(u < 0, tail, 1 - tail)
 
 
+# Beyond it the factors of u are 0 or 1 to the last digit: a larger u, inf among them, is taken for it, so that 0·inf,
+# which is NaN, is 0 there, as it is by limit.
+_FAR = 1e4
+
+
 def _gelu(u):
-    return u * _normal_cdf(u)
+    return jnp.maximum(u, -_FAR) * _normal_cdf(u)
 
 
 def _gelu_slope(u):
-    return _normal_cdf(u) + u * jnp.exp(-0.5 * u * u) * (1 / math.sqrt(2 * math.pi))
+    near = jnp.clip(u, -_FAR, _FAR)
+    return _normal_cdf(u) + near * jnp.exp(-0.5 * near * near) * (1 / math.sqrt(2 * math.pi))
 
 
 def _silu(u):
-    return u * jax.lax.logistic(u)
+    return jnp.maximum(u, -_FAR) * jax.lax.logistic(u)
 
 
 def _silu_slope(u):
     s = jax.lax.logistic(u)
-    return s * (1 + u * (1 - s))
+    return s * (1 + jnp.clip(u, -_FAR, _FAR) * (1 - s))
 
 
 GATES: dict[str, SQS | Activation] = {
@@ -106,6 +112,16 @@ def get_gate(gate: str | Gate) -> Gate:
     if gate not in GATES:
         raise ValueError(f"`gate` is {quoted(gate)}: {nearest(gate, GATES)}")
     return GATES[gate]
+
+
+def static_gate(gate: str | Gate) -> Gate:
+    """As `get_gate`, hashable, so that it may be a static argument of jit: any callable is, in a partial of its own."""
+    found = get_gate(gate)
+    try:
+        hash(found)
+    except TypeError:
+        return functools.partial(found)
+    return found
 
 
 def nearest(name, known) -> str:

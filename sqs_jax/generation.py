@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -12,6 +11,9 @@ import numpy as np
 from flax import nnx
 
 from sqs_jax.transformer import Cache, Transformer, check_tokens
+
+# What temperature and top p may be: float32, in which tokens are drawn, tells smaller numbers from 0 no more.
+_LEAST, _MOST = 1e-30, 1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +28,14 @@ class Sampling:
     """Of these, only the most likely whose probabilities first add up to p; at least one."""
 
     def __post_init__(self):
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"`temperature` is {self.temperature}: a number ≥ 0 is needed")
+        if self.temperature != 0 and not _LEAST <= self.temperature <= _MOST:
+            raise ValueError(
+                f"`temperature` is {self.temperature}: 0, or a number from {_LEAST} to {_MOST:g}, is needed"
+            )
         if not isinstance(self.top_k, int | np.integer) or not 0 <= self.top_k < 2**31:
             raise ValueError(f"`top_k` is {self.top_k}: a whole number from 0 to {2**31 - 1} is needed")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"`top_p` is {self.top_p}: a number above 0, at most 1 is needed")
+        if not _LEAST <= self.top_p <= 1:
+            raise ValueError(f"`top_p` is {self.top_p}: a number from {_LEAST} to 1 is needed")
 
 
 class _State(NamedTuple):
@@ -148,8 +152,8 @@ def _continue(graphs, params, state, keys, settings, end, count: int) -> tuple[_
 def _draw(key, position, logits, settings) -> jax.Array:
     """The next token of one row."""
     temperature, _, _ = settings
-    allowed = jnp.where(_allowed(logits, settings), logits, -jnp.inf)
-    sharp = _sharpened(allowed, temperature)
+    # Excluded after the division: whatever the temperature, they stay at -inf.
+    sharp = jnp.where(_allowed(logits, settings), _sharpened(logits, temperature), -jnp.inf)
     drawn = jax.random.categorical(jax.random.fold_in(key, position), sharp)
     return jnp.where(temperature > 0, drawn, jnp.argmax(logits)).astype(jnp.int32)
 
@@ -166,8 +170,8 @@ def _allowed(logits, settings) -> jax.Array:
     def chosen(logits):
         order = jnp.sort(logits)[::-1]
         kth = order[jnp.where(top_k > 0, jnp.minimum(top_k, len(order)), len(order)) - 1]
-        share = jax.nn.softmax(_sharpened(jnp.where(order >= kth, order, -jnp.inf), temperature))
-        before = jnp.cumsum(share) - share
+        share = jax.nn.softmax(jnp.where(order >= kth, _sharpened(order, temperature), -jnp.inf))
+        before = jnp.concatenate([jnp.zeros(1, share.dtype), jnp.cumsum(share)[:-1]])
         return logits >= jnp.min(jnp.where((before < top_p) & (order >= kth), order, jnp.inf))
 
     # Sorting costs more than a block: only where something is left out.

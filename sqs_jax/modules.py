@@ -1,5 +1,6 @@
 """Flax (nnx) modules: the gated linear unit, and the classifier of the paper."""
 
+import functools
 import math
 
 import jax
@@ -23,7 +24,7 @@ class GLU(nnx.Module):
       bias: adds b_w and b_v, initialised to 0.
       learnable: makes c and λ of an SQS gate parameters, one each: c = softplus(`c_raw`), λ = softplus(`lam_raw`),
         so that they stay positive.
-      dtype: of the computation; None for that of the parameters, float32.
+      dtype: of the computation, to which x is cast; None for that of the parameters, float32.
       implementation, residuals: as in `gated_linear`.
       rngs: of the initial weights, LeCun normal.
 
@@ -51,8 +52,8 @@ class GLU(nnx.Module):
         self.residuals: Residuals = residuals
         self.w = nnx.Param(_init(rngs.params(), (d, h), jnp.float32))
         self.v = nnx.Param(_init(rngs.params(), (d, h), jnp.float32))
-        self.w_bias = nnx.Param(jnp.zeros(h)) if bias else None
-        self.v_bias = nnx.Param(jnp.zeros(h)) if bias else None
+        self.w_bias = nnx.Param(jnp.zeros(h, jnp.float32)) if bias else None
+        self.v_bias = nnx.Param(jnp.zeros(h, jnp.float32)) if bias else None
         if learnable:
             if not isinstance(self.gate, SQS):
                 raise ValueError(f"`learnable` needs the gate 'sqs', not {gate!r}: no other has parameters")
@@ -61,23 +62,30 @@ class GLU(nnx.Module):
         self.learnable = learnable
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        dtype = self.dtype or self.w.dtype
         return gated_linear(
-            cast(x, self.dtype),
-            cast(self.w, self.dtype),
-            cast(self.v, self.dtype),
-            gate=self.sigma(),
-            w_bias=None if self.w_bias is None else cast(self.w_bias, self.dtype),
-            v_bias=None if self.v_bias is None else cast(self.v_bias, self.dtype),
+            cast(x, dtype),
+            cast(self.w, dtype),
+            cast(self.v, dtype),
+            gate=self.sigma,
+            w_bias=None if self.w_bias is None else cast(self.w_bias, dtype),
+            v_bias=None if self.v_bias is None else cast(self.v_bias, dtype),
             implementation=self.implementation,
             residuals=self.residuals,
         )
 
+    @property
     def sigma(self) -> Gate:
-        """The gate as an elementwise function, with the learnt c and λ where they are learnt."""
+        """The gate as an elementwise function, with the learnt c and λ where they are learnt.
+
+        Outside of jit and grad these are numbers, and gates of equal ones are equal: nothing is compiled again.
+        """
         if not (self.learnable and isinstance(self.gate, SQS)):
             return self.gate
         c, lam, p = jax.nn.softplus(self.c_raw[...]), jax.nn.softplus(self.lam_raw[...]), self.gate.p
-        return lambda u: sqs(u, c=c, lam=lam, p=p)
+        if isinstance(c, jax.core.Tracer) or isinstance(lam, jax.core.Tracer):
+            return functools.partial(sqs, c=c, lam=lam, p=p)
+        return SQS(float(c), float(lam), p)
 
 
 class GLUClassifier(nnx.Module):
@@ -139,20 +147,23 @@ class GLUClassifier(nnx.Module):
             for layer in range(layers)
         )
         self.head = nnx.Param(_init(rngs.params(), (hidden, outputs), jnp.float32))
-        self.head_bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+        self.head_bias = nnx.Param(jnp.zeros(outputs, jnp.float32)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        h = cast(self.hidden(x, len(self.layers)), self.dtype)
-        logits = (h @ cast(self.head, self.dtype)).astype(jnp.float32)
+        h = self.hidden(x, len(self.layers))
+        # The sums of a product in 16 bits are at least float32: rounded to 16 bits, many logits would be equal.
+        wide = jnp.promote_types(h.dtype, jnp.float32)
+        logits = jnp.matmul(h, cast(self.head, h.dtype), preferred_element_type=wide).astype(jnp.float32)
         if self.head_bias is not None:
             logits += jnp.expand_dims(self.head_bias[...], tuple(range(logits.ndim - 1)))
         return logits
 
     def hidden(self, x: jax.Array, layer: int) -> jax.Array:
         """The input (..., d) of GLU layer `layer`: the embedded x for 0, the output of the last for `len(layers)`."""
-        h = cast(x, self.dtype)
+        dtype = self.dtype or self.head.dtype
+        h = cast(x, dtype)
         if self.embed is not None:
-            h = h @ cast(self.embed, self.dtype)
+            h = h @ cast(self.embed, dtype)
         for glu in self.layers[:layer]:
             h = h + glu(h) if self.residual else glu(h)
         return h

@@ -84,10 +84,10 @@ class Block(nnx.Module):
         init = nnx.initializers.lecun_normal()
         # What is added to the stream by all layers together has the variance of one (Radford et al. 2019).
         last = nnx.initializers.variance_scaling(0.5 / config.layers, "fan_in", "truncated_normal")
-        self.attention_norm = nnx.Param(jnp.ones(d))
+        self.attention_norm = nnx.Param(jnp.ones(d, jnp.float32))
         self.qkv = nnx.Param(init(rngs.params(), (d, 3 * d), jnp.float32))
         self.project = nnx.Param(last(rngs.params(), (d, d), jnp.float32))
-        self.glu_norm = nnx.Param(jnp.ones(d))
+        self.glu_norm = nnx.Param(jnp.ones(d, jnp.float32))
         self.glu = GLU(d, h, gate=config.gate, learnable=config.learnable, dtype=config.dtype, rngs=rngs)
         self.down = nnx.Param(last(rngs.params(), (h, d), jnp.float32))
         self.heads, self.base, self.dtype = config.heads, config.rotary_base, config.dtype
@@ -151,12 +151,12 @@ class Transformer(nnx.Module):
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.config = config
         d = config.width
-        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.vocab, d)))
+        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.vocab, d), jnp.float32))
         keys = jax.random.split(rngs.params(), config.layers)
         self.blocks = nnx.vmap(lambda key: Block(config, rngs=nnx.Rngs(key)))(keys)
-        self.norm = nnx.Param(jnp.ones(d))
+        self.norm = nnx.Param(jnp.ones(d, jnp.float32))
         self.unembedding = (
-            None if config.tied else nnx.Param(0.02 * jax.random.normal(rngs.params(), (d, config.vocab)))
+            None if config.tied else nnx.Param(0.02 * jax.random.normal(rngs.params(), (d, config.vocab), jnp.float32))
         )
 
     def __call__(self, tokens: jax.Array) -> jax.Array:

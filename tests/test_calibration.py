@@ -69,7 +69,7 @@ def test_a_deep_network_is_replaced_layer_after_layer(residual):
             scaled = scaled._replace(w_bias=np.asarray(layer.w_bias) * np.asarray(gains.gain))
         h = logits64(scaled, h, "bilinear")[0] + np.asarray(gains.offset, np.float64)
     labels = y.argmax(1)
-    measured = deep_fidelity(layers, found, x, labels, ["sqs"] * 3)
+    measured = deep_fidelity(layers, x, ["sqs"] * 3, calibrations=found, labels=labels)
     r2 = 1 - np.sum((y - h) ** 2) / np.sum((y - y.mean(0)) ** 2)
     np.testing.assert_allclose(measured.r2, r2, rtol=1e-4)
     assert measured.agreement == measured.accuracy == np.mean(h.argmax(1) == labels)
@@ -79,7 +79,7 @@ def test_a_deep_network_is_replaced_layer_after_layer(residual):
 def test_a_deep_bilinear_network_is_its_own_quadratic_layers():
     layers, inputs = deep("bilinear")
     found = [calibrate(layer, x, "bilinear", method="identity") for layer, x in zip(layers, inputs, strict=False)]
-    measured = deep_fidelity(layers, found, inputs[0], np.zeros(2000, int), ["bilinear"] * 3)
+    measured = deep_fidelity(layers, inputs[0], ["bilinear"] * 3, calibrations=found)
     assert measured.r2 > 1 - 1e-6
 
 
@@ -88,11 +88,13 @@ def test_of_one_layer_deep_fidelity_is_fidelity_and_lengths_must_agree():
     x, labels = samples(weights, 300), np.zeros(300, int)
     gains = calibrate(weights, x, "gelu")
     for deep_value, value in zip(
-        deep_fidelity([weights], [gains], x, labels, ["gelu"]), fidelity(weights, gains, x, labels, "gelu"), strict=True
+        deep_fidelity([weights], x, ["gelu"], calibrations=[gains], labels=labels),
+        fidelity(weights, x, "gelu", calibration=gains, labels=labels),
+        strict=True,
     ):
         np.testing.assert_allclose(deep_value, value, rtol=1e-6)
     with pytest.raises(ValueError, match="1, 0 and 1 entries"):
-        deep_fidelity([weights], [], x, labels, ["gelu"])
+        deep_fidelity([weights], x, ["gelu"], calibrations=[])
 
 
 @pytest.mark.parametrize("embed", [0, 9])
@@ -103,7 +105,7 @@ def test_bilinear_networks_are_read_exactly(method, embed):
     np.testing.assert_allclose(found.gain, 1, atol=2e-3)
     np.testing.assert_allclose(found.r2, 1, atol=1e-5)
     labels = np.zeros(500, int)
-    exact = fidelity(weights, found, samples(weights, 500, seed=2), labels, "bilinear")
+    exact = fidelity(weights, samples(weights, 500, seed=2), "bilinear", calibration=found, labels=labels)
     np.testing.assert_allclose(exact.r2, 1, atol=1e-5)
     assert exact.kl < 1e-4
     assert exact.agreement == 1
@@ -206,7 +208,7 @@ def test_fidelity_is_what_numpy_finds_in_float64(gate):
     found = calibrate(weights, samples(weights), gate)
     x = samples(weights, 800, seed=5)
     labels = np.random.default_rng(0).integers(4, size=800)
-    measured = fidelity(weights, found, x, labels, gate)
+    measured = fidelity(weights, x, gate, calibration=found, labels=labels)
     y, a, u, _ = logits64(weights, x.astype(np.float64), gate)
     linear = x @ np.asarray(weights.skip) + np.asarray(weights.out_bias)
     guess = (np.asarray(found.gain) * a * u) @ np.asarray(weights.out, np.float64) + linear + np.asarray(found.offset)
@@ -228,8 +230,8 @@ def test_the_form_cut_down_to_all_its_pairs_is_the_form(biases):
     found = calibrate(weights, x, "sqs")
     pairs = spectrum(calibrated(weights, found))
     d = 12 + biases
-    curve = truncation(weights, pairs, x, other, labels, "sqs", ks=(1, 3, d))
-    whole = fidelity(weights, found, other, labels, "sqs")
+    curve = truncation(weights, other, "sqs", pairs=pairs, calibration_x=x, labels=labels, ks=(1, 3, d))
+    whole = fidelity(weights, other, "sqs", calibration=found, labels=labels)
     assert curve.r2.shape == (3,)
     np.testing.assert_allclose(curve.r2[-1], whole.r2, atol=1e-5)
     np.testing.assert_allclose(curve.kl[-1], whole.kl, rtol=1e-3, atol=1e-6)
@@ -241,7 +243,7 @@ def test_ablation_is_the_rise_of_the_loss():
     x = samples(weights, 400)
     labels = np.random.default_rng(0).integers(4, size=400)
     pairs = spectrum(weights, count=3)
-    rise = ablation(weights, pairs, x, labels, "sqs")
+    rise = ablation(weights, x, "sqs", pairs=pairs, labels=labels)
     y = logits64(weights, x.astype(np.float64), "sqs")[0]
 
     def loss(logits):
@@ -287,11 +289,11 @@ def test_bad_labels_and_ks_are_named():
     x = samples(weights, 20)
     found = calibrate(weights, x, "sqs")
     with pytest.raises(ValueError, match="`x` has 0 samples"):
-        fidelity(weights, found, x[:0], np.zeros(0, int), "sqs")
+        fidelity(weights, x[:0], "sqs", calibration=found)
     with pytest.raises(ValueError, match=r"`labels` is float64\(20,\): whole numbers"):
-        fidelity(weights, found, x, np.zeros(20), "sqs")
+        fidelity(weights, x, "sqs", calibration=found, labels=np.zeros(20))
     with pytest.raises(ValueError, match="`labels` has values from 0 to 4: 0 to 3 are needed"):
-        fidelity(weights, found, x, np.arange(20) % 5, "sqs")
+        fidelity(weights, x, "sqs", calibration=found, labels=np.arange(20) % 5)
     pairs = spectrum(weights, count=2)
     with pytest.raises(ValueError, match=r"`ks` is \(1, 3\): numbers from 1 to 2"):
-        truncation(weights, pairs, x, x, np.zeros(20, int), "sqs", ks=(1, 3))
+        truncation(weights, x, "sqs", pairs=pairs, calibration_x=x, ks=(1, 3))

@@ -58,7 +58,7 @@ def test_every_flag_of_the_help_is_there(capsys):
         ("--validation 1437", "`validation` is 1437: fewer than the 1437"),
         ("--warmup 100000", "`warmup` is 100000"),
         ("--p 0.5", "`p` is 0.5"),
-        ("--config nowhere.json", "cannot read the configuration nowhere.json"),
+        ("--config nowhere.json", "cannot read nowhere.json"),
         ("--resume --run-dir nowhere", "nowhere is not the folder of a run"),
         ("--resume --config x.json", "--config and --resume exclude each other"),
         ("--residual --width 0 --hidden 32", "`residual` without an embedding needs `hidden` = 64"),

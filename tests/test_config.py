@@ -59,8 +59,8 @@ def test_fields_out_of_range_are_named(change, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot read the configuration"),
-        ("[]", "is not a JSON object"),
+        ("{", "is damaged: Input data was truncated"),
+        ("[]", "is damaged: Expected `object`, got `array`"),
         ('{"epoch": 3}', "unknown field 'epoch': did you mean 'epochs'"),
         ('{"epochs": "3"}', "`epochs` '3': a int is needed"),
         ('{"epochs": true}', "`epochs` True"),
@@ -86,11 +86,11 @@ TEXT = TextConfig(vocab=300, context=32, width=16, layers=2, heads=2, steps=25, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vocab": 65536}, "`vocab` is 65536: a number from 257 to 65535"),
+        ({"vocab": 65536}, "`vocab` is 65536: a whole number from 257 to 65535"),
         ({"vocab": 256}, "`vocab` is 256"),
         ({"heads": 3}, "`heads` is 3"),
         ({"context": 1}, "`context` is 1"),
-        ({"context": 32.5}, "`context` is 32.5: a whole number is needed"),
+        ({"context": 32.5}, "`context` is 32.5: a whole number from 2 to"),
         ({"data": "text"}, "--text FILE is needed"),
         ({"accumulate": 3}, "`accumulate` is 3: it must divide `batch_size`, 4"),
         ({"steps": 0, "epochs": 0}, "`epochs` is 0"),

@@ -73,7 +73,7 @@ def test_local_files_are_prepared_once_and_mapped(generated, tmp_path, monkeypat
     assert first.train_images.dtype == np.uint8
     assert first.train_labels.dtype == np.int32
     assert "tensorflow" not in sys.modules
-    monkeypatch.setattr(data, "_own", None)  # a second start must not prepare again
+    monkeypatch.setattr(data, "_own", lambda *_: 1 / 0)  # a second start must not prepare again
     assert_is(data.load("generated"), generated)
 
 

@@ -42,7 +42,7 @@ def test_a_grid_is_every_combination_once():
         (["--lam", "0.1,-1"], "`lam` is -1.0"),
         (["--lam", "0.1,,1"], "`lam` is '0.1,,1': one value or more"),
         (["--lam", ""], "`lam` is '': one value or more"),
-        (["--seeds", "0"], "`seeds` is 0: a whole number ≥ 1"),
+        (["--seeds", "0"], "`seeds` is 0: a number from 1 to 10000"),
         (["--seeds", "2", "--seed", "1"], "--seeds and --seed exclude each other"),
         (["--seed", "1,1"], "`seed` has 1 twice"),
         (["--seed", "1.5"], "`seed` has '1.5': a whole number"),

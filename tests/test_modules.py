@@ -55,7 +55,7 @@ def test_parameters_are_float32_and_the_computation_is_not():
 def test_learnt_parameters_start_where_they_are_told_and_move():
     glu = GLU(4, 4, gate=SQS(0.02, 0.7, 2), learnable=True, rngs=nnx.Rngs(0))
     u = jnp.linspace(-2, 2, 9)
-    np.testing.assert_allclose(glu.sigma()(u), SQS(0.02, 0.7, 2)(u), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(glu.sigma(u), SQS(0.02, 0.7, 2)(u), rtol=1e-5, atol=1e-6)
     x = jax.random.normal(jax.random.key(1), (64, 4))
     target = GLU(4, 4, gate=SQS(0.4, 2.0, 2), rngs=nnx.Rngs(0))(x)
     optimizer = nnx.Optimizer(glu, optax.adam(0.05), wrt=nnx.Param)

@@ -48,7 +48,7 @@ def test_the_weights_with_the_norm_folded_in_are_the_block():
     for layer in range(2):
         block = model.block(layer)
         x = block.attend(x)[0]
-        found = network_logits(reading.mlp_weights(model, layer), jnp.asarray(streams[layer]), block.glu.sigma())
+        found = network_logits(reading.mlp_weights(model, layer), jnp.asarray(streams[layer]), block.glu.sigma)
         np.testing.assert_allclose(found.reshape(x.shape), block.mlp(x), atol=1e-4)
         x = x + block.mlp(x)
 
@@ -76,7 +76,7 @@ def test_replacing_every_glu_by_its_plain_form_makes_the_bilinear_network():
     model = network("silu")
     streams = reading.normalised_streams(model, INPUTS)
     plain = {layer: reading.calibrate_mlp(model, layer, streams[layer], "identity") for layer in range(2)}
-    plain = {layer: found._replace(offset=jnp.zeros(16)) for layer, found in plain.items()}
+    plain = {layer: dataclasses.replace(found, offset=jnp.zeros(16)) for layer, found in plain.items()}
     np.testing.assert_allclose(reading.model_loss(model, INPUTS, TARGETS, {}), loss_of(model), rtol=1e-5)
     replaced = reading.model_loss(model, INPUTS, TARGETS, plain)
     np.testing.assert_allclose(replaced, loss_of(network("bilinear")), rtol=1e-5)
@@ -101,13 +101,15 @@ def test_fidelity_is_that_of_tokens_the_gains_have_not_seen():
     layers, together, calibrations = reading.read_mlps(model, train, test)
     x, seen = (reading.normalised_streams(model, part)[1][targets.reshape(-1) >= 0] for part, targets in (test, train))
     assert (len(seen), len(x)) == (16 * 16 - 11, 8 * 16 - 13)
-    weights, gate, found = reading.mlp_weights(model, 1), model.block(1).glu.sigma(), calibrations[1]["output"]
+    weights, gate, found = reading.mlp_weights(model, 1), model.block(1).glu.sigma, calibrations[1]["output"]
     np.testing.assert_allclose(found.gain, reading.calibrate_mlp(model, 1, seen, "output").gain, rtol=1e-5)
     w, v, out = (np.asarray(part, np.float64) for part in (weights.w, weights.v, weights.out))
     a, u = x @ w, x @ v
     y, form = (a * np.asarray(gate(jnp.asarray(u, jnp.float32)))) @ out, (a * u * np.asarray(found.gain)) @ out
     np.testing.assert_allclose(layers[1]["output"].r2, r2_of(y, form + np.asarray(found.offset)), rtol=1e-4)
-    np.testing.assert_allclose(reading.direction_r2(weights, found, x, gate), r2_of(y, form, axis=0), rtol=1e-3)
+    np.testing.assert_allclose(
+        reading.direction_r2(weights, x, gate, calibration=found), r2_of(y, form, axis=0), rtol=1e-3
+    )
     # Both rises, of forms with their offsets put into the network by hand.
     assert np.max(np.abs(found.offset)) > 0.1
     forms = [calibrations[layer]["output"] for layer in range(2)]

@@ -200,7 +200,7 @@ def test_a_limit_on_memory_makes_smaller_groups(tmp_path, monkeypatch):
 
 
 def test_two_sweeps_on_one_folder(done):
-    with filelock.FileLock(done / ".lock"), pytest.raises(InputError, match="another process is at work on the sweep"):
+    with filelock.FileLock(done / ".lock"), pytest.raises(InputError, match="another process is at work in"):
         sweep(Grid(BASE, AXES), done, resume=True, report=quiet)
     with pytest.raises(InputError, match=r"exists already: go on with it by --resume, or choose another --sweep-dir"):
         sweep(Grid(BASE, AXES), done, report=quiet)

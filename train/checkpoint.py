@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from sqs_jax import files
 from sqs_jax.messages import first_line, quoted
 from sqs_jax.train.config import InputError
 from sqs_jax.train.records import Row, read_record
+from sqs_jax.train.run_folder import number_flags
 from sqs_jax.train.step import Parameters, TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -84,7 +85,7 @@ class Checkpoints:
         Raises OSError where it cannot be written; those before it are then untouched.
         """
         self._check_space(state)
-        record = dataclasses.asdict(progress) | {"step": int(state.step)}
+        record = dataclasses.asdict(progress) | {"step": int(state.step), "flags": number_flags()}
         with files.appearing(self._folder / str(number)) as partial:
             (partial / "progress").mkdir()
             (partial / _PROGRESS).write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
@@ -135,6 +136,7 @@ def numbers(folder: Path) -> list[int]:
 def _restore(path: Path, state: TrainState) -> tuple[TrainState, Progress]:
     """A checkpoint, laid out as `state` is."""
     progress: dict[str, Any] = {**_progress(path)}
+    _check_flags(progress.pop("flags", {}))
     with _damage(path / "params"), _reader() as reader:
         shapes: Any = reader.metadata(path / "params").item_metadata.tree
     check_architecture(shapes, state.params, path)
@@ -147,6 +149,12 @@ def _restore(path: Path, state: TrainState) -> tuple[TrainState, Progress]:
     if unknown := progress.keys() - {field.name for field in dataclasses.fields(Progress)}:
         raise InputError(f"{path} has {quoted(min(unknown))}: it is of another version")
     return TrainState(*arrays, step), Progress(**progress)
+
+
+def _check_flags(flags: dict[str, Any]) -> None:
+    for name, value in number_flags().items():
+        if flags.get(name, value) != value:
+            print(f"jax_{name} was {flags[name]} and is {value} now: the run goes on to other numbers", flush=True)
 
 
 def restore_params(folder: Path, epoch: int | None = None) -> Parameters:
@@ -175,6 +183,7 @@ class _Record(TypedDict):
     history: list[Row]
     losses: list[float]
     step: int
+    flags: NotRequired[dict[str, Any]]
 
 
 def _progress(path: Path) -> _Record:

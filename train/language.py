@@ -41,6 +41,7 @@ from sqs_jax.train.text import (
 )
 from sqs_jax.transformer import Transformer, TransformerConfig
 
+_LOGITS = 2**24  # that are there at a time
 # How stories are sampled unless asked otherwise: without the tail, of which a story of some hundred tokens draws a few.
 SAMPLING = Sampling(temperature=0.8, top_p=0.95)
 
@@ -177,8 +178,8 @@ def make_step(config: TextConfig, model: Transformer, optimizer: optax.GradientT
         x = network.embed(inputs)
         if config.noise_std:
             size = jax.lax.stop_gradient(jnp.sqrt(jnp.mean(x.astype(jnp.float32) ** 2)))
-            x += (config.noise_std * size * jax.random.normal(key, x.shape)).astype(x.dtype)
-        return cross_entropy(network.logits(network.stream(x)), targets)
+            x += (config.noise_std * size * jax.random.normal(key, x.shape, jnp.float32)).astype(x.dtype)
+        return stream_loss(network, network.stream(x), targets)
 
     def gradient_of(params, inputs, targets, key):
         if config.accumulate == 1:
@@ -211,12 +212,34 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.sum(losses, where=targets >= 0)
 
 
+def stream_loss(network: Transformer, x: jax.Array, targets: jax.Array) -> jax.Array:
+    """`cross_entropy` of the logits of a stream x (batch, length, d), in nats, for targets (batch, length).
+
+    Where all logits are more than 64 MiB they are made part by part, and made again in the backward pass: one part of
+    them is there at a time.
+    """
+    batch, length, _ = x.shape
+    part = max(1, _LOGITS // (batch * network.config.vocab))
+    if part >= length:
+        return cross_entropy(network.logits(x), targets)
+    fill = -length % part
+    x, targets = jnp.pad(x, ((0, 0), (0, fill), (0, 0))), jnp.pad(targets, ((0, 0), (0, fill)), constant_values=-1)
+    parts = (array.reshape(batch, -1, part, *array.shape[2:]).swapaxes(0, 1) for array in (x, targets))
+
+    @jax.checkpoint
+    def add(total, part):
+        return total + cross_entropy(network.logits(part[0]), part[1]), None
+
+    return jax.lax.scan(add, jnp.zeros((), jnp.float32), tuple(parts))[0]
+
+
 def make_score(model: Transformer):
     """The compiled (params, inputs, targets) → nats, summed over the targets."""
 
     @jax.jit
     def score(params, inputs, targets):
-        return cross_entropy(with_parameters(model, params)(inputs), targets)
+        network = with_parameters(model, params)
+        return stream_loss(network, network.stream(network.embed(inputs)), targets)
 
     return score
 

@@ -1,6 +1,7 @@
 """AdamW with a cosine schedule."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from sqs_jax.train.config import InputError, TrainConfig
@@ -16,10 +17,11 @@ def learning_rate(config: TrainConfig, total_steps: int) -> optax.Schedule:
     if config.warmup >= total_steps:
         raise InputError(f"`warmup` is {config.warmup}: fewer than the run's {total_steps} steps are needed")
     cosine = optax.cosine_decay_schedule(config.lr, total_steps - config.warmup)
-    if not config.warmup:
-        return cosine
-    rise = optax.linear_schedule(0.0, config.lr, config.warmup)
-    return optax.join_schedules([rise, cosine], [config.warmup])
+    schedule = cosine
+    if config.warmup:
+        rise = optax.linear_schedule(0.0, config.lr, config.warmup)
+        schedule = optax.join_schedules([rise, cosine], [config.warmup])
+    return lambda step: schedule(jnp.asarray(step, jnp.float32))  # where float64 is on, too
 
 
 def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformation:

@@ -150,7 +150,17 @@ def provenance() -> dict[str, Any]:
     devices = jax.devices()
     device = {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
     machine = {"processor": _processor(), "cores": os.cpu_count()}
-    return {"versions": versions, "device": device, "machine": machine, "git": _commit()}
+    return {"versions": versions, "device": device, "machine": machine, "flags": number_flags(), "git": _commit()}
+
+
+def number_flags() -> dict[str, Any]:
+    """The settings of JAX that change numbers."""
+    return {
+        "enable_x64": jax.config.jax_enable_x64,
+        "default_matmul_precision": jax.config.jax_default_matmul_precision,
+        "default_prng_impl": jax.config.jax_default_prng_impl,
+        "threefry_partitionable": jax.config.jax_threefry_partitionable,
+    }
 
 
 def described(about: dict[str, Any]) -> str:

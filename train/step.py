@@ -113,9 +113,9 @@ def add_noise(x: jax.Array, key: jax.Array, std: float, prob: float) -> jax.Arra
     if (known(std) and std == 0) or (known(prob) and prob == 0):
         return x
     value_key, chance_key = jax.random.split(key)
-    noise = std * jax.random.normal(value_key, x.shape)
+    noise = std * jax.random.normal(value_key, x.shape, jnp.float32)
     if not known(prob) or prob < 1:
-        noise *= jax.random.bernoulli(chance_key, prob, (len(x), 1))
+        noise *= jax.random.bernoulli(chance_key, jnp.float32(prob), (len(x), 1))
     return x + noise
 
 
