@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from sqs_jax.analysis.interaction import (
     GLUWeights,
@@ -110,14 +111,14 @@ def calibrate_all(
     if not ridge >= 0:
         raise ValueError(f"`ridge` is {ridge}: a number ≥ 0 is needed")
     sigma = static_gate(gate)
-    dtype = at_least_float32(weights).w.dtype
+    dtype, found = at_least_float32(weights).w.dtype, {}
     with _float64():
         wide = jax.tree.map(lambda array: jnp.asarray(np.asarray(array), jnp.float64), weights)
         batches = as_batches(wide, x)
         moments = None
         for batch in batches():
-            found = {name: np.asarray(part) for name, part in _moments(wide, batch, sigma, "joint" in methods).items()}
-            moments = found if moments is None else _merged(moments, found)
+            part = _moments(wide, batch, sigma, "joint" in methods)
+            moments = _merged(moments, {name: np.asarray(array) for name, array in part.items()})
         n = 0 if moments is None else int(moments["n"])
         if moments is None or n < 2:
             raise ValueError(f"`x` has {n} sample: 2 or more are needed")
@@ -130,21 +131,15 @@ def calibrate_all(
         # Of each output and method: of what the layer gives, and of what its form leaves of it.
         residuals = None
         for batch in batches():
-            found = {name: np.asarray(part) for name, part in _residuals(wide, *stacked, batch, sigma).items()}
-            residuals = found if residuals is None else _merged(residuals, found)
+            part = _residuals(wide, *stacked, batch, sigma)
+            residuals = _merged(residuals, {name: np.asarray(array) for name, array in part.items()})
         assert residuals is not None
     spread = variation(moments["y²"], n, moments["y"])
-    return {
-        method: Calibration(
-            method,
-            jnp.asarray(gain, dtype),
-            jnp.asarray(gate_gain, dtype),
-            jnp.asarray(residuals["r"][i], dtype),
-            jnp.asarray(1 - residuals["r²"][i] / spread, dtype),
-            n,
-        )
-        for i, (method, (gain, gate_gain)) in enumerate(gains.items())
-    }
+    for i, method in enumerate(methods):
+        arrays = (*gains[method], residuals["r"][i], 1 - residuals["r²"][i] / spread)
+        gain, gate_gain, offset, r2 = (jnp.asarray(array, dtype) for array in arrays)
+        found[method] = Calibration(method, gain, gate_gain, offset, r2, n)
+    return found
 
 
 def variation(squares, n: int, mean, eps: float = float(np.finfo(np.float64).eps)) -> np.ndarray:
@@ -160,7 +155,7 @@ def check_concrete(name: str, **arguments: Any) -> None:
     """Raises TypeError for an argument that is traced: `name` is host code."""
     for argument, value in arguments.items():
         leaves = [] if isinstance(value, Iterator) else jax.tree.leaves(value)
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        if any(isinstance(leaf, Tracer) for leaf in leaves):
             raise TypeError(f"`{argument}` is traced: `{name}` runs on the host, outside of jit, grad and vmap")
 
 
@@ -225,8 +220,10 @@ def as_batches(weights: GLUWeights, x: Samples) -> Callable[[], Iterator[jax.Arr
     return read
 
 
-def _merged(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _merged(a: dict[str, np.ndarray] | None, b: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The moments of two batches together: means are weighted, and centred sums get what lies between the means."""
+    if a is None:
+        return b
     n = a["n"] + b["n"]
     apart = {name: b[name] - a[name] for name in a}
     shift = a["n"] * b["n"] / n

@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ import tyro
 
 from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import NotConvergedError
+from sqs_jax.messages import one_line
 from sqs_jax.train.config import InputError, TextConfig
 from sqs_jax.train.run_folder import RunFolder, SweepFolder, read_config
 from sqs_jax.train.terminal import one_line_errors, program, read
@@ -36,11 +38,13 @@ class Report:
     data_dir: Path | None = None
     """Folder with the original files of the run's data set; default SQS_DATA_DIR."""
     weights: Path | None = None
-    """A .safetensors or .npz file, instead of a run."""
+    """A .safetensors or .npz file, or a folder of shards, instead of a run."""
     w: str | None = None
     """Name in that file of the linear branch W (inputs, h)."""
     v: str | None = None
     """Of the gate branch V (inputs, h)."""
+    gate_up: str | None = None
+    """Instead of both: of one matrix (inputs, 2 h), the gate branch first, as a gate_up_proj is."""
     out: str | None = None
     """Of what reads the layer, P (h, outputs); without it the outputs are the hidden units."""
     embed: str | None = None
@@ -54,7 +58,7 @@ class Report:
     shape: tuple[int, ...] = ()
     """Of weights: shape of the inputs as an image: height width, or height width 3."""
     outputs: tuple[int, ...] = ()
-    """Of weights: numbers of the outputs to read; by default all, of more than 64 the first 64."""
+    """Numbers of the outputs to read, from 0; by default all, of more than 64 the first 64."""
     out_dir: Path | None = None
     """Folder for the report of weights; default runs/<name of the file>-report."""
 
@@ -115,11 +119,13 @@ def _report(command: Report) -> None:
     if SweepFolder(command.run).grid.is_file():
         from sqs_jax.analysis.sweep_report import write_sweep_report
 
-        if command.method or command.against:
-            raise InputError("a sweep is shown by its table alone: no --method, no --against")
+        if command.method or command.against or command.outputs:
+            raise InputError("a sweep is shown by its table alone: no --method, no --against, no --outputs")
         print(write_sweep_report(command.run))
         return
     if isinstance(read_config(RunFolder(command.run)), TextConfig):
+        if command.outputs:
+            raise InputError("--outputs belongs to a run on images, or to --weights: tokens are looked up on the page")
         from sqs_jax.analysis.language_report import report_language
 
         found = report_language(
@@ -131,28 +137,33 @@ def _report(command: Report) -> None:
     if command.against:
         others = list(command.against)
         comparison = compare_runs([command.run], others, method=method, k=None, data_dir=command.data_dir)
-    print(report(command.run, data_dir=command.data_dir, method=method, comparison=comparison))
+    chosen = {"outputs": command.outputs, "method": method, "comparison": comparison}
+    print(report(command.run, data_dir=command.data_dir, **chosen))
 
 
-_OF_WEIGHTS = ("transpose", "shape", "outputs", "out_dir")
-_NAMES = ("w", "v", "out", "embed", "w_bias", "v_bias")
+_OF_WEIGHTS = ("transpose", "shape", "out_dir")
+_NAMES = ("gate_up", "w", "v", "out", "embed", "w_bias", "v_bias")
 
 
 def _report_weights(command: Report, line: str) -> None:
-    from sqs_jax.analysis.load import read_weights
     from sqs_jax.analysis.report import report_weights
+    from sqs_jax.analysis.weights import read_weights
 
     assert command.weights
     if command.run or command.against or command.data_dir or command.method:
         raise InputError("--weights is read instead of a run, without data: no run, --against, --data-dir or --method")
     names = {name: getattr(command, name) for name in _NAMES if getattr(command, name)}
     for part in ("w", "v"):
-        if part not in names:
-            raise InputError(f"--weights needs --{part}, the name of an array in {command.weights}")
-    weights = read_weights(command.weights, names, transpose=command.transpose)
-    out = command.out_dir or Path("runs") / f"{command.weights.stem}-report"
+        if part not in names and "gate_up" not in names:
+            raise InputError(f"--weights needs --{part}, or --gate-up: the name of an array in {command.weights}")
+    with warnings.catch_warnings(record=True) as doubts:
+        warnings.simplefilter("always")
+        weights = read_weights(command.weights, names, transpose=command.transpose)
+    for doubt in doubts:
+        print(f"warning: {one_line(doubt.message)}".replace("`transpose`", "--transpose"), file=sys.stderr, flush=True)
+    name = command.weights.resolve().name
+    out = command.out_dir or Path("runs") / f"{Path(name).stem}-report"
     shape = command.shape or None
-    name = command.weights.name
     print(report_weights(weights, out, name=name, shape=shape, outputs=command.outputs, command=line))
 
 

@@ -9,12 +9,12 @@ import numpy as np
 
 from sqs_jax.analysis import plots
 from sqs_jax.analysis.calibration import Method, calibrate, calibrated
-from sqs_jax.analysis.compare import LEAST_SEEDS, Reading, compare
 from sqs_jax.analysis.eigen import rank_bound, top_eigenpairs
 from sqs_jax.analysis.fidelity import points
 from sqs_jax.analysis.interaction import branches
 from sqs_jax.analysis.load import Run, layer_weights, load_comparable, untrained
 from sqs_jax.analysis.report import layer_inputs
+from sqs_jax.analysis.similarity import LEAST_SEEDS, Reading, compare
 from sqs_jax.analysis.study import CALIBRATION_SAMPLES, drawn
 from sqs_jax.files import write
 from sqs_jax.gates import Gate

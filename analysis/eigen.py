@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from sqs_jax.analysis.derivatives import pair_tangents
 from sqs_jax.analysis.interaction import (
@@ -109,7 +110,7 @@ def spectrum(
 
 def is_traced(tree) -> bool:
     """Whether any array of a pytree is traced, by jit, vmap or grad."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from sqs_jax.messages import quoted
 
@@ -153,7 +154,7 @@ def check_weights(weights: GLUWeights, gain: jax.Array | None = None) -> None:
     for name, array in (weights._asdict() | {"gain": gain}).items():
         if array is None and name not in ("w", "v", "out"):
             continue
-        if not hasattr(array, "dtype"):
+        if array is None or not hasattr(array, "dtype"):
             raise ValueError(f"`{name}` is {quoted(array)}: an array is needed")
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"`{name}` has dtype {array.dtype}: a real floating-point dtype is needed")
@@ -172,7 +173,7 @@ def check_weights(weights: GLUWeights, gain: jax.Array | None = None) -> None:
         if array is not None and array.shape != shape:
             raise ValueError(f"`{name}` has shape {array.shape}: {shape} is needed")
     for name, array in (weights._asdict() | {"gain": gain}).items():
-        if array is not None and not isinstance(array, jax.core.Tracer) and not _all_finite(array):
+        if array is not None and not isinstance(array, Tracer) and not _all_finite(array):
             raise ValueError(f"`{name}` holds numbers that are NaN or infinite: finite ones are needed")
 
 

@@ -126,7 +126,12 @@ def train_features(x, labels, *, width: int = 64, seed: int = 0) -> Callable[[np
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
-    classifier = MLPClassifier((width,), max_iter=10, batch_size=min(200, len(x)), random_state=seed)
+    classifier = MLPClassifier(
+        (width,),
+        max_iter=10,
+        batch_size=min(200, len(x)),  # pyright: ignore[reportArgumentType] - its default is a word
+        random_state=seed,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 10 passes are meant
         classifier.fit(x, labels)

@@ -24,13 +24,13 @@ from sqs_jax.analysis.language import (
     token_directions,
     token_eigenpairs,
 )
-from sqs_jax.analysis.load import read_json, read_rows
 from sqs_jax.analysis.report import page_texts
 from sqs_jax.analysis.study import number, numbers
 from sqs_jax.files import write
 from sqs_jax.train.config import InputError, TextConfig
 from sqs_jax.train.language import load_language, read_facts
-from sqs_jax.train.run_folder import RunFolder, provenance
+from sqs_jax.train.records import Summary, Together, check_record, read_record, read_rows
+from sqs_jax.train.run_folder import RunFolder, provenance, read_config
 from sqs_jax.train.text import END, Stream, Text, count_windows, load_text, token_bytes, windows
 from sqs_jax.transformer import Transformer
 
@@ -67,7 +67,7 @@ def report_language(
     model, tokenizer, config = load_language(folder.path)
     if not folder.summary.is_file():
         raise InputError(f"{folder.path} is not finished: go on with python -m train --run-dir {folder.path} --resume")
-    summary = read_json(folder.summary, folder.summary.read_text())
+    summary: dict[str, Any] = {**read_record(folder.summary, Summary)}
     others = [_other(path) for path in against]
     text = load_text(config, data_dir)
     if read_facts(folder)["sha256"] != text.sha256:
@@ -83,7 +83,7 @@ def report_language(
     content["language"]["samples"] = _last_samples(folder)
     texts = _texts(config, figures, model, command)
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType] - no array has the name of an option
     title = f"{config.data}, {config.gate}, seed {config.seed}"
     files = {
         folder.spectrum: buffer.getvalue(),
@@ -177,10 +177,13 @@ def _other(path: Path) -> dict[str, Any]:
     folder = RunFolder(path)
     if not folder.summary.is_file():
         raise InputError(f"`against` has {path}: no finished run")
-    figures = read_json(folder.summary, folder.summary.read_text()).get("analysis", {})
+    if not isinstance(read_config(folder), TextConfig):
+        raise InputError(f"`against` has {path}: a run on images is not compared with one on text")
+    figures = read_record(folder.summary, Summary).get("analysis", {})
     if "together" not in figures:
-        raise InputError(f"`against` has {path}: no report of a run on text yet, make it by: analysis report {path}")
-    return {"name": path.name} | {name: figures[name] for name in ("method", "layers", "together")}
+        raise InputError(f"`against` has {path}: it has no report yet, make it by: analysis report {path}")
+    found = check_record(folder.summary, figures, Together)
+    return {"name": path.name, "method": found["method"], "layers": found["layers"], "together": found["together"]}
 
 
 def _last_samples(folder: RunFolder) -> list[str]:

@@ -63,9 +63,10 @@ function eigenvector(output, rank) {
   return pictures.bytes.subarray(start, start + n);
 }
 
-/* Plots */
+/* Plots. Plotly reads a little markup in its labels: what others wrote is escaped before it becomes one. */
+const label = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 function layout(x, y, more = {}) {
-  const axis = (title, own) => ({ title: { text: title, standoff: 8 }, gridcolor: at("line"), zerolinecolor: at("grey"), linecolor: at("line"), automargin: true, ...own });
+  const axis = (title, own) => ({ title: { text: label(title), standoff: 8 }, gridcolor: at("line"), zerolinecolor: at("grey"), linecolor: at("line"), automargin: true, ...own });
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: at("ink"), size: 12, family: "system-ui, sans-serif" },
     margin: { l: 52, r: 14, t: 34, b: 44 }, hovermode: "closest", dragmode: false, showlegend: true,
@@ -87,7 +88,7 @@ function logTicks(values) {
   }
   return { type: "log", tickvals: ticks, ticktext: ticks.map(String) };
 }
-const line = (name, x, y, color, more = {}) => ({ name, x, y, mode: "lines+markers", line: { color: at(color), width: 2, ...more.line }, marker: { size: 5 }, ...more.trace });
+const line = (name, x, y, color, more = {}) => ({ name: label(name), x, y, mode: "lines+markers", line: { color: at(color), width: 2, ...more.line }, marker: { size: 5 }, ...more.trace });
 function band(name, x, low, high, color) {
   const fill = { mode: "lines", line: { width: 0 }, hoverinfo: "skip", legendgroup: name, showlegend: false };
   return [{ ...fill, x, y: low }, { ...fill, x, y: high, fill: "tonexty", fillcolor: at(color) + "33" }];
@@ -139,9 +140,9 @@ function showOutputs() {
     if (!images) return;
     show("liked-block");
     $("liked").replaceChildren(...images.liked[output][rank].map((index, place) => {
-      const n = size(images.shape), canvas = element("canvas", { role: "img", "aria-label": `Test image of ${data.outputs[images.labels[index]]}` });
+      const n = size(images.shape), canvas = element("canvas", { role: "img", "aria-label": `Test image of ${images.classes[index]}` });
       paint(canvas, images.bytes.subarray(index * n, index * n + n), images.shape, false);
-      return element("figure", { "data-place": place }, canvas, element("figcaption", {}, data.outputs[images.labels[index]]));
+      return element("figure", { "data-place": place }, canvas, element("figcaption", {}, images.classes[index]));
     }));
   }
 
@@ -186,7 +187,7 @@ function showOutputs() {
     plot("plot-truncation", () => [[line("R²", cut.k, cut.r2, "accent"), line("agreement", cut.k, cut.agreement, "second"), line("accuracy", cut.k, cut.accuracy, "grey", { line: { dash: "dot" } })],
       layout("eigenpairs kept for each output", "", { x: { type: "log", tickvals: [1, 2, 4, 8, 16, 32, 64, 128] }, y: { range: [Math.max(-0.25, Math.min(0, ...cut.r2.map(Number))), 1.03] } })]);
     const rise = analysis.ablation.rise;
-    plot("plot-ablation", () => [[{ mode: "markers", marker: { color: at("accent"), line: { width: 0 }, size: 6, opacity: 0.75 }, x: rise.flatMap((row, o) => row.map((_, i) => Math.abs(values[o][i]))), y: rise.flat(), text: rise.flatMap((row, o) => row.map((_, i) => `${data.outputs[o]}, eigenvector ${i + 1}`)), hovertemplate: "%{text}<br>|λ| %{x:.3g}: %{y:.3g} nats<extra></extra>" }],
+    plot("plot-ablation", () => [[{ mode: "markers", marker: { color: at("accent"), line: { width: 0 }, size: 6, opacity: 0.75 }, x: rise.flatMap((row, o) => row.map((_, i) => Math.abs(values[o][i]))), y: rise.flat(), text: rise.flatMap((row, o) => row.map((_, i) => label(`${data.outputs[o]}, eigenvector ${i + 1}`))), hovertemplate: "%{text}<br>|λ| %{x:.3g}: %{y:.3g} nats<extra></extra>" }],
       layout("|λ|", "rise in loss without it (nats)", { rest: { showlegend: false, title: { text: `Spearman correlation ${fixed(analysis.ablation.spearman, 2)}`, font: { size: 12 } } } })]);
 
     show("eigenvectors");
@@ -202,7 +203,7 @@ function showOutputs() {
 
     show("masks");
     const masks = analysis.masks, average = (list) => masks.norm_share.map((_, i) => mean(list.map((row) => row[i])));
-    plot("plot-masks", () => [[...masks.eigenvectors.map((row, o) => ({ x: masks.norm_share, y: row, mode: "lines", line: { color: at("accent"), width: 1 }, opacity: 0.35, showlegend: false, hovertemplate: data.outputs[o] + ": %{y:.2f}<extra></extra>" })),
+    plot("plot-masks", () => [[...masks.eigenvectors.map((row, o) => ({ x: masks.norm_share, y: row, mode: "lines", line: { color: at("accent"), width: 1 }, opacity: 0.35, showlegend: false, text: row.map(() => label(data.outputs[o])), hovertemplate: "%{text}: %{y:.2f}<extra></extra>" })),
       line("masks, mean", masks.norm_share, average(masks.eigenvectors), "accent"), line("random, mean", masks.norm_share, average(masks.random), "grey", { line: { dash: "dot" } })],
       layout("norm / mean norm of an input", "share taken for the class", { y: { range: [-0.03, 1.03] } })]);
     if (data.masks) {

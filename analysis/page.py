@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -42,7 +43,7 @@ def pictures(vectors: np.ndarray, shape: tuple[int, ...]) -> dict[str, Any]:
     return {"count": count, "shape": _three(shape), "data": _base64(pixels)}
 
 
-def liked_images(liked: np.ndarray, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def liked_images(liked: np.ndarray, images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     """Images uint8 (n, …) that eigenvectors respond to most, indices (outputs, k, count), each stored once."""
     outputs, k, count = liked.shape
     each = int(np.prod(images.shape[1:]))
@@ -52,7 +53,7 @@ def liked_images(liked: np.ndarray, images: np.ndarray, labels: np.ndarray) -> d
     return {
         "shape": _three(images.shape[1:]),
         "data": _base64(images[used]),
-        "labels": labels[used].tolist(),
+        "classes": [classes[label] for label in labels[used]],
         "liked": places.reshape(outputs, k, count).tolist(),
     }
 

@@ -35,8 +35,8 @@ function showSweep(found) {
     $("plot-sweep-final").style.height = `${Math.max(260, 90 + 26 * ended.length)}px`;
     plot("plot-sweep-final", () => [
       [
-        { name: "a seed", mode: "markers", x: ended.flatMap((group) => group.accuracy), y: ended.flatMap((group) => group.accuracy.map(() => group.name)), marker: { color: at("accent"), size: 7, opacity: 0.6 } },
-        { name: "mean", mode: "markers", x: ended.map((group) => mean(group.accuracy)), y: ended.map((group) => group.name), marker: { color: at("ink"), size: 14, symbol: "line-ns-open", line: { width: 2, color: at("ink") } } },
+        { name: "a seed", mode: "markers", x: ended.flatMap((group) => group.accuracy), y: ended.flatMap((group) => group.accuracy.map(() => label(group.name))), marker: { color: at("accent"), size: 7, opacity: 0.6 } },
+        { name: "mean", mode: "markers", x: ended.map((group) => mean(group.accuracy)), y: ended.map((group) => label(group.name)), marker: { color: at("ink"), size: 14, symbol: "line-ns-open", line: { width: 2, color: at("ink") } } },
       ],
       layout("test accuracy", "", { y: { autorange: "reversed", type: "category" } }),
     ]);

@@ -29,6 +29,7 @@ from sqs_jax.analysis.study import (
     study,
 )
 from sqs_jax.files import write
+from sqs_jax.messages import quoted
 from sqs_jax.train.run_folder import RunFolder, provenance
 from sqs_jax.train.step import scale_pixels
 
@@ -43,6 +44,7 @@ def report(
     data_dir: Path | None = None,
     method: Method = "joint",
     comparison: dict[str, Any] | None = None,
+    outputs: tuple[int, ...] = (),
 ) -> Path:
     """Studies the last GLU layer of a finished run, and writes into its folder what was found.
 
@@ -55,14 +57,20 @@ def report(
       data_dir: where the original files of its data set lie, as for `train`.
       method: which gains the spectrum is read with, as in `calibrate`.
       comparison: what `compare_runs` returned, to be shown too.
+      outputs: numbers of the classes to read, from 0; by default all, of more than 64 the first 64.
 
-    Returns the page's path. Raises InputError as `load_run`, OSError where the folder cannot be written.
+    Returns the page's path. Raises InputError as `load_run`, ValueError for outputs that there are not, OSError where
+    the folder cannot be written.
     """
     run = load_run(run_dir, data_dir=data_dir)
     folder, model = RunFolder(run.path), run.model
     weights, gate = layer_weights(model), model.layers[-1].sigma
+    count = len(run.data.classes)
+    asked, outputs = outputs, _checked_outputs(outputs, count)
     samples = layer_samples(run)
-    figures, pairs, calibrations = study(weights, gate, samples, method=method)
+    part = outputs if len(outputs) < count else None
+    figures, pairs, calibrations = study(weights, gate, samples, method=method, outputs=part)
+    figures["outputs"] = list(outputs)
     if len(model.layers) > 1:
         figures["layers"] = [_layer(run, layer) for layer in range(len(model.layers))]
 
@@ -84,11 +92,13 @@ def report(
         summary["comparison"] = comparison
     command = ["python", "-m", "analysis", "report", str(run_dir), *([] if method == "joint" else ["--method", method])]
     command += ["--against", *comparison["runs"]["b"]] if comparison else []
+    command += ["--outputs", *map(str, asked)] if asked else []
 
     # All is made before the first file is written.
-    files = {folder.spectrum: _npz(arrays)} | _pictures(run, pairs, method)
+    classes = [run.data.classes[output] for output in outputs]
+    files = {folder.spectrum: _npz(arrays | {"outputs": np.array(outputs)})} | _pictures(run, pairs, method, classes)
     files[folder.summary] = (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode()
-    content, texts = _content(run, summary, arrays, images)
+    content, texts = _content(run, summary, arrays, images, classes)
     files[folder.report] = page.render(content, texts | {"command": shlex.join(command)}).encode()
     for path, data in files.items():
         write(path, data)
@@ -118,13 +128,11 @@ def report_weights(
     """
     check_weights(weights)
     inputs, count = input_size(weights), weights.out.shape[1]
-    outputs = outputs or tuple(range(min(count, _MOST_OUTPUTS)))
+    outputs = _checked_outputs(outputs, count)
     shape = shape or (1, inputs)
     fits = len(shape) in (2, 3) and min(shape) >= 1 and shape[2:] in ((), (3,)) and int(np.prod(shape)) == inputs
     if not fits:
         raise ValueError(f"`shape` is {shape}: (height, width) or (height, width, 3) with {inputs} entries is needed")
-    if wrong := [output for output in outputs if not 0 <= output < count]:
-        raise ValueError(f"`outputs` has {wrong[0]}: numbers from 0 to {count - 1} are needed")
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise ValueError(f"`out_dir` is {out_dir}: something is there already")
     weights = weights._replace(out=weights.out[:, np.array(outputs)], out_bias=None, skip=None)
@@ -156,6 +164,15 @@ def report_weights(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return out_dir / "report.html"
+
+
+def _checked_outputs(outputs: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """The outputs that are read: those, or by default all, of many the first."""
+    if wrong := [output for output in outputs if not 0 <= output < count]:
+        raise ValueError(f"`outputs` has {quoted(wrong[0])}: numbers from 0 to {count - 1} are needed")
+    if len(set(outputs)) < len(outputs):
+        raise ValueError(f"`outputs` is {outputs}: each of them once is needed")
+    return outputs or tuple(range(min(count, _MOST_OUTPUTS)))
 
 
 def layer_samples(run: Run, layer: int = -1) -> Samples:
@@ -215,15 +232,15 @@ def _spectrum_content(pairs: Eigenpairs) -> dict[str, Any]:
     return {"values": page.rounded(pairs.values), "gaps": page.rounded(eigengaps(jnp.asarray(pairs.values)))}
 
 
-def _content(run: Run, summary, arrays, images) -> tuple[dict[str, Any], dict[str, str]]:
+def _content(run: Run, summary, arrays, images, classes: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """What the page shows, from what was saved."""
     data, figures, config = run.data, summary["analysis"], dataclasses.asdict(run.config)
     pairs = Eigenpairs(arrays["values"], arrays["vectors"], arrays["residuals"])
     count = images.shape[1]
-    content: dict[str, Any] = {"outputs": list(data.classes), "analysis": figures, "curves": run.history}
+    content: dict[str, Any] = {"outputs": classes, "analysis": figures, "curves": run.history}
     content["spectrum"] = _spectrum_content(pairs) | {"smoothness": figures["smoothness"]}
     content["pictures"] = page.pictures(images.reshape(*images.shape[:2], -1), data.shape)
-    content["images"] = page.liked_images(arrays["liked"][:, :count], np.asarray(data.test_images), data.test_labels)
+    content["images"] = page.liked_images(arrays["liked"][:, :count], data.test_images, data.test_labels, data.classes)
     if len(run.model.layers) == 1:
         content["masks"] = page.pictures(arrays["masks"][None], data.shape)
     content["layers"], content["comparison"] = figures.get("layers"), summary.get("comparison")
@@ -248,6 +265,11 @@ def _content(run: Run, summary, arrays, images) -> tuple[dict[str, Any], dict[st
         if config["layers"] == 1
         else "The last layer reads hidden units: the pictures show which pixels its eigenvectors respond to."
     )
+    if len(classes) < len(data.classes):
+        vectors += (
+            f" Shown are {len(classes)} of {len(data.classes)} classes, others by --outputs; all but the first table "
+            "is of the network with these outputs alone, on their own images."
+        )
     texts = page_texts(f"{data.name}, {gate}", subtitle, _verdict(figures), vectors)
     return content, texts
 
@@ -298,11 +320,12 @@ def page_texts(
 
 def _npz(arrays: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.asarray(array) for name, array in arrays.items()})
+    plain: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+    np.savez(buffer, **plain)
     return buffer.getvalue()
 
 
-def _pictures(run: Run, pairs: Eigenpairs, method: Method) -> dict[Path, bytes]:
+def _pictures(run: Run, pairs: Eigenpairs, method: Method, classes: list[str]) -> dict[Path, bytes]:
     """The pictures of a run's folder, as PNG."""
     data, config, folder = run.data, run.config, RunFolder(run.path)
     name = f"{data.name}, {config.gate}, seed {config.seed}"
@@ -310,5 +333,5 @@ def _pictures(run: Run, pairs: Eigenpairs, method: Method) -> dict[Path, bytes]:
     inputs = int(np.prod(_flat_shape(run)))
     images = _as_images(run, np.asarray(shown.vectors[:, :, :inputs]))
     what = "eigenvectors" if len(run.model.layers) == 1 else "what the last layer's eigenvectors respond to"
-    gallery = plots.gallery(shown.values, images, data.classes, title=f"{name}: {what}, {method} gains")
+    gallery = plots.gallery(shown.values, images, classes, title=f"{name}: {what}, {method} gains")
     return {folder.eigenvectors: plots.png(gallery), folder.curves: plots.png(plots.curves(run.history, title=name))}

@@ -1,7 +1,7 @@
 """A whole study of one layer: its spectrum, how well it reads the network, and what its eigenvectors show."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,12 +62,13 @@ def spectrum_figures(weights: GLUWeights, pairs: Eigenpairs) -> dict[str, Any]:
 
 
 def study(
-    weights: GLUWeights, gate: Gate, samples: Samples, *, method: Method = "joint"
+    weights: GLUWeights, gate: Gate, samples: Samples, *, method: Method = "joint", outputs: Sequence[int] | None = None
 ) -> tuple[dict[str, Any], Eigenpairs, dict[Method, Calibration]]:
     """Everything that is measured of one layer whose outputs are classes.
 
     Gains are found on 20,000 training samples; every figure of fidelity, selectivity and causality is
-    of the test samples, which they have not seen.
+    of the test samples, which they have not seen. Of many classes, `outputs` names those whose eigenpairs are taken;
+    what is measured of these is of the network with them alone, and of their samples.
 
     Returns:
       Figures as JSON has them, the eigenpairs of the form that `method` calibrates, in the input basis, and the
@@ -75,16 +76,20 @@ def study(
 
     Raises ValueError for samples that do not fit the weights.
     """
-    calibration_x = samples.train[drawn(len(samples.train), CALIBRATION_SAMPLES)]
-    calibrations = calibrate_all(weights, calibration_x, gate, methods=METHODS)
+    whole, all_samples = weights, samples
+    if outputs is not None:
+        weights, samples = chosen(weights, samples, outputs)
+    calibration_x = all_samples.train[drawn(len(all_samples.train), CALIBRATION_SAMPLES)]
+    calibrations = calibrate_all(whole, calibration_x, gate, methods=METHODS)
     pairs = spectrum(calibrated(weights, calibrations[method]), count=kept_pairs(weights))
     figures: dict[str, Any] = {"method": method, "calibration_samples": len(calibration_x)}
-    figures["test_samples"] = len(samples.test)
+    figures["test_samples"] = len(all_samples.test)
+    test, labels = all_samples.test, all_samples.test_labels
     figures["fidelity"] = {
-        name: _fidelity_row(found, fidelity(weights, samples.test, gate, calibration=found, labels=samples.test_labels))
+        name: _fidelity_row(found, fidelity(whole, test, gate, calibration=found, labels=labels))
         for name, found in calibrations.items()
     }
-    figures["linear_share"] = None if weights.skip is None else number(linear_share(weights, samples.test, gate))
+    figures["linear_share"] = None if weights.skip is None else number(linear_share(whole, test, gate))
     figures["truncation"] = _truncation(weights, pairs, samples, gate)
     figures["spectrum"] = spectrum_figures(weights, pairs)
     positive = np.any(np.asarray(pairs.values) > 0, axis=1)
@@ -94,6 +99,25 @@ def study(
     figures["eigenvectors"] = _eigenvectors(pairs, samples, input_size(weights))
     figures["masks"] = _masks(weights, pairs, samples, gate)
     return figures, pairs, calibrations
+
+
+def chosen(weights: GLUWeights, samples: Samples, outputs: Sequence[int]) -> tuple[GLUWeights, Samples]:
+    """The network with some of its outputs alone, and the samples of their classes, which are numbered anew."""
+    places = np.asarray(outputs)
+    parts = {
+        "out": weights.out[:, places],
+        "out_bias": None if weights.out_bias is None else weights.out_bias[places],
+        "skip": None if weights.skip is None else weights.skip[:, places],
+    }
+    number_of = np.full(weights.out.shape[1], -1)
+    number_of[places] = np.arange(len(places))
+
+    def part(x, labels):
+        numbers = number_of[labels]
+        return x[numbers >= 0], numbers[numbers >= 0]
+
+    own = (*part(samples.train, samples.train_labels), *part(samples.test, samples.test_labels))
+    return weights._replace(**parts), Samples(*own)
 
 
 def first_positive(values) -> np.ndarray:
@@ -132,8 +156,8 @@ def _truncation(weights, pairs, samples: Samples, gate) -> dict[str, Any]:
     longest = min(pairs.values.shape[1], _CUT_OFF)
     ks = (*(k for k in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96) if k < longest), longest)
     reference = samples.train[drawn(len(samples.train), _REFERENCE)]
-    seen = {"calibration_x": reference, "labels": samples.test_labels}
-    found = truncation(weights, samples.test, gate, pairs=pairs, ks=ks, **seen)
+    labels = samples.test_labels
+    found = truncation(weights, samples.test, gate, pairs=pairs, calibration_x=reference, labels=labels, ks=ks)
     return {"k": list(ks)} | {name: numbers(values) for name, values in found._asdict().items()}
 
 
@@ -141,7 +165,8 @@ def _ablation(weights, pairs, samples: Samples, gate) -> dict[str, Any]:
     leading = Eigenpairs(*(array[:, :_ABLATED] for array in pairs))
     rise = ablation(weights, samples.test, gate, pairs=leading, labels=samples.test_labels)
     sizes = np.abs(np.asarray(leading.values))
-    rank = spearmanr(sizes.ravel(), rise.ravel()).statistic if sizes.size > 2 and np.ptp(sizes) > 0 else np.nan
+    correlation: Any = spearmanr
+    rank = correlation(sizes.ravel(), rise.ravel()).statistic if sizes.size > 2 and np.ptp(sizes) > 0 else np.nan
     return {"rise": [numbers(row) for row in rise], "spearman": number(rank)}
 
 

@@ -16,9 +16,11 @@ import itertools
 import math
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from sqs_jax.kernels import table
 
@@ -26,6 +28,7 @@ IMPLEMENTATIONS = ("xla", "pallas")
 DTYPES = {"tpu": ("bfloat16", "float32"), "triton": ("bfloat16", "float16", "float32")}
 LARGEST = 2**31 - 1  # elements of an array: a Triton kernel's offsets are int32
 
+_config: Any = jax.config  # its settings are unknown to type checkers
 _interpreted: contextvars.ContextVar[str | None] = contextvars.ContextVar("interpreted", default=None)
 
 
@@ -97,7 +100,7 @@ def load(backend: str) -> ModuleType:
 
 def is_exact(precision) -> bool | None:
     """Whether products are to be of the highest precision; None where no kernel knows the one that is asked for."""
-    asked = jax.config.jax_default_matmul_precision if precision is None else precision
+    asked = _config.jax_default_matmul_precision if precision is None else precision
     if asked in (None, "default", "fastest", "bfloat16", jax.lax.Precision.DEFAULT):
         return False
     return True if asked in ("highest", "float32", jax.lax.Precision.HIGHEST) else None
@@ -112,10 +115,10 @@ def target(array: jax.Array | None = None) -> tuple[str | None, str]:
     """The backend and the kind of the device that is compiled for: the array's, the mesh's in use, or the default."""
     if _interpreted.get():
         return _interpreted.get(), f"interpreted {_interpreted.get()}"
-    if array is not None and not isinstance(array, jax.core.Tracer):
+    if array is not None and not isinstance(array, Tracer):
         device = next(iter(array.devices()))
     else:
-        device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device or jax.devices()[0]
+        device = jax.sharding.get_abstract_mesh().abstract_device or _config.jax_default_device or jax.devices()[0]
     if isinstance(device, str):  # jax_default_device may name a platform
         device = jax.devices(device)[0]
     kind = device.device_kind
@@ -159,7 +162,7 @@ def _unsupported(backend, kind, dtype, shape) -> str | None:
 
 def _whole(array: jax.Array) -> bool:
     """Whether the arrays are whole on one device, the inside of a `shard_map` included."""
-    if not isinstance(array, jax.core.Tracer):
+    if not isinstance(array, Tracer):
         return len(array.devices()) == 1
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.axis_names:

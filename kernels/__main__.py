@@ -46,6 +46,7 @@ def _tune(options) -> None:
 
     from sqs_jax.kernels import measure, table
 
+    path = table.user_path(kind)
     print(f"{kind}, {options.dtype}, {options.gate}: milliseconds of XLA and of the best kernel")
     print(f"{'operation':<13}{'shape':<20}{'residuals':<11}{'pass':<10}{'XLA':>9}{'kernel':>9}{'gain':>7}  tile")
     for op, shape in measure.grid(options.rows, options.inputs):

@@ -8,6 +8,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,9 +42,7 @@ def milliseconds(
     return found
 
 
-def compile_all(
-    functions: Iterable[jax.stages.Wrapped], arrays: Iterable[Iterable]
-) -> list[jax.stages.Compiled | jax.errors.JaxRuntimeError]:
+def compile_all(functions: Iterable[jax.stages.Wrapped], arrays: Iterable[Iterable]) -> list[Any]:
     """Compiles jitted functions for their arrays, a core each, so that their first calls compile nothing.
 
     Returns what was compiled, or the error of what does not fit this device.
@@ -142,7 +141,8 @@ def measure(op: str, shape: tuple[int, ...], dtype: str, gate, *, repeats: int =
         if not tried:
             raise NotImplementedError(f"no tile of {tiles} compiles for {op} {shape} {dtype} on this device")
         best = min(tried, key=lambda tile: max(tried[tile][name] / xla[name] for name in PASSES))
-        yield Measurement(op, gate.name, dtype, shape, residuals, best, xla, tried[best])
+        tile: Any = best
+        yield Measurement(op, gate.name, dtype, shape, residuals, tile, xla, tried[best])
 
 
 def _operation(op, gate, residuals, plan):

@@ -44,13 +44,15 @@ class _ProductCall(_Call):
     precision: Any = None
     biases: int = 0
 
-    def kernel(self, x, w, v, *rest):
+    def kernel(self, *arrays):
+        x, w, v, *rest = arrays
         backend = load(self.plan.backend)
         settings = {"tile": self.plan.tile, "interpret": self.plan.interpret}
         biases, extra = rest[: self.biases], rest[self.biases :]
         return backend.dual_product(self.epilogue, self.gate, x, w, v, biases, extra, self.precision, **settings)
 
-    def reference(self, x, w, v, *rest):
+    def reference(self, *arrays):
+        x, w, v, *rest = arrays
         biases, extra = rest[: self.biases], rest[self.biases :]
         return xla.dual_product(self.epilogue, self.gate, x, w, v, biases, extra, self.precision)
 
@@ -90,7 +92,7 @@ def _run_jvp(call, primals, tangents):
 
 def activation(x, gate, plan: Plan) -> jax.Array:
     """σ(x) for x (...), as `sqs_jax.sqs` with a kernel."""
-    return _activation(_rows(x), gate, plan).reshape(x.shape)
+    return jnp.reshape(_activation(_rows(x), gate, plan), x.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -112,7 +114,7 @@ _activation.defvjp(_activation_forward, _activation_backward)
 def gated(a, u, gate, plan: Plan) -> jax.Array:
     """h = a ⊙ σ(u) for a and u (...), as `sqs_jax.gated` with a kernel."""
     a, u = _same_axes(a, u)
-    return _gated(_rows(a), _rows(u), gate, plan).reshape(a.shape)
+    return jnp.reshape(_gated(_rows(a), _rows(u), gate, plan), a.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -134,8 +136,8 @@ _gated.defvjp(_gated_forward, _gated_backward)
 def gated_linear(x, w, v, biases, gate, plan: Plan, residuals: str, precision) -> jax.Array:
     """(x W + b_w) ⊙ σ(x V + b_v) for x (..., d), as `sqs_jax.gated_linear` with a kernel; biases () or (b_w, b_v)."""
     x, w, v, *biases = _same_axes(x, w, v, *biases)
-    h = _gated_linear(_rows(x), w, v, tuple(biases), gate, plan, residuals, precision)
-    return h.reshape(*x.shape[:-1], w.shape[1])
+    h: Any = _gated_linear(_rows(x), w, v, tuple(biases), gate, plan, residuals, precision)
+    return jnp.reshape(h, (*x.shape[:-1], w.shape[1]))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))

@@ -95,7 +95,8 @@ def _measurement(row: dict[str, Any]) -> Measurement:
     times = {name: {key: float(time) for key, time in row[name].items()} for name in ("xla_ms", "pallas_ms")}
     if not all(min(part.values()) > 0 and part.keys() == times["xla_ms"].keys() for part in times.values()):
         raise ValueError("times > 0 are needed")
-    return Measurement(**row | sizes | times)
+    fields: dict[str, Any] = row | sizes | times
+    return Measurement(**fields)
 
 
 def _by_class(measurements: list[Measurement]) -> dict[Class, Measurement]:

@@ -55,7 +55,7 @@ def sqs(
     """
     numbers: Any = (c, lam)
     x, c, lam, p = _check(x, c, lam, p)
-    gate = SQS(*numbers, p)
+    gate: Any = SQS(numbers[0], numbers[1], p)
     plan = kernels.plan("sqs", implementation, x, kernels.rows(x), gate, gate.no_kernel)
     if plan:
         return rules.activation(x, SQS(float(gate.c), float(gate.lam), p), plan)

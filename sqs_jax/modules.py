@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.core import Tracer
 
 from sqs_jax.activation import SQS, sqs
 from sqs_jax.gates import Gate, get_gate
@@ -83,7 +84,7 @@ class GLU(nnx.Module):
         if not (self.learnable and isinstance(self.gate, SQS)):
             return self.gate
         c, lam, p = jax.nn.softplus(self.c_raw[...]), jax.nn.softplus(self.lam_raw[...]), self.gate.p
-        if isinstance(c, jax.core.Tracer) or isinstance(lam, jax.core.Tracer):
+        if isinstance(c, Tracer) or isinstance(lam, Tracer):
             return functools.partial(sqs, c=c, lam=lam, p=p)
         return SQS(float(c), float(lam), p)
 

@@ -148,7 +148,8 @@ def _restore(path: Path, state: TrainState) -> tuple[TrainState, Progress]:
     step = jax.device_put(jnp.asarray(progress.pop("step"), state.step.dtype), state.step.sharding)
     if unknown := progress.keys() - {field.name for field in dataclasses.fields(Progress)}:
         raise InputError(f"{path} has {quoted(min(unknown))}: it is of another version")
-    return TrainState(*arrays, step), Progress(**progress)
+    params, opt_state = arrays
+    return TrainState(params, opt_state, step), Progress(**progress)
 
 
 def _check_flags(flags: dict[str, Any]) -> None:

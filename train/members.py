@@ -243,8 +243,9 @@ def _placed(function, donate=()):
     """The compiled function; on one device, all that it gives lies as the images do."""
     # A state that lies otherwise at first than after an epoch has the epoch compiled twice.
     mesh = data_mesh()
-    placement = {"out_shardings": replicated(mesh)} if mesh.size == 1 else {}
-    return jax.jit(function, donate_argnums=donate, **placement)
+    if mesh.size > 1:
+        return jax.jit(function, donate_argnums=donate)
+    return jax.jit(function, donate_argnums=donate, out_shardings=replicated(mesh))
 
 
 def _is_none(value) -> bool:

@@ -31,6 +31,7 @@ class Summary(TypedDict):
     seconds: float
     epochs: float
     steps: NotRequired[int]
+    analysis: NotRequired[dict[str, Any]]
 
 
 class Diverged(TypedDict):
@@ -73,6 +74,20 @@ class Facts(TypedDict):
     test: Stories
 
 
+class ShardIndex(TypedDict):
+    """The index of a model in several .safetensors files: which file holds an array."""
+
+    weight_map: dict[str, str]
+
+
+class Together(TypedDict):
+    """What the summary of a run on text says of its layers, under `analysis`."""
+
+    method: str
+    layers: list[dict[str, Any]]
+    together: dict[str, float | None]
+
+
 class SweepRecord(TypedDict):
     """`sweep.json`: what all networks have in common, and the values that fields take."""
 
@@ -87,6 +102,15 @@ def read_record(path: Path, shape: type[Shape]) -> Shape:
     Raises InputError, naming the file, where it is missing, is no JSON, or has another shape.
     """
     return _parsed(path, _content(path), shape)
+
+
+def check_record(path: Path, found: Any, shape: type[Shape]) -> Shape:
+    """A part of a file that was read, of this shape. Raises InputError, naming the file, where it has another."""
+    try:
+        msgspec.convert(found, shape)
+    except msgspec.MsgspecError as error:
+        raise InputError(f"{path} is damaged: {one_line(error)}") from None
+    return found
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

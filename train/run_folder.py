@@ -155,12 +155,8 @@ def provenance() -> dict[str, Any]:
 
 def number_flags() -> dict[str, Any]:
     """The settings of JAX that change numbers."""
-    return {
-        "enable_x64": jax.config.jax_enable_x64,
-        "default_matmul_precision": jax.config.jax_default_matmul_precision,
-        "default_prng_impl": jax.config.jax_default_prng_impl,
-        "threefry_partitionable": jax.config.jax_threefry_partitionable,
-    }
+    names = ("enable_x64", "default_matmul_precision", "default_prng_impl", "threefry_partitionable")
+    return {name: getattr(jax.config, f"jax_{name}") for name in names}
 
 
 def described(about: dict[str, Any]) -> str:

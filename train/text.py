@@ -182,7 +182,7 @@ def _stories_of(config: TextConfig, data_dir: Path | None, cache_dir: Path) -> t
     @functools.cache
     def read():
         records = prepare(TINYSTORIES, data_dir, place)
-        return tuple(_Records(records[split]) for split in ("train", "test"))
+        return _Records(records["train"]), _Records(records["test"])
 
     checksum = place / "tfds" / "tinystories.sha256"
     if not checksum.is_file():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from sqs_jax.analysis import compare as measures
-from sqs_jax.analysis.compare import Reading, compare
+from sqs_jax.analysis import similarity as measures
+from sqs_jax.analysis.similarity import Reading, compare
 
 
 def orthonormal(k, d, seed=0):
