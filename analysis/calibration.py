@@ -8,7 +8,9 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
+from jaxtyping import Float
 
 from sqs_jax.analysis.interaction import (
     GLUWeights,
@@ -21,7 +23,7 @@ from sqs_jax.analysis.interaction import (
 from sqs_jax.gates import Gate, get_gate, static_gate
 
 Method = Literal["identity", "bussgang", "output", "joint", "gaussian"]
-Samples = Any  # an array (n, inputs), or an iterable of such arrays
+Samples = Any  # Float[ArrayLike, "n inputs"], or an iterable of such arrays
 BATCH = 2048
 
 
@@ -34,13 +36,13 @@ class Calibration:
     """
 
     method: Method = dataclasses.field(metadata={"static": True})
-    gain: jax.Array
+    gain: Float[Array, " h"]
     """γ (h,)."""
-    gate_gain: jax.Array
+    gate_gain: Float[Array, " h"]
     """What the form takes of u² (h,): 0 except for "gaussian"."""
-    offset: jax.Array
+    offset: Float[Array, " outputs"]
     """The constant of each output (outputs,), so that the means agree on the calibration set."""
-    r2: jax.Array
+    r2: Float[Array, " outputs"]
     """R² of what the layer gives to each output (outputs,), on the calibration set; NaN where that is constant."""
     samples: int = dataclasses.field(metadata={"static": True})
     """Size of the calibration set."""
@@ -103,8 +105,8 @@ def calibrate_all(
     weights: GLUWeights, x: Samples, gate: str | Gate, *, methods: Sequence[Method], ridge: float = 1e-6
 ) -> dict[Method, Calibration]:
     """`calibrate` by several methods, which share what is computed of the samples. Raises as it does."""
-    check_weights(weights)
     check_concrete("calibrate", weights=weights, x=x)
+    check_weights(weights)
     for method in methods:
         if method not in get_args(Method):
             raise ValueError(f"`method` is {method!r}: one of {', '.join(get_args(Method))} is needed")
@@ -157,6 +159,8 @@ def check_concrete(name: str, **arguments: Any) -> None:
         leaves = [] if isinstance(value, Iterator) else jax.tree.leaves(value)
         if any(isinstance(leaf, Tracer) for leaf in leaves):
             raise TypeError(f"`{argument}` is traced: `{name}` runs on the host, outside of jit, grad and vmap")
+    if isinstance(jnp.zeros(()), Tracer):  # all arguments are constants of a function that is traced
+        raise TypeError(f"`{name}` runs on the host, outside of jit, grad and vmap")
 
 
 @contextlib.contextmanager
@@ -169,7 +173,9 @@ def _float64() -> Iterator[None]:
         yield
 
 
-def gaussian_gains(gate: str | Gate, u_variance: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def gaussian_gains(
+    gate: str | Gate, u_variance: Float[np.ndarray, " h"], covariance: Float[np.ndarray, " h"]
+) -> tuple[Float[np.ndarray, " h"], Float[np.ndarray, " h"]]:
     """The best quadratic form of a·σ(u), in closed form, for a and u jointly Gaussian with mean 0.
 
     With s² = E[u²], ρ = E[a u] / s², g = E[u σ(u)] / s² and κ = (E[u³ σ(u)] - 3 s⁴ g) / s⁶, it is

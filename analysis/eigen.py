@@ -8,7 +8,9 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.core import Tracer
+from jaxtyping import Float
 
 from sqs_jax.analysis.derivatives import pair_tangents
 from sqs_jax.analysis.interaction import (
@@ -39,16 +41,16 @@ class NotConvergedError(ArithmeticError):
 class Eigenpairs(NamedTuple):
     """Eigenpairs of each output's matrix, the largest in size first, and how exact they are."""
 
-    values: jax.Array
+    values: Float[Array, "outputs k"]
     """λ (outputs, k), sorted by |λ|."""
-    vectors: jax.Array
+    vectors: Float[Array, "outputs k d"]
     """Unit eigenvectors (outputs, k, d), a row each, the entry of largest size positive."""
-    residuals: jax.Array
+    residuals: Float[Array, "outputs k"]
     """‖A v - λ v‖ (outputs, k), in the units of λ."""
 
 
 @jax.jit
-def eigenpairs(matrices: jax.Array) -> Eigenpairs:
+def eigenpairs(matrices: Float[Array, "outputs d d"]) -> Eigenpairs:
     """All eigenpairs of symmetric matrices (outputs, d, d), which stand for A = Σ_i λ_i v_i v_iᵀ each.
 
     Sorted by |λ|, the largest first. An eigenvector has no sign of its own: each is turned so that its entry
@@ -75,7 +77,7 @@ def spectrum(
     *,
     basis: Basis = "input",
     count: int | None = None,
-    gain: jax.Array | None = None,
+    gain: Float[Array, " h"] | None = None,
     memory: int = MEMORY,
 ) -> Eigenpairs:
     """The `count` eigenpairs of each output's interaction matrix that are largest in size; by default all d of them.
@@ -179,7 +181,7 @@ def top_eigenpairs(
     method: Method = "auto",
     tol: float = 1e-4,
     basis: Basis = "input",
-    gain: jax.Array | None = None,
+    gain: Float[Array, " h"] | None = None,
     memory: int = MEMORY,
 ) -> Eigenpairs:
     """The k eigenpairs of each output's interaction matrix that are largest in size.
@@ -341,7 +343,9 @@ def extremes(pairs: Eigenpairs, count: int) -> Eigenpairs:
     return Eigenpairs(values.reshape(len(values), -1), vectors.reshape(len(vectors), 2 * count, -1), residuals)
 
 
-def effective_rank(values: jax.Array, kind: Literal["participation", "entropy"] = "participation") -> jax.Array:
+def effective_rank(
+    values: Float[Array, "*outputs k"], kind: Literal["participation", "entropy"] = "participation"
+) -> Float[Array, "*outputs"]:
     """How many eigenvalues (..., k) count: (...,), from 1 to k; 0 where all are 0, NaN where one is NaN.
 
         participation: (Σ|λ|)² / Σλ²        entropy: exp(-Σ p log p), p = |λ| / Σ|λ|
@@ -362,7 +366,7 @@ def effective_rank(values: jax.Array, kind: Literal["participation", "entropy"] 
     raise ValueError(f"`kind` is {kind!r}: 'participation' or 'entropy' is needed")
 
 
-def eigengaps(values: jax.Array) -> jax.Array:
+def eigengaps(values: Float[Array, "*outputs k"]) -> Float[Array, "*outputs k"]:
     """Distance of each eigenvalue (..., k), as sorted by size, to its nearest neighbour, over |λ₁|: (..., k).
 
     Where it is small, the eigenvector is arbitrary within the span of its neighbours' and its own: compare subspaces.

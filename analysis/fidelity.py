@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 from scipy.special import log_softmax, logsumexp
 
 from sqs_jax.analysis.calibration import (
@@ -33,23 +35,31 @@ from sqs_jax.gates import Gate, static_gate
 _RESPONSES = 2**24
 
 
+Labels = Int[ArrayLike, " n"]
+
+
 class Fidelity(NamedTuple):
     """The quadratic network beside the network itself; arrays of one shape, () or (ks,)."""
 
-    r2: np.ndarray
+    r2: Float[np.ndarray, "*ks"]
     """1 - Σ(y - ŷ)² / Σ(y - ȳ)² over all samples and outputs; at most 1, and negative where the mean is closer."""
-    kl: np.ndarray
+    kl: Float[np.ndarray, "*ks"]
     """Mean KL(network ‖ quadratic network) of the softmax outputs, in nats."""
-    agreement: np.ndarray
+    agreement: Float[np.ndarray, "*ks"]
     """Share of samples where both have the same largest logit."""
-    accuracy: np.ndarray
+    accuracy: Float[np.ndarray, "*ks"]
     """Accuracy of the quadratic network; NaN without labels."""
-    network_accuracy: np.ndarray
+    network_accuracy: Float[np.ndarray, "*ks"]
     """Accuracy of the network; NaN without labels."""
 
 
 def fidelity(
-    weights: GLUWeights, x: Samples, gate: str | Gate, *, calibration: Calibration, labels: Any = None
+    weights: GLUWeights,
+    x: Samples,
+    gate: str | Gate,
+    *,
+    calibration: Calibration,
+    labels: Labels | None = None,
 ) -> Fidelity:
     """Measures the quadratic network ŷ = zᵀ A z + linear part + offset against the network, on data of its own.
 
@@ -74,7 +84,7 @@ def deep_fidelity(
     gates: Sequence[str | Gate],
     *,
     calibrations: Sequence[Calibration],
-    labels: Any = None,
+    labels: Labels | None = None,
 ) -> Fidelity:
     """Measures a deep network whose every GLU is replaced by its quadratic layer against the network itself.
 
@@ -111,7 +121,7 @@ def truncation(
     pairs: Eigenpairs,
     calibration_x: Samples,
     ks: tuple[int, ...],
-    labels: Any = None,
+    labels: Labels | None = None,
     basis: Basis = "input",
 ) -> Fidelity:
     """The fidelity of the forms cut down to their k largest eigenpairs, for each k of `ks`; arrays (ks,).
@@ -132,8 +142,14 @@ def truncation(
 
 
 def ablation(
-    weights: GLUWeights, x: Samples, gate: str | Gate, *, pairs: Eigenpairs, labels: Any, basis: Basis = "input"
-) -> np.ndarray:
+    weights: GLUWeights,
+    x: Samples,
+    gate: str | Gate,
+    *,
+    pairs: Eigenpairs,
+    labels: Labels | None,
+    basis: Basis = "input",
+) -> Float[np.ndarray, "outputs k"]:
     """The rise of the network's loss, in nats, when one eigenpair is taken out of one output: (outputs, k).
 
     From the network's own logit o, λ_i (x·v_i)² is subtracted and its mean over x put back. Arguments as in
@@ -180,8 +196,8 @@ def _batches(weights: GLUWeights, x: Samples) -> Iterator[jax.Array]:
 
 def _network(weights, x, labels, gate) -> tuple[np.ndarray, np.ndarray | None]:
     """The network's logits, float64, and the labels, where there are any."""
-    check_weights(weights)
     check_concrete("fidelity", weights=weights, x=x, labels=labels)
+    check_weights(weights)
     sigma, wide = static_gate(gate), at_least_float32(weights)
     parts = [np.asarray(_logits(wide, batch, sigma)) for batch in _batches(weights, x)]
     if not sum(map(len, parts)):

@@ -5,7 +5,9 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.core import Tracer
+from jaxtyping import Float
 
 from sqs_jax.messages import quoted
 
@@ -21,26 +23,28 @@ class GLUWeights(NamedTuple):
     a matrix stands on the right of its input.
     """
 
-    w: jax.Array
+    w: Float[Array, "d h"]
     """Linear branch W (d, h)."""
-    v: jax.Array
+    v: Float[Array, "d h"]
     """Gate branch V (d, h)."""
-    out: jax.Array
+    out: Float[Array, "h outputs"]
     """What reads the layer, P (h, outputs)."""
-    embed: jax.Array | None = None
+    embed: Float[Array, "inputs d"] | None = None
     """Embedding E (inputs, d), or None where the layer reads the input itself."""
-    w_bias: jax.Array | None = None
+    w_bias: Float[Array, " h"] | None = None
     """b_w (h,)."""
-    v_bias: jax.Array | None = None
+    v_bias: Float[Array, " h"] | None = None
     """b_v (h,)."""
-    out_bias: jax.Array | None = None
+    out_bias: Float[Array, " outputs"] | None = None
     """b (outputs,): no part of any form."""
-    skip: jax.Array | None = None
+    skip: Float[Array, "d outputs"] | None = None
     """What reads the residual stream past the layer, L (d, outputs): linear, and no part of any form."""
 
 
 @jax.jit(static_argnames="basis")
-def interaction_matrices(weights: GLUWeights, *, basis: Basis = "input", gain: jax.Array | None = None) -> jax.Array:
+def interaction_matrices(
+    weights: GLUWeights, *, basis: Basis = "input", gain: Float[Array, " h"] | None = None
+) -> Float[Array, "outputs n n"]:
     """The symmetric matrix of each output's quadratic form.
 
         A_o = Σ_h P[h, o]·γ_h·sym(w_h v_hᵀ),   sym(M) = (M + Mᵀ) / 2,
@@ -177,6 +181,11 @@ def check_weights(weights: GLUWeights, gain: jax.Array | None = None) -> None:
             raise ValueError(f"`{name}` holds numbers that are NaN or infinite: finite ones are needed")
 
 
+def _all_finite(array) -> bool:
+    with jax.ensure_compile_time_eval():  # under jit a constant is no tracer, but what is computed of it would be one
+        return bool(_finite(array))
+
+
 @jax.jit
-def _all_finite(array):
+def _finite(array):
     return jnp.all(jnp.isfinite(array))  # a maximum would do with less memory, but does not keep NaN on every CPU

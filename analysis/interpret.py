@@ -3,10 +3,16 @@
 from collections.abc import Callable
 
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 from scipy.stats import rankdata
 
+Vectors = Float[ArrayLike, "outputs k d"]
+Samples = Float[ArrayLike, "n d"]
+Labels = Int[ArrayLike, " n"]
 
-def template_correlations(vectors, x, labels) -> np.ndarray:
+
+def template_correlations(vectors: Vectors, x: Samples, labels: Labels) -> Float[np.ndarray, "outputs k"]:
     """|Pearson correlation| of eigenvectors (outputs, k, d) with their class's mean minus the grand mean: (outputs, k).
 
     x (n, d), labels (n,) int, the classes being the outputs; NaN for a class that has no samples.
@@ -21,7 +27,9 @@ def template_correlations(vectors, x, labels) -> np.ndarray:
     return found
 
 
-def smoothness(images, *, shuffles: int = 8, seed: int = 0) -> np.ndarray:
+def smoothness(
+    images: Float[ArrayLike, "*images height width"], *, shuffles: int = 8, seed: int = 0
+) -> Float[np.ndarray, "*images"]:
     """Total variation of images (…, height, width) over that of their shuffled pixels: (…,).
 
     The sum of absolute differences of neighbours, anisotropic; the mean of `shuffles` shuffles. About 1 for noise,
@@ -39,7 +47,7 @@ def _variation(images):
     return np.abs(np.diff(images, axis=-1)).sum((-1, -2)) + np.abs(np.diff(images, axis=-2)).sum((-1, -2))
 
 
-def selectivity(vectors, x, labels) -> np.ndarray:
+def selectivity(vectors: Vectors, x: Samples, labels: Labels) -> Float[np.ndarray, "outputs k"]:
     """AUC of (x·v)² as a detector of the eigenvector's own class, for vectors (outputs, k, d): (outputs, k).
 
     The chance that a sample of the class has a larger response than one of another; ½ for none. NaN for a class
@@ -56,14 +64,14 @@ def selectivity(vectors, x, labels) -> np.ndarray:
     return found
 
 
-def most_activating(vectors, x, count: int) -> np.ndarray:
+def most_activating(vectors: Vectors, x: Samples, count: int) -> Int[np.ndarray, "outputs k count"]:
     """Indices (outputs, k, count) of the samples x (n, d) with the largest (x·v)², the largest first."""
     x, vectors = np.asarray(x), np.asarray(vectors)
     found = [np.argsort(-((x @ rows.T) ** 2), axis=0, kind="stable")[:count].T for rows in vectors]
     return np.stack(found)
 
 
-def adversarial_masks(vectors) -> np.ndarray:
+def adversarial_masks(vectors: Float[ArrayLike, "outputs d"]) -> Float[np.ndarray, "outputs d"]:
     """Unit masks (outputs, d) from the leading eigenvector of each output (outputs, d), by weights alone.
 
     The columns of the pseudoinverse: where the vectors are independent, mask o moves the response x·v of its own and of
@@ -99,7 +107,7 @@ def mask_success(predict: Callable[[np.ndarray], np.ndarray], masks, x, labels, 
     return found
 
 
-def frechet_distance(a, b) -> float:
+def frechet_distance(a: Float[ArrayLike, "n f"], b: Float[ArrayLike, "m f"]) -> float:
     """Fréchet distance of two samples of features (n, f), taken for Gaussians: ‖μ_a - μ_b‖² + tr(A + B - 2(A B)^½).
 
     Raises ValueError for fewer than 2 samples.

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
+from jaxtyping import Float
 
 from sqs_jax.analysis.calibration import (
     Calibration,
@@ -37,7 +39,7 @@ class Reading(NamedTuple):
     """Rise of the model's loss, in nats a token, when the form stands in the GLU's place."""
 
 
-def mlp_weights(model: Transformer, layer: int, directions: jax.Array | None = None) -> GLUWeights:
+def mlp_weights(model: Transformer, layer: int, directions: Float[Array, "d outputs"] | None = None) -> GLUWeights:
     """The GLU of a block as analysis reads it, its norm folded in: x̂ ↦ GLU(norm(x)) D, along directions.
 
         norm(x) = g ∘ x̂,   x̂ = x / rms(x),   W' = diag(g) W,   V' = diag(g) V,   P = D · directions
@@ -63,7 +65,7 @@ def mlp_weights(model: Transformer, layer: int, directions: jax.Array | None = N
     return GLUWeights(scale * block.glu.w[...], scale * block.glu.v[...], out)
 
 
-def token_directions(model: Transformer, tokens: Sequence[int]) -> jax.Array:
+def token_directions(model: Transformer, tokens: Sequence[int]) -> Float[Array, "d tokens"]:
     """The directions (d, len(tokens)) of the stream that speak for tokens: unembedding columns times the last scale.
 
     The norm before the unembedding has this scale; it also divides the stream by its root mean square, which is one
@@ -74,7 +76,7 @@ def token_directions(model: Transformer, tokens: Sequence[int]) -> jax.Array:
 
 
 def token_eigenpairs(
-    model: Transformer, layer: int, tokens: Sequence[int], k: int = 4, *, gain: jax.Array | None = None
+    model: Transformer, layer: int, tokens: Sequence[int], k: int = 4, *, gain: Float[Array, " h"] | None = None
 ) -> Eigenpairs:
     """The k largest eigenpairs of what a block's GLU says for each token, over x̂: `top_eigenpairs` of `mlp_weights`.
 

@@ -4,8 +4,6 @@ import dataclasses
 import io
 import json
 import shlex
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from sqs_jax.analysis.study import (
     spectrum_figures,
     study,
 )
-from sqs_jax.files import write
+from sqs_jax.files import appearing, visible, write
 from sqs_jax.messages import quoted
 from sqs_jax.train.run_folder import RunFolder, provenance
 from sqs_jax.train.step import scale_pixels
@@ -133,7 +131,7 @@ def report_weights(
     fits = len(shape) in (2, 3) and min(shape) >= 1 and shape[2:] in ((), (3,)) and int(np.prod(shape)) == inputs
     if not fits:
         raise ValueError(f"`shape` is {shape}: (height, width) or (height, width, 3) with {inputs} entries is needed")
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+    if out_dir.exists() and (not out_dir.is_dir() or visible(out_dir)):
         raise ValueError(f"`out_dir` is {out_dir}: something is there already")
     weights = weights._replace(out=weights.out[:, np.array(outputs)], out_bias=None, skip=None)
     pairs = top_eigenpairs(weights, min(kept_pairs(weights), _MOST_PAIRS))
@@ -152,17 +150,19 @@ def report_weights(
     texts = page_texts(name, f"{inputs} inputs, {weights.w.shape[1]} hidden units, {count} outputs", verdict)
     texts["command"] = command
     summary = {"spectrum": figures, "provenance": content["provenance"]}
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
-    try:
-        partial.chmod(0o755)
-        write(partial / "spectrum.npz", _npz(pairs._asdict()))
-        write(partial / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
-        write(partial / "report.html", page.render(content, texts))
-        partial.rename(out_dir)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    made = {
+        "spectrum.npz": _npz(pairs._asdict()),
+        "summary.json": (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode(),
+        "report.html": page.render(content, texts).encode(),
+    }
+    if out_dir.is_dir():  # and empty
+        for name, data in made.items():
+            write(out_dir / name, data)
+    else:
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        with appearing(out_dir) as partial:
+            for name, data in made.items():
+                (partial / name).write_bytes(data)
     return out_dir / "report.html"
 
 

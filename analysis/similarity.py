@@ -4,6 +4,7 @@ import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 
 LEAST_SEEDS = 5  # fewer tell little of the spread between seeds
@@ -16,17 +17,17 @@ class Reading(NamedTuple):
 
     seed: Any
     """What its initial weights were drawn from: networks with equal ones began as one."""
-    vectors: np.ndarray
+    vectors: Float[np.ndarray, "outputs k d"]
     """Orthonormal rows (outputs, k, d), sorted by |λ|."""
-    w: np.ndarray
+    w: Float[np.ndarray, "d h"]
     """The forms by their factors, A_o = Σ_h P[h, o]·sym(w_h v_hᵀ): W (d, h), gains included,"""
-    v: np.ndarray
+    v: Float[np.ndarray, "d h"]
     """V (d, h),"""
-    out: np.ndarray
+    out: Float[np.ndarray, "h outputs"]
     """and P (h, outputs)."""
 
 
-def rank_cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def rank_cosines(a: Float[np.ndarray, "k d"], b: Float[np.ndarray, "k d"]) -> Float[np.ndarray, " k"]:
     """|cos| of the vectors of equal rank, rows of a and b (k, d): (k,). Falls where close eigenvalues swap ranks.
 
     Source: arXiv 2509.01874, figure 2B.
@@ -34,7 +35,7 @@ def rank_cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.abs(np.sum(a * b, axis=1))
 
 
-def matched_cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def matched_cosines(a: Float[np.ndarray, "k d"], b: Float[np.ndarray, "k d"]) -> Float[np.ndarray, " k"]:
     """|cos| of each row of a (k, d) with its partner among b's, one to one, whose sum is largest: (k,).
 
     Biased up where k is small: compare with the null.
@@ -44,17 +45,19 @@ def matched_cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return table[rows, columns]
 
 
-def subspace_overlap(a: np.ndarray, b: np.ndarray) -> float:
+def subspace_overlap(a: Float[np.ndarray, "k d"], b: Float[np.ndarray, "k d"]) -> float:
     """‖a bᵀ‖²_F / k for orthonormal rows a, b (k, d): 1 for one subspace, k/d on average for random ones."""
     return float(np.sum((a @ b.T) ** 2) / len(a))
 
 
-def principal_angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def principal_angles(a: Float[np.ndarray, "k d"], b: Float[np.ndarray, "k d"]) -> Float[np.ndarray, " k"]:
     """Angles (k,) in radians, the smallest first, between the spans of orthonormal rows a, b (k, d)."""
     return np.arccos(np.clip(np.linalg.svd(a @ b.T, compute_uv=False), 0, 1))
 
 
-def form_cosine(a: np.ndarray, b: np.ndarray, second_moment: np.ndarray | None = None) -> float:
+def form_cosine(
+    a: Float[np.ndarray, "d d"], b: Float[np.ndarray, "d d"], second_moment: Float[np.ndarray, "d d"] | None = None
+) -> float:
     """⟨A, B⟩ / ‖A‖‖B‖ of two symmetric matrices (d, d): of whole forms, so no eigenvector has to be matched.
 
     By default ⟨A, B⟩ = tr(A B). With Σ = E[x xᵀ], the metric of the data, that of Gaussian inputs with mean 0:
@@ -146,7 +149,12 @@ def _similarities(x: _Factors, y: _Factors, partners=None) -> dict[str, np.ndarr
 
 
 def compare(
-    a: list[Reading], b: list[Reading], untrained: list[Reading], second_moment: np.ndarray, *, seed: int = 0
+    a: list[Reading],
+    b: list[Reading],
+    untrained: list[Reading],
+    second_moment: Float[np.ndarray, "d d"],
+    *,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Compares two groups of networks, a network a seed, with 95 % intervals by bootstrap over the seeds.
 

@@ -159,8 +159,7 @@ def _value(x, c, lam, p):
         value = jnp.where(far, (1 - c / distant) / lam, (r - c) / (1 + t))
     else:
         finite = jnp.where(r == jnp.inf, 1, r)
-        limit = jnp.where(lam == 0, jnp.inf, 0)
-        value = jnp.where(r == jnp.inf, limit, _over_decay(finite - c, finite, lam, p))
+        value = jnp.where(r == jnp.inf, _unless_0(lam, jnp.inf, 0.0), _over_decay(finite - c, finite, lam, p))
     return jnp.where(x == 0, x, jnp.where(x < 0, -value, value))
 
 
@@ -184,13 +183,13 @@ def _slope(x, c, lam, p):
         low, high = jnp.where(small, finite, 0), jnp.where(small, 1, finite)
         shift = jnp.where(small, _over_decay(_shrink(low, lam, p - 1), low, lam, p), share / high)
         slope = _over_decay(1 - p * share, finite, lam, p) + _over_decay(c, finite, lam, p) * shift * p
-    return jnp.where(r == jnp.inf, jnp.where(lam == 0, 1, 0), slope)
+    return jnp.where(r == jnp.inf, _unless_0(lam, 1.0, 0.0), slope)
 
 
 def _slope_in_c(x, c, lam, p):
     r = jnp.abs(x)
     finite = jnp.where(r == jnp.inf, 1, r)
-    return -jnp.sign(x) * jnp.where(r == jnp.inf, jnp.where(lam == 0, 1, 0), _over_decay(1, finite, lam, p))
+    return -jnp.sign(x) * jnp.where(r == jnp.inf, _unless_0(lam, 1.0, 0.0), _over_decay(1, finite, lam, p))
 
 
 def _slope_in_lam(x, c, lam, p):
@@ -204,6 +203,13 @@ def _slope_in_lam(x, c, lam, p):
         plain = jnp.where(_power(near, p) < jnp.finfo(x.dtype).tiny, value * half * half, plain)
     distant = value * jnp.where(lam == 0, jnp.inf, _share(r, lam, p) / jnp.where(lam == 0, 1, lam))
     return -jnp.where(far, distant, plain)
+
+
+def _unless_0(lam, at_0: float, otherwise: float):
+    """One number for λ = 0, another for any other; a plain one where λ is, for kernels."""
+    if isinstance(lam, float):
+        return otherwise if lam else at_0
+    return jnp.where(lam == 0, at_0, otherwise)
 
 
 def _over_decay(number, r, lam, p):

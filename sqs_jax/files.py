@@ -30,10 +30,9 @@ def write(path: Path, content: str | bytes) -> None:
 def appearing(path: Path) -> Iterator[Path]:
     """A folder to be filled beside its place, then moved there: it is whole or absent, and never replaces another.
 
-    Raises OSError, naming `path`, where it cannot be written, or something is there by then.
+    What it lies in must be there. Raises OSError, naming `path`, where it cannot be written, or something is there.
     """
     with _partial(path) as partial:
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
         yield partial
         partial.rename(path)
@@ -94,8 +93,9 @@ def _partial(path: Path) -> Iterator[Path]:
     try:
         yield partial
     except OSError as error:
-        number = errno.EEXIST if error.errno == errno.ENOTEMPTY else error.errno
-        raise OSError(number, os.strerror(number) if number else str(error), str(path)) from None
+        if error.errno == errno.ENOTEMPTY:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     finally:
         _delete(partial)
         _open.discard(partial)

@@ -13,7 +13,7 @@ from flax import nnx
 from sqs_jax.transformer import Cache, Transformer, check_tokens
 
 # What temperature and top p may be: float32, in which tokens are drawn, tells smaller numbers from 0 no more.
-_LEAST, _MOST = 1e-30, 1e30
+_LEAST, _MOST = 1e-37, 1e37
 
 
 @dataclasses.dataclass(frozen=True)

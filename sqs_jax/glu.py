@@ -4,7 +4,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from sqs_jax import kernels
 from sqs_jax.activation import SQS
@@ -15,17 +18,17 @@ Residuals = Literal["save", "recompute"]
 
 
 def gated_linear(
-    x,
-    w,
-    v,
+    x: Float[ArrayLike, "*rows d"],
+    w: Float[ArrayLike, "d h"],
+    v: Float[ArrayLike, "d h"],
     *,
     gate: str | Gate = "sqs",
-    w_bias=None,
-    v_bias=None,
+    w_bias: Float[ArrayLike, " h"] | None = None,
+    v_bias: Float[ArrayLike, " h"] | None = None,
     implementation: str | None = None,
     residuals: Residuals = "save",
     precision: jax.lax.PrecisionLike = None,
-):
+) -> Float[Array, "*rows h"]:
     """Gated linear unit: a linear branch times a gated one.
 
         GLU(x) = a ⊙ σ(u),   a = x W + b_w,   u = x V + b_v
@@ -77,7 +80,13 @@ def gated_linear(
     return (layer if residuals == "save" else jax.checkpoint(layer))(x, w, v, biases)
 
 
-def gated(a, u, *, gate: str | Gate = "sqs", implementation: str | None = None):
+def gated(
+    a: Float[ArrayLike, "*shape"],
+    u: Float[ArrayLike, "*shape"],
+    *,
+    gate: str | Gate = "sqs",
+    implementation: str | None = None,
+) -> Float[Array, "*shape"]:
     """The elementwise half of a gated linear unit, for products that are made elsewhere: h = a ⊙ σ(u).
 
     Args:

@@ -3,26 +3,28 @@
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from sqs_jax.gates import Gate
 from sqs_jax.glu import Residuals, gated_linear
 
 
 def sharded_gated_linear(
-    x,
-    w,
-    v,
+    x: Float[ArrayLike, "n *rows d"],
+    w: Float[ArrayLike, "d h"],
+    v: Float[ArrayLike, "d h"],
     *,
     mesh: Mesh,
     data: str | None = "data",
     model: str | None = "model",
     gate: str | Gate = "sqs",
-    w_bias=None,
-    v_bias=None,
+    w_bias: Float[ArrayLike, " h"] | None = None,
+    v_bias: Float[ArrayLike, " h"] | None = None,
     implementation: str | None = None,
     residuals: Residuals = "save",
     precision: jax.lax.PrecisionLike = None,
-) -> jax.Array:
+) -> Float[jax.Array, "n *rows h"]:
     """`gated_linear` with the first axis of x over one axis of a mesh and the units of w and v over another.
 
     A kernel does not share its work over devices by itself; here each device runs one on its own rows and units. The

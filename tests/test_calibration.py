@@ -297,3 +297,117 @@ def test_bad_labels_and_ks_are_named():
     pairs = spectrum(weights, count=2)
     with pytest.raises(ValueError, match=r"`ks` is \(1, 3\): numbers from 1 to 2"):
         truncation(weights, x, "sqs", pairs=pairs, calibration_x=x, ks=(1, 3))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_bilinear_gains_are_1_whatever_the_dtype(dtype):
+    weights = jax.tree.map(lambda array: array.astype(dtype), network(biases=True))
+    found = calibrate(weights, samples(weights, 2000), "bilinear")
+    assert found.gain.dtype == jnp.float32
+    np.testing.assert_allclose(found.gain, 1, rtol=1e-6)
+    np.testing.assert_allclose(found.r2, 1, atol=1e-6)
+    half = fidelity(weights, samples(weights, 500, seed=2), "bilinear", calibration=found)
+    np.testing.assert_allclose(half.r2, 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("mean", [100, 300, 1e4])
+def test_inputs_far_from_0_are_read_as_well(mean):
+    weights = network(d=20, h=16)
+    x = samples(weights, 4500) + mean
+    found = calibrate(weights, x, "bilinear")
+    np.testing.assert_allclose(found.gain, 1, rtol=1e-6)
+    np.testing.assert_allclose(found.r2, 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("mean", [0, 100])
+def test_joint_gains_are_those_of_numpy_in_float64(mean):
+    weights, ridge = network(), 1e-6
+    x = np.asarray(samples(weights, 3000) + np.float32(mean), np.float64)
+    w, v, out = (np.asarray(part, np.float64) for part in weights[:3])
+    a, u = x @ w, x @ v
+    gated = a * (u - 0.01 * np.sign(u)) / (1 + 0.5 * np.abs(u))
+    # The columns of all outputs under each other, each centred: least squares with a ridge towards the output gains.
+    start = np.sum(a * u * gated, axis=0) / np.sum((a * u) ** 2, axis=0)
+    columns = np.concatenate([(a * u - (a * u).mean(0)) * out[:, o] for o in range(4)])
+    target = np.concatenate([(gated - gated.mean(0)) @ out[:, o] for o in range(4)])
+    weight = np.sqrt(ridge * np.mean(np.sum(columns**2, axis=0)))
+    columns_ridge = np.concatenate([columns, weight * np.eye(10)])
+    expected = np.linalg.lstsq(columns_ridge, np.concatenate([target, weight * start]), rcond=None)[0]
+    found = calibrate(weights, x.astype(np.float32), "sqs", ridge=ridge)
+    np.testing.assert_allclose(found.gain, expected, rtol=1e-4, atol=1e-6)
+    assert np.max(np.abs(expected - start)) > 0.01
+
+
+def test_the_ridge_pulls_to_the_output_gains_and_is_as_large_as_it_is_told():
+    weights, x = network(), samples(network())
+    start = np.asarray(calibrate(weights, x, "gelu", method="output").gain)
+    apart = [np.max(np.abs(calibrate(weights, x, "gelu", ridge=ridge).gain - start)) for ridge in (0, 1, 1e8)]
+    assert apart[0] > apart[1] > 0.1 * apart[0]
+    assert apart[2] < 1e-6
+    # Two units that are one: the data do not tell their gains, and no least ridge but a tiny one may.
+    twins = GLUWeights(
+        *(jnp.concatenate([part, part], axis=axis) for part, axis in zip(weights[:3], (1, 1, 0), strict=True))
+    )
+    whole, half = calibrate(weights, x, "gelu", ridge=0).gain, calibrate(twins, x, "gelu", ridge=0).gain
+    np.testing.assert_allclose(half[:10], half[10:], atol=1e-3)
+    np.testing.assert_allclose((half[:10] + half[10:]) / 2, whole, rtol=2e-6)
+
+
+@pytest.mark.parametrize("value", [0, 3.3, -1e4])
+@pytest.mark.parametrize("gate", ["sqs", "bilinear", "gelu"])
+def test_constant_inputs_have_no_r2(gate, value):
+    weights = network(biases=True)
+    x = np.full((4100, 12), value, np.float32)
+    for method in METHODS:
+        found = calibrate(weights, x, gate, method=method)
+        assert np.all(np.isnan(found.r2))
+        assert np.all(np.isfinite(found.gain))
+        assert np.isnan(fidelity(weights, x, gate, calibration=found).r2)
+
+
+def test_numbers_too_large_are_told():
+    weights = network()
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda array: array.astype(jnp.float64), weights)
+        with pytest.raises(ValueError, match="fourth moments overflow"):
+            calibrate(wide, np.full((3, 12), 1e90) * [[1], [2], [3]], "sqs")
+    assert np.all(np.isfinite(calibrate(weights, 1e9 * samples(weights), "sqs").gain))
+
+
+def test_gains_are_host_code_and_say_so():
+    weights, x = network(), samples(network(), 50)
+    found = calibrate(weights, x, "sqs")
+    with pytest.raises(TypeError, match="`x` is traced: `calibrate` runs on the host"):
+        jax.jit(lambda x: calibrate(weights, x, "sqs").gain)(x)
+    with pytest.raises(TypeError, match="`weights` is traced"):
+        jax.grad(lambda weights: calibrate(weights, x, "sqs").gain.sum())(weights)
+    with pytest.raises(TypeError, match=r"^`calibrate` runs on the host"):
+        jax.jit(lambda scale: scale * calibrate(weights, x, "sqs").gain)(2.0)
+    with pytest.raises(TypeError, match="`x` is traced: `fidelity` runs on the host"):
+        jax.jit(lambda x: fidelity(weights, x, "sqs", calibration=found).r2)(x)
+
+
+def test_a_calibration_goes_through_jit_and_any_callable_is_a_gate():
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self, u):
+            return jnp.tanh(u)
+
+    weights, x = network(), samples(network(), 200)
+    found, expected = calibrate(weights, x, Unhashable()), calibrate(weights, x, jnp.tanh)
+    np.testing.assert_array_equal(found.gain, expected.gain)
+    through = jax.jit(lambda found: found)(found)
+    assert (through.method, through.samples) == ("joint", 200)
+    np.testing.assert_array_equal(through.r2, found.r2)
+    read = jax.jit(calibrated)(weights, found)
+    np.testing.assert_allclose(read.w, weights.w * found.gain[None], rtol=1e-6)
+
+
+def test_without_labels_there_are_no_accuracies():
+    weights, x = network(), samples(network(), 200)
+    found = fidelity(weights, x, "sqs", calibration=calibrate(weights, x, "sqs"))
+    assert np.isfinite([found.r2, found.kl, found.agreement]).all()
+    assert np.isnan([found.accuracy, found.network_accuracy]).all()
+    with pytest.raises(ValueError, match="`labels` is None"):
+        ablation(weights, x, "sqs", pairs=spectrum(weights), labels=None)

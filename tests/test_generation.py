@@ -117,7 +117,7 @@ def test_a_tiny_temperature_takes_the_likeliest(model, settings):
         ({"top_k": -1}, "`top_k` is -1"),
         ({"top_k": 2**31}, "`top_k` is 2147483648"),
         ({"top_k": 2.5}, "`top_k` is 2.5"),
-        ({"top_p": 0.0}, "`top_p` is 0.0: a number above 0, at most 1"),
+        ({"top_p": 0.0}, "`top_p` is 0.0: a number from 1e-37 to 1"),
         ({"top_p": 1.5}, "`top_p` is 1.5"),
     ],
 )

@@ -281,7 +281,8 @@ def test_modules_pass_the_choice_through():
         assert "glu_output" in str(jax.make_jaxpr(lambda x: by_kernel(x))(x))
         learnt = GLU(8, 6, learnable=True, implementation="pallas", rngs=nnx.Rngs(0))
         with pytest.raises(NotImplementedError, match="numbers as parameters"):
-            learnt(x)
+            jax.jit(lambda x: learnt(x))(x)
+        np.testing.assert_allclose(learnt(x), GLU(8, 6, learnable=True, rngs=nnx.Rngs(0))(x), rtol=1e-5, atol=1e-6)
 
 
 # What each interpreter catches: a kernel that is broken on purpose.

@@ -152,3 +152,53 @@ def test_weights_that_are_not_finite_are_named(value):
     for method in ("krylov", "dense"):
         with pytest.raises(ValueError, match="`v` holds numbers that are NaN or infinite"):
             top_eigenpairs(weights._replace(v=weights.v.at[3, 4].set(value)), method=method)
+
+
+@pytest.mark.parametrize("method", ["auto", "krylov"])
+@pytest.mark.parametrize(("copies", "k"), [((10,), 10), ((3, 25), 20), ((1, 1, 9), 12)])
+def test_copies_of_an_eigenvalue_beyond_the_block_are_found(method, copies, k):
+    rng = np.random.default_rng(0)
+    q = np.linalg.qr(rng.normal(size=(256, 256)))[0]
+    head = np.concatenate([np.full(count, 20.0 - 5 * i) * (-1) ** i for i, count in enumerate(copies)])
+    values = np.concatenate([head, 3 * 0.97 ** np.arange(256 - len(head))])
+    weights = GLUWeights(*(jnp.asarray(part, jnp.float32) for part in (q, q, values[:, None])))
+    pairs = top_eigenpairs(weights, k, method=method)
+    np.testing.assert_allclose(np.abs(pairs.values[0]), np.sort(np.abs(values))[::-1][:k], rtol=1e-4)
+    np.testing.assert_allclose(pairs.vectors[0] @ pairs.vectors[0].T, np.eye(k), atol=1e-4)
+    assert np.max(pairs.residuals) < 1e-3
+
+
+@pytest.mark.parametrize("method", ["krylov", "dense", "auto"])
+@pytest.mark.parametrize("scale", [1e-7, 1e-12, 1e9])
+def test_small_and_large_weights_are_read_as_others(method, scale):
+    weights = decaying(h=300)
+    scaled = weights._replace(w=weights.w * scale, v=weights.v * scale, out=weights.out * scale)
+    pairs, plain = top_eigenpairs(scaled, 4, method=method), top_eigenpairs(weights, 4, method=method)
+    factor = np.float64(scale) ** 3
+    np.testing.assert_allclose(np.asarray(pairs.values, np.float64) / factor, plain.values, rtol=1e-4)
+    assert np.all(np.asarray(pairs.residuals, np.float64) > 0) or scale < 1e-10
+    assert np.max(np.asarray(pairs.residuals, np.float64)) < 1e-3 * factor * np.max(np.abs(plain.values))
+
+
+def test_under_transformations_the_dense_solver_answers():
+    weights = decaying(outputs=2)
+    plain = top_eigenpairs(weights, 3, method="dense")
+    jitted = jax.jit(lambda weights: top_eigenpairs(weights, 3))(weights)
+    np.testing.assert_allclose(jitted.values, plain.values, rtol=1e-4)
+    many = jax.vmap(lambda out: top_eigenpairs(weights._replace(out=out), 3).values)(jnp.stack([weights.out] * 2))
+    np.testing.assert_allclose(many[1], plain.values, rtol=1e-4)
+    with pytest.raises(TypeError, match="`method` 'krylov' runs on the host"):
+        jax.jit(lambda weights: top_eigenpairs(weights, 3, method="krylov"))(weights)
+
+
+def test_outputs_that_have_converged_stay_as_they_are(monkeypatch):
+    from sqs_jax.analysis import krylov
+
+    weights = decaying(outputs=1)
+    alone = top_eigenpairs(weights, 4, method="krylov", tol=1e-2)
+    # Beside one that takes long: a flat spectrum.
+    rng = np.random.default_rng(5)
+    slow = jnp.asarray(rng.normal(size=(260, 1)) * 10, jnp.float32)
+    beside = top_eigenpairs(weights._replace(out=jnp.concatenate([weights.out, slow], 1)), 4, method="krylov", tol=1e-2)
+    np.testing.assert_allclose(beside.residuals[0], alone.residuals[0], rtol=0.05)
+    assert krylov.BLOCK == 4

@@ -251,7 +251,7 @@ def test_runs_on_text_are_compared_elsewhere(run_dir, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["compare", copies[0], "--", *copies[1:]])
     assert end.value.code == 2
-    assert "analysis report RUN --against OTHER" in capsys.readouterr().err
+    assert "it is compared with runs on text, not on images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_gains_and_other_runs_that_do_not_fit_are_named(run_dir, tmp_path):
     summary = json.loads((path / "summary.json").read_text())
     del summary["analysis"]
     (path / "summary.json").write_text(json.dumps(summary))
-    with pytest.raises(InputError, match="no report of a run on text yet"):
+    with pytest.raises(InputError, match="it has no report yet"):
         report_language(run_dir, against=(path,))
 
 

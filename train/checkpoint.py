@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -25,7 +26,8 @@ from sqs_jax.train.records import Row, read_record
 from sqs_jax.train.run_folder import number_flags
 from sqs_jax.train.step import Parameters, TrainState
 
-logging.getLogger("absl").setLevel(logging.ERROR)
+# What fails is raised too; Orbax logs it from each of its threads, with a traceback.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 # What a checkpoint needs beside its arrays: metadata, and blocks that are not filled.
 _OVERHEAD = 2**18
@@ -125,6 +127,18 @@ class Checkpoints:
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _OVERHEAD
         if shutil.disk_usage(self._folder).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
+        if needed > _largest_file():
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(self._folder))
+
+
+def _largest_file() -> float:
+    """Bytes that a file of this process may have."""
+    try:
+        import resource  # not on Windows
+    except ModuleNotFoundError:
+        return math.inf
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return math.inf if limit == resource.RLIM_INFINITY else limit
 
 
 def numbers(folder: Path) -> list[int]:
@@ -218,19 +232,39 @@ def _reader() -> ocp.Checkpointer:
 def _damage(path: Path) -> Iterator[None]:
     """Whatever Orbax and the libraries below it raise for files that are damaged or missing, as a DamagedError."""
     try:
-        yield
+        with _closed_loops():
+            yield
     except Exception as error:
         raise DamagedError(f"{path} is damaged: {first_line(error)}") from None
 
 
+@contextlib.contextmanager
+def _closed_loops() -> Iterator[None]:
+    """Where Orbax fails it closes a loop of asyncio that the library below still calls; only that is not printed.
+
+    The calls may come late, so after a failure this lasts.
+    """
+    excepthook, unraisablehook = sys.excepthook, sys.unraisablehook
+
+    def is_news(error: Any) -> bool:
+        return "Event loop is closed" not in str(error)
+
+    sys.excepthook = lambda kind, error, trace: excepthook(kind, error, trace) if is_news(error) else None
+    sys.unraisablehook = lambda found: unraisablehook(found) if is_news(found.exc_value) else None
+    yield
+    sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
+
+
 def _write_arrays(path: Path, tree: Any) -> None:
     try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+        with _closed_loops(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
             writer.save(path, args=ocp.args.StandardSave(tree))
     except OSError:
         raise
     except Exception as error:  # as the libraries below Orbax tell of a quota
-        raise OSError(errno.EIO, first_line(error), str(path)) from None
+        number = re.search(r"os_error_code='(\d+)'", str(error))
+        reason = os.strerror(int(number[1])) if number else first_line(error)
+        raise OSError(int(number[1]) if number else errno.EIO, reason, str(path)) from None
 
 
 def check_architecture(found: Any, wanted: Parameters, checkpoint: Any) -> None:

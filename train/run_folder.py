@@ -79,6 +79,7 @@ def create(path: Path, content: dict[str, str], flag: str = "--run-dir") -> None
         for name, text in content.items():
             files.write(path / name, text)
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with files.appearing(path) as partial:
             for name, text in content.items():

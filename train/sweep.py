@@ -124,7 +124,8 @@ def read_grid(sweep_dir: Path) -> Grid:
     if not path.is_file():
         raise InputError(f"{sweep_dir} is not the folder of a sweep: it has no {path.name}")
     fields = read_record(path, SweepRecord)
-    grid = Grid(from_fields(fields["base"], path), fields["axes"], fields["share_noise"])
+    axes = {name: tuple(values) for name, values in fields["axes"].items()}
+    grid = Grid(from_fields(fields["base"], path), axes, fields["share_noise"])
     check_axes(grid.base, grid.axes)
     return grid
 
