@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # The environment that drives the accelerator is the user's own.
 GPU_PYTHON ?= $(PYTHON)
 
-.PHONY: demo test test-aot lint bench bench-gpu clean
+.PHONY: demo test test-aot fuzz kill lint bench bench-gpu clean
 
 demo: $(VENV)/.train ## train the default network, and say where its pictures are
 	@if [ -f runs/demo/config.json ]; then $(RUN) -m train --run-dir runs/demo --resume; \
@@ -24,6 +24,12 @@ AOT := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 TPU_W
 
 test-aot: $(VENV)-aot/.done ## compile the kernels for TPUs and NVIDIA GPUs, by their real compilers, on any Linux machine
 	$(AOT) $(VENV)-aot/bin/python -m pytest --numprocesses auto tests/aot $(PYTEST_ARGS)
+
+fuzz: $(VENV)/.dev ## damage every file that is read, for a minute each
+	$(RUN) -m tests.fuzz
+
+kill: $(VENV)/.dev ## kill runs, sweeps and language runs a hundred times, and compare their ends
+	$(RUN) -m tests.kill
 
 lint: $(VENV)/.dev ## ruff and pyright
 	$(RUN) -m ruff check .

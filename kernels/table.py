@@ -82,7 +82,7 @@ def _read(path: Path) -> dict[Class, Measurement]:
         return {}
     try:
         return _by_class([_measurement(row) for row in json.loads(path.read_text())["entries"]])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(
             f"the tuning table {path} cannot be read ({error!r}): remove it, or measure again with "
             "python -m sqs_jax.kernels tune"

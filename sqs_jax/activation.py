@@ -202,7 +202,7 @@ def _slope_in_lam(x, c, lam, p):
         half = _power(near, p / 2)
         plain = jnp.where(_power(near, p) < jnp.finfo(x.dtype).tiny, value * half * half, plain)
     distant = value * jnp.where(lam == 0, jnp.inf, _share(r, lam, p) / jnp.where(lam == 0, 1, lam))
-    return -jnp.where(far, distant, plain)
+    return -jnp.where(far & (value != 0), distant, jnp.where(far, 0, plain))
 
 
 def _unless_0(lam, at_0: float, otherwise: float):

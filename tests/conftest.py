@@ -10,8 +10,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Tests of whole runs wait for compilers: what is compiled there runs for seconds, and its speed is not in question.
 _WHOLE_RUNS = {
-    "benchmarks", "cli", "data", "experiment_tables", "experiments", "generation", "language", "members", "notebook",
-    "readme", "reading", "report", "study", "sweep", "training",
+    "benchmarks", "cli", "damage", "data", "experiment_tables", "experiments", "fuzz", "generation", "language",
+    "members", "notebook", "readme", "reading", "report", "start", "study", "sweep", "training",
 }  # fmt: skip
 
 

@@ -2,12 +2,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from sqs_jax import sqs, sqs_slope
+from sqs_jax import GATES, sqs, sqs_slope
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -229,3 +230,70 @@ def test_other_dtypes_are_refused(x):
 def test_the_exponent_is_no_array():
     with pytest.raises(TypeError, match="`p`"):
         sqs(jnp.ones(2), p=jnp.ones(()))
+
+
+def exactly(x, c, lam, p):
+    """Value, slope, ∂c and ∂λ of sqs by mpmath, with digits and exponents to spare."""
+    x, c, lam = (mpmath.mpf(float(number)) for number in (x, c, lam))
+    if mpmath.isinf(x):
+        sign, at_0 = mpmath.sign(x), lam == 0
+        return sign * (mpmath.inf if at_0 else 1 / lam if p == 1 else 0), mpmath.mpf(at_0), -sign * at_0, None
+    r, sign = abs(x), mpmath.sign(x)
+    decay = 1 + lam * r**p
+    value = sign * (r - c) / decay
+    below = mpmath.mpf(1) if p == 1 else r ** (p - 1)
+    return value, (decay - (r - c) * lam * p * below) / decay**2, -sign / decay, -value * r**p / decay
+
+
+LOGARITHMS = st.floats(-37.5, 38.4)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    size=st.one_of(LOGARITHMS, st.floats(-2, 2), st.sampled_from([-INF, INF])),
+    sign=st.sampled_from([-1, 1]),
+    c=st.one_of(st.just(-INF), st.just(-2.0), LOGARITHMS),
+    lam=st.one_of(st.just(-INF), st.just(-0.3), LOGARITHMS),
+    p=st.sampled_from([1, 1.5, 2, 2.7, 3, 7, 50]),
+)
+@example(size=38.4, sign=1, c=-2.0, lam=-37.5, p=3)
+@example(size=INF, sign=-1, c=30.0, lam=38.4, p=1)
+@example(size=1.4, sign=1, c=13.8, lam=34.1, p=1)
+@example(size=20.7, sign=-1, c=12.2, lam=-34.5, p=2)
+@example(size=-23.0, sign=-1, c=36.9, lam=-0.3, p=50)
+def test_the_whole_range_of_parameters_is_exact(size, sign, c, lam, p):
+    x, c, lam = (np.float32(min(10.0**power, 3.3e38) if power != INF else INF) for power in (size, c, lam))
+    x = np.float32(sign) * x
+    point = jnp.array([x, c, lam])
+    value, (_, in_c, in_lam) = compiled_sqs(x, c=c, lam=lam, p=p), compiled_gradient(point, p)
+    found = (value, compiled_slope(x, c=c, lam=lam, p=p), in_c, in_lam)
+    with mpmath.workdps(60):
+        exact, r = exactly(x, c, lam, p), mpmath.mpf(abs(float(x)))
+        finite = np.isfinite(x)
+        decay = 1 + mpmath.mpf(float(lam)) * r**p if finite else mpmath.inf
+        # What float32 has to lose: r - c cancels, terms of the slope do, and what is below 1.2e-38 is 0.
+        lost = 2**-22 * min(r, mpmath.mpf(float(c))) / decay if finite else 0
+        terms = (1 + float(c) * p * float(lam) * r ** (p - 1) / decay) / decay if finite and r else 1
+        tiny = mpmath.mpf("2.4e-38")
+        slopes = 5e-6 * p * terms + tiny * p * max(1, float(c)) * max(1, float(lam), 1 / r if r else 1)
+        shrunk = lost * r**p / decay if finite else 0
+        limits = (lost + tiny, slopes, tiny, shrunk + tiny * max(1, float(c), 1 / float(lam) if lam else 1))
+        for name, ours, truth, limit in zip(("value", "slope", "c", "lam"), found, exact, limits, strict=True):
+            ours = float(ours)
+            if truth is None or abs(truth) > mpmath.mpf("3.3e38"):
+                assert not np.isnan(ours), name
+            else:
+                assert abs(ours - truth) <= 2e-6 * max(5, p) * abs(truth) + limit, (name, ours, truth)
+
+
+@pytest.mark.parametrize("gate", ["gelu", "silu", "relu", "bilinear", "sqs"])
+def test_gates_at_infinity_are_their_limits(gate):
+    ends = jnp.array([-INF, -3.3e38, 3.3e38, INF])
+    limits = {"bilinear": [-INF, -3.3e38, 3.3e38, INF], "sqs": [-2, -2, 2, 2]}.get(gate, [-0.0, -0.0, 3.3e38, INF])
+    value = np.asarray(GATES[gate](ends))
+    np.testing.assert_allclose(value, limits, rtol=1e-6)
+    if gate in ("gelu", "silu"):
+        assert np.signbit(value[:2]).all()
+    slopes = {"bilinear": [1, 1, 1, 1], "sqs": [0, 0, 0, 0]}.get(gate, [0, 0, 1, 1])
+    np.testing.assert_allclose(jax.vmap(jax.grad(GATES[gate]))(ends), slopes, atol=1e-30)
+    assert np.isnan(GATES[gate](jnp.float32(jnp.nan)))

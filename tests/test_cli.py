@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sqs_jax.train import PRESETS, ImageConfig, data, memory
+from sqs_jax.train import PRESETS, ImageConfig, InputError, data, memory
 from sqs_jax.train.cli import Places, main, parse
 
 
@@ -67,6 +67,24 @@ def test_every_flag_of_the_help_is_there(capsys):
         ("--run-dir file/below", "file"),
         ("--run-dir full", "full exists already: go on with it by --resume"),
         ("--run-dir file", "file exists already"),
+        ("--width 100000000000", "`width` is 100000000000: a whole number from 0 to 262144"),
+        ("--width 200000 --hidden 200000", "with their gradient and AdamW's two moments, take 1,192.3 GiB"),
+        ("--batch-size 99999999999", "`batch_size` is 99999999999: a whole number from 1 to"),
+        ("--layers 1000000", "`layers` is 1000000: a whole number from 1 to 256"),
+        ("--epochs 2147483647", "the run has 19327352823 steps: fewer than 2147483648"),
+        ("--lr 1e39", "`lr` is 1e+39: a number above 0 to 3.4e+38"),
+        ("--seed 1e5", "--seed"),
+        ("stories --hidden 10000000000", "`hidden` is 10000000000"),
+        ("stories --steps 99999999999999999999", "`steps` is 99999999999999999999"),
+        ("stories --context 100000 --warmup 0", "a step of training takes, beside weights and data,"),
+        ("stories --dtype float16 --steps 3", "cannot be compiled for this device, cpu"),
+        ("sweep --seeds 1000000000", "`seeds` is 1000000000: a number from 1 to 10000"),
+        ("sweep --layers 1000000", "`layers` is 1000000"),
+        ("sweep --seed 1,2,1", "`seed` has 1 twice"),
+        ("sweep stories", "a sweep is on images"),
+        ("tfds:../../../X", "`data` is 'tfds:../../../X'"),
+        ("--text=", "`text` is '': the path of a file is needed"),
+        ("sample nowhere", "nowhere is not the folder of a run"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(flags, message, tmp_path, monkeypatch, capsys):
@@ -215,5 +233,43 @@ def test_importing_the_package_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     packages = {name.split(".")[0] for name in done.stdout.split()}
     assert "sqs_jax" in packages
-    assert packages <= {"sqs_jax", "jax", "jaxlib"}
+    assert packages <= {"sqs_jax", "jax", "jaxlib", "jaxtyping", "numpy"}
     assert "jax.experimental.pallas" not in done.stdout
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J\r\nx" + "y" * 10**5, "\udcff", "a\0b"])
+@pytest.mark.parametrize("flags", [["--gate"], ["--run-dir"], ["--config"], ["--text"], ["--dtype"], []])
+def test_hostile_words_give_one_short_harmless_line(flags, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main([*flags, text])
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert error[:-1].isprintable()
+    assert len(error) < 1300
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 200_000, '{"seed": ' + "1" * 5000 + "}", '{"data": "a\\u0000b"}', '{"text": "\\ud800"}', '{"lr": NaN}'],
+)
+def test_hostile_configurations_give_one_line(content, tmp_path, capsys):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(SystemExit) as end:
+        main(["--config", str(path)])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_default_warm_up_fits_the_steps_and_one_that_is_asked_for_is_checked_at_once():
+    assert parse(["stories", "--steps", "15"])[0].warmup == 1
+    assert parse(["stories", "--steps", "400"])[0].warmup == PRESETS["stories"].warmup
+    with pytest.raises(InputError, match="`warmup` is 19: fewer than the run's 15 steps"):
+        parse(["stories", "--steps", "15", "--warmup", "19"])
+
+
+def test_free_memory_is_told_without_what_only_unix_has(monkeypatch):
+    monkeypatch.delattr(os, "sysconf")
+    assert memory.free_memory() > 2**20

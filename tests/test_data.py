@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import http.server
 import io
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sqs_jax.train import InputError, data
+from sqs_jax.train import InputError, data, preset
+from sqs_jax.train.config import from_json
 from sqs_jax.train.sources import SOURCES, Original, Source, read_idx
 
 NOWHERE = "http://127.0.0.1:9/"  # the discard port: nothing answers
@@ -201,21 +203,21 @@ def test_not_an_idx_file(tmp_path):
         read_idx(path)
 
 
-def test_any_image_classification_set_of_tfds(tmp_path, monkeypatch):
+def planted_set(folder, seed=0, *, version="1.0.0", label=lambda i: i % 2, classes=("no", "yes")):
+    """Prepares a small set of tensorflow-datasets in a folder, and returns its images by split."""
     tfds = pytest.importorskip("tensorflow_datasets")
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     arrays = {
         split: rng.integers(0, 256, (count, 6, 6, 1)).astype(np.uint8) for split, count in (("train", 30), ("test", 9))
     }
 
-    class PlantedSquares(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
+    class PlantedSquares(tfds.core.GeneratorBasedBuilder, skip_registration=seed > 0):
+        name = "planted_squares" if seed == 0 else "planted_others"  # those that are registered have a class
+        VERSION = tfds.core.Version(version)
 
         def _info(self):
-            features = {
-                "image": tfds.features.Tensor(shape=(6, 6, 1), dtype=np.uint8),
-                "label": tfds.features.ClassLabel(names=["no", "yes"]),
-            }
+            kind = tfds.features.ClassLabel(names=classes) if classes else np.int64
+            features = {"image": tfds.features.Tensor(shape=(6, 6, 1), dtype=np.uint8), "label": kind}
             return tfds.core.DatasetInfo(
                 builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
             )
@@ -225,14 +227,58 @@ def test_any_image_classification_set_of_tfds(tmp_path, monkeypatch):
 
         def _generate_examples(self, images):
             for i, image in enumerate(images):
-                yield i, {"image": image, "label": i % 2}
+                yield i, {"image": image, "label": label(i)}
 
+    PlantedSquares(data_dir=folder, file_format="array_record").download_and_prepare()
+    return {split: images[..., 0] for split, images in arrays.items()}
+
+
+def test_any_image_classification_set_of_tfds(tmp_path, monkeypatch):
     monkeypatch.setenv("SQS_CACHE_DIR", str(tmp_path / "cache"))
-    PlantedSquares(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    arrays = planted_set(tmp_path)
     dataset = data.load("tfds:planted_squares", tmp_path)
     assert dataset.classes == ("no", "yes")
-    np.testing.assert_array_equal(dataset.test_images, arrays["test"][..., 0])
+    np.testing.assert_array_equal(dataset.test_images, arrays["test"])
     np.testing.assert_array_equal(dataset.train_labels, np.arange(30) % 2)
+
+
+def test_a_set_of_one_name_is_another_in_another_folder_and_version(tmp_path, monkeypatch):
+    monkeypatch.setenv("SQS_CACHE_DIR", str(tmp_path / "cache"))
+    first = planted_set(tmp_path / "a", seed=1)
+    second = planted_set(tmp_path / "b", seed=2)
+    for _ in range(2):
+        pinned = data.load("tfds:planted_others:1.0.0", tmp_path / "a")
+        for folder, arrays in (("a", first), ("b", second)):
+            found = data.load("tfds:planted_others", tmp_path / folder)
+            np.testing.assert_array_equal(found.train_images, arrays["train"])
+        np.testing.assert_array_equal(pinned.train_images, first["train"])
+    newer = planted_set(tmp_path / "a", seed=3, version="1.1.0")
+    np.testing.assert_array_equal(data.load("tfds:planted_others", tmp_path / "a").train_images, newer["train"])
+
+
+def test_labels_out_of_range_are_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("SQS_CACHE_DIR", str(tmp_path / "cache"))
+    planted_set(tmp_path, seed=4, label=lambda i: -1 if i == 5 else i % 2, classes=())
+    with pytest.raises(InputError, match=r"tfds:planted_others has labels from -1 to 1 in train: 0 to 1 are needed"):
+        data.load("tfds:planted_others", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tfds:../../X", "tfds:a/../../b", "tfds:a/..", "tfds:/etc", "tfds:a\0b", "tfds:"])
+def test_no_name_leads_out_of_the_cache(name, tmp_path):
+    with pytest.raises(InputError, match="`data` is"):
+        preset(name)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"data": name}))
+    with pytest.raises(InputError):
+        from_json(path)
+
+
+def test_a_damaged_cache_is_told(generated, tmp_path):
+    data.load("generated", tmp_path / "data")
+    (array,) = (tmp_path / "cache").glob("arrays/**/train_images.npy")
+    array.write_bytes(array.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"is damaged .* remove it, and it is made anew"):
+        data.load("generated", tmp_path / "data")
 
 
 def test_tfds_says_what_it_lacks(tmp_path, monkeypatch):

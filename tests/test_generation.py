@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from sqs_jax import generation
 from sqs_jax.generation import Sampling, generate, stream
 from sqs_jax.train.step import parameters, with_parameters
 from sqs_jax.transformer import Transformer, TransformerConfig
@@ -144,3 +145,26 @@ def test_sampling_out_of_range_is_named(change, message):
 def test_prompts_that_do_not_fit_are_named(model, prompts, settings, message):
     with pytest.raises(ValueError, match=message):
         generate(model, prompts, **settings)
+
+
+def test_the_temperature_decides_how_many_tokens_top_p_takes():
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.1, 0.06, 0.04]))
+
+    def taken(temperature, top_p=0.7):
+        settings = (jnp.float32(temperature), jnp.int32(0), jnp.float32(top_p))
+        return int(generation._allowed(logits, settings).sum())
+
+    assert [taken(temperature) for temperature in (0.2, 1.0, 1e30)] == [1, 2, 4]
+
+
+@pytest.mark.parametrize("temperature", [1e-37, 1e-6, 1.0, 1e37])
+@pytest.mark.parametrize("settings", [{"top_k": 2}, {"top_p": 1e-37}, {"top_p": 1e-9}, {"top_k": 3, "top_p": 0.5}])
+def test_no_temperature_brings_an_excluded_token_back(temperature, settings):
+    logits = jnp.array([0.0, 5.0, -1e30, 4.9, -3.0, 4.8, -jnp.inf])
+    sampling = Sampling(temperature=temperature, **settings)
+    numbers = (jnp.float32(sampling.temperature), jnp.int32(sampling.top_k), jnp.float32(sampling.top_p))
+    allowed = np.flatnonzero(generation._allowed(logits, numbers))
+    assert 1 <= len(allowed) <= settings.get("top_k", 1)
+    keys = jax.random.split(jax.random.key(0), 300)
+    drawn = jax.vmap(lambda key: generation._draw(key, jnp.int32(3), logits, numbers))(keys)
+    assert set(np.asarray(drawn).tolist()) <= set(allowed.tolist())

@@ -331,3 +331,16 @@ def test_the_tpu_kernel_has_no_races():
 
     assert not interpret_pallas_call.races.races_found
     np.testing.assert_allclose(h, gated_linear(x, w, v), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", kernels.DTYPES)
+def test_vmap_over_inputs_runs_one_kernel_whose_weights_and_biases_are_shared(backend):
+    xs, w, v, w_bias, v_bias = draw((3, 5, 8), (8, 8), (8, 8), (8,), (8,))
+
+    def layer(x):
+        return gated_linear(x, w, v, w_bias=w_bias, v_bias=v_bias, implementation="pallas")
+
+    with kernels.interpreted(backend):
+        jaxpr = str(jax.make_jaxpr(jax.vmap(layer))(xs))
+        assert jaxpr.count("pallas_call[") == 1
+        assert "15,8" in jaxpr  # the rows of all, as one

@@ -16,16 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from sqs_jax.train import InputError, TextConfig, language, loop, train
 from sqs_jax.train.checkpoint import restore_params
 from sqs_jax.train.cli import main
 from sqs_jax.train.optimizer import make_optimizer
 from sqs_jax.train.sample import in_order
-from sqs_jax.train.step import data_mesh, first_state, parameters
+from sqs_jax.train.step import data_mesh, first_state, parameters, with_parameters
 from sqs_jax.train.stop import Stopped, StopSignals
 from sqs_jax.train.stories import stories
 from sqs_jax.train.text import END, Stream, load_text, windows
+from sqs_jax.transformer import Transformer, TransformerConfig
 
 SIZES = {"vocab": 300, "context": 32, "width": 16, "layers": 2, "heads": 2, "steps": 25, "batch_size": 4}
 SIZES |= {"evaluate_every": 10, "lr": 1e-2, "warmup": 2, "noise_std": 0.1}
@@ -391,3 +393,51 @@ def test_ctrl_c_is_answered_within_a_step(tmp_path):
     assert process.returncode == 128 + signal.SIGINT
     assert "go on with: python -m train --run-dir" in error
     assert list((tmp_path / "run" / "checkpoints").glob("[1-9]*"))
+
+
+def test_the_loss_of_a_large_vocabulary_keeps_one_part_of_the_logits():
+    config = TransformerConfig(vocab=5000, context=64, layers=1, width=16, heads=2, hidden=16, dtype=jnp.bfloat16)
+    network = Transformer(config, rngs=nnx.Rngs(0))
+    tokens = jax.random.randint(jax.random.key(0), (4, 65), 0, 5000)
+    targets = jnp.where(jnp.arange(64)[None] < jnp.array([64, 60, 3, 1])[:, None], tokens[:, 1:], -1)
+
+    def loss(params, limit):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(language, "_LOGITS", limit)
+            model = with_parameters(network, params)
+            return language.stream_loss(model, model.stream(model.embed(tokens[:, :-1])), targets)
+
+    params = parameters(network)
+    found = {limit: jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, limit) for limit in (2**30, 200_000)}
+    (whole, gradient), (parts, parts_gradient) = found.values()
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(parts_gradient), strict=True):
+        np.testing.assert_allclose(b, a, rtol=0.02, atol=0.02 * np.abs(a).max())  # sums of bfloat16 in another order
+    logits = 4 * 4 * 64 * 5000
+    taken = {
+        limit: jax.jit(jax.grad(loss), static_argnums=1).lower(params, limit).compile().memory_analysis()
+        for limit in (2**30, 200_000)
+    }
+    assert taken[2**30].temp_size_in_bytes > logits
+    assert taken[200_000].temp_size_in_bytes < 0.6 * logits  # parts of 10 of 64 positions
+
+
+def test_two_processes_prepare_tinystories_at_once(original_files, tmp_path):
+    sample = (original_files / "tinystories" / "tinystories_sample.txt").read_text()
+    for part in ("train", "valid"):
+        (tmp_path / f"TinyStories-{part}.txt").write_text(sample * (20 if part == "train" else 1))
+    code = (
+        "import sys; from pathlib import Path; from sqs_jax.train import PRESETS; import dataclasses\n"
+        "from sqs_jax.train.text import load_text\n"
+        "config = dataclasses.replace(PRESETS['tinystories'], validation=2, vocab=300)\n"
+        "print(load_text(config, Path(sys.argv[1])).sha256)"
+    )
+    environment = dict(os.environ) | {"SQS_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        for _ in range(3)
+    ]
+    ends = [(*process.communicate(), process.returncode) for process in processes]
+    assert [code for *_, code in ends] == [0, 0, 0], ends[0][1] + ends[1][1] + ends[2][1]
+    assert len({out.splitlines()[-1] for out, *_ in ends}) == 1

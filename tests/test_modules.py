@@ -5,7 +5,8 @@ import optax
 import pytest
 from flax import nnx
 
-from sqs_jax import GLU, SQS, GLUClassifier
+from sqs_jax import GLU, SQS, GLUClassifier, Transformer, TransformerConfig, gated_linear, kernels
+from sqs_jax.analysis import GLUWeights, calibrate
 
 
 def shapes(module):
@@ -86,3 +87,58 @@ def test_learnt_parameters_start_where_they_are_told_and_move():
 def test_mistakes_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         GLUClassifier(8, 3, rngs=nnx.Rngs(0), **arguments)
+
+
+def test_modules_are_tabulated():
+    network = GLUClassifier(8, 3, width=4, hidden=4, bias=True, learnable=True, rngs=nnx.Rngs(0))
+    assert "Total Parameters: 89" in nnx.tabulate(network, jnp.ones((2, 8)))
+
+
+def test_inputs_of_another_dtype_are_cast_to_that_of_the_parameters():
+    glu = GLU(8, 4, bias=True, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 8), jnp.bfloat16)
+    assert glu(x).dtype == jnp.float32
+    np.testing.assert_array_equal(glu(x), glu(x.astype(jnp.float32)))
+
+
+def test_where_float64_is_on_parameters_and_logits_are_float32():
+    with jax.enable_x64(True):
+        network = GLUClassifier(8, 3, width=4, hidden=4, bias=True, learnable=True, rngs=nnx.Rngs(0))
+        config = TransformerConfig(vocab=20, context=8, layers=2, width=8, heads=2, tied=False)
+        language = Transformer(config, rngs=nnx.Rngs(0))
+        for module in (network, language):
+            assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(module))} == {jnp.dtype("float32")}
+        assert network(jnp.ones((2, 8))).dtype == jnp.float32
+        assert language(jnp.ones((1, 4), int)).dtype == jnp.float32
+        wide = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(network))]
+    plain = GLUClassifier(8, 3, width=4, hidden=4, bias=True, learnable=True, rngs=nnx.Rngs(0))
+    for a, b in zip(wide, jax.tree.leaves(nnx.state(plain)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_learnt_gate_is_the_same_gate_each_time(caplog):
+    glu = GLU(4, 3, learnable=True, rngs=nnx.Rngs(0))
+    assert glu.sigma == glu.sigma
+    assert hash(glu.sigma) == hash(glu.sigma)
+    weights = GLUWeights(glu.w[...], glu.v[...], jnp.eye(3))
+    x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    calibrate(weights, x, glu.sigma)
+    with jax.log_compiles():
+        calibrate(weights, x, glu.sigma)
+    assert not [record for record in caplog.records if "Compiling" in record.getMessage()]
+    with jax.log_compiles():
+        calibrate(weights, x, lambda u: glu.sigma(u))
+    assert [record for record in caplog.records if "Compiling" in record.getMessage()]
+
+
+def test_a_gate_of_arrays_runs_by_xla():
+    x, w, v = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(((5, 4), (4, 3), (4, 3))))
+
+    def layer(c):
+        return gated_linear(x, w, v, gate=SQS(c=c, lam=0.7))
+
+    with kernels.interpreted("tpu"):  # where a kernel might be chosen
+        np.testing.assert_allclose(jax.jit(layer)(0.1), layer(0.1), rtol=1e-6)
+        assert np.all(np.isfinite(jax.grad(lambda c: layer(c).sum())(0.1)))
+        with pytest.raises(NotImplementedError, match="`c` and `lam` are arrays"):
+            jax.jit(lambda c: gated_linear(x, w, v, gate=SQS(c=c), implementation="pallas"))(0.1)

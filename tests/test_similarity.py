@@ -1,5 +1,7 @@
 """Measures of likeness on planted spectra, and the arms and intervals of a comparison."""
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -160,3 +162,26 @@ def test_one_network_beside_two_is_enough_and_less_is_named():
         compare([planted(0, 0.1)], [planted(1, 0.1)] * 2, [], np.eye(30))
     with pytest.raises(ValueError, match="eigenvectors of shapes"):
         compare([planted(0, 0.1, k=3)], [planted(1, 0.1), planted(2, 0.1)], [], np.eye(30))
+
+
+def test_intervals_are_of_95_percent():
+    samples = np.random.default_rng(0).permutation(np.linspace(0, 1, 4001))
+    found = measures._summary(np.float64(0.5), samples)
+    np.testing.assert_allclose((found["low"], found["high"]), (0.025, 0.975), atol=1e-6)
+
+
+def test_the_null_of_classes_leaves_out_networks_of_one_seed():
+    # Those of one seed are alike in all outputs, as networks that began as one may be; others are not.
+    rng, k, d = np.random.default_rng(0), 2, 40
+    readings = {}
+    for seed in range(6):
+        rows = orthonormal(k, d, seed=seed)
+        factors = rng.normal(size=(d, 5))
+        readings[seed] = Reading(seed, np.stack([rows] * 3), factors, factors, rng.normal(size=(5, 3)))
+    a, b = [readings[seed] for seed in (0, 1, 2)], [readings[seed] for seed in (0, 1, 2)]
+    found = compare(a, b, a, np.eye(d))["overlap"]
+    assert found["shared"]["mean"][-1] == pytest.approx(1)
+    rows = [readings[seed].vectors[0] for seed in range(3)]
+    across = [measures.subspace_overlap(x, y) for x, y in itertools.permutations(rows, 2)]
+    for arm in ("classes", "disjoint", "untrained"):
+        assert found[arm]["mean"][-1] == pytest.approx(np.mean(across))

@@ -219,3 +219,30 @@ def test_the_same_numbers_on_1_and_on_8_devices():
     assert [result[0] for result in results] == [1, 8]
     for one, eight in zip(results[0][1:], results[1][1:], strict=True):
         np.testing.assert_allclose(one, eight, rtol=2e-5, atol=2e-6)
+
+
+def test_each_step_has_noise_of_its_own():
+    # Images and labels are all the same, and weights do not move: what differs between two losses is the noise.
+    config = dataclasses.replace(SMALL, batch_size=5, noise_std=1.0)
+    images, labels = jnp.full((40, 3, 3), 100, jnp.uint8), jnp.zeros(40, jnp.int32)
+    still = optax.set_to_zero()
+    model = make_model(config, 9, 3)
+    epoch = make_epoch(config, model, still, data_mesh())
+    params = parameters(model)
+    losses = []
+    for first in (0, 8):
+        state = TrainState(jax.tree.map(jnp.copy, params), still.init(params), jnp.int32(first))
+        losses += np.asarray(epoch(state, images, labels, jnp.arange(40))[1]).tolist()
+    assert len(losses) == 16
+    assert np.min(np.diff(np.sort(losses))) > 1e-6
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_logits_of_16_bit_networks_are_not_rounded_to_16_bits(dtype):
+    model = make_model(dataclasses.replace(SMALL, dtype=dtype, width=32, hidden=32), 9, 50)
+    x = jax.random.normal(jax.random.key(0), (200, 9))
+    logits, hidden = model(x), model.hidden(x, 1)
+    assert (logits.dtype, hidden.dtype) == (jnp.float32, dtype)
+    exact = np.asarray(hidden, np.float64) @ np.asarray(model.head[...].astype(dtype), np.float64)
+    np.testing.assert_allclose(logits, exact, rtol=1e-5, atol=1e-5)
+    assert np.any(logits.astype(dtype).astype(jnp.float32) != logits)

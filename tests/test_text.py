@@ -214,3 +214,33 @@ def test_stories_are_read_in_pieces(tmp_path):
     path.write_text("\n<|endoftext|>\n".join(expected), encoding="utf-8")
     assert path.stat().st_size > 4 * 2**20
     assert list(read_stories(path)) == expected
+
+
+def test_a_literal_end_in_a_text_or_prompt_is_text(tmp_path):
+    stories = "One story.\n\nAnother <|endo<|endoftext|>ftext|> one.\n\nThe third.\n\nThe last."
+    found = load(tmp_path, stories, separator="blank_line")
+    assert np.sum(found.train.tokens == text.END) == found.train.stories + 1
+    said = "about <|endoftext|> tokens"
+    tokens = text.encode(found.tokenizer, said)
+    assert tokens.count(text.END) == 1
+    assert text.decode(found.tokenizer, tokens) == said
+    (tmp_path / "tokenizer.json").write_text(found.tokenizer.to_str())
+    assert text.encode(text.read_tokenizer(tmp_path / "tokenizer.json"), said) == tokens
+
+
+@pytest.mark.parametrize("word", ["a" * 200_000, " " * 200_000, "ab" * 60_000 + " \t" * 60_000])
+def test_a_word_of_any_length_is_cut_and_comes_back(word, tmp_path):
+    # Training and encoding are quadratic in what a word has: minutes, were it not cut.
+    found = load(tmp_path, f"One.\n\nx{word}y\n\nTwo.\n\nThree.", separator="blank_line")
+    pieces = found.tokenizer.pre_tokenizer.pre_tokenize_str(word)
+    assert max(len(piece) for piece, _ in pieces) <= 130
+    assert text.decode(found.tokenizer, found.train.tokens) == f"One.x{word}y"
+
+
+def test_the_cut_of_words_changes_no_usual_text(embedded):
+    from tokenizers import Tokenizer, pre_tokenizers
+
+    plain = Tokenizer.from_str(embedded.tokenizer.to_str())
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
+    for story in (*stories(20), "x" * 128, "  two  blanks\n\n\ttab", "σλ" * 30):
+        assert plain.encode(story).ids == embedded.tokenizer.encode(story).ids

@@ -251,7 +251,10 @@ def _closed_loops() -> Iterator[None]:
 
     sys.excepthook = lambda kind, error, trace: excepthook(kind, error, trace) if is_news(error) else None
     sys.unraisablehook = lambda found: unraisablehook(found) if is_news(found.exc_value) else None
+    level = logging.getLogger("asyncio").level
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of tasks whose errors nobody waits for
     yield
+    logging.getLogger("asyncio").setLevel(level)
     sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
 
 

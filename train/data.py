@@ -174,6 +174,10 @@ def _open(name, folder: Path) -> Dataset:
             for split in SPLITS
             for kind in ("images", "labels")
         }
-    except (OSError, ValueError, EOFError) as error:
+        for split in SPLITS:
+            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+            if (images.dtype, labels.dtype, labels.shape) != (np.uint8, np.int32, images.shape[:1]):
+                raise ValueError("its files do not fit each other")
+    except Exception as error:  # whatever the reader of a damaged header may raise
         raise InputError(f"{folder} is damaged ({first_line(error)}): remove it, and it is made anew") from None
     return Dataset(name, tuple(read_record(folder / "classes.json", list[str])), **arrays)

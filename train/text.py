@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-import zipfile
 from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
 from pathlib import Path
@@ -336,11 +335,12 @@ def _open(config: TextConfig, key: str, folder: Path) -> Text:
         tokens = np.memmap(folder / "tokens.bin", np.uint16, mode="r")
         with np.load(folder / "stories.npz") as file:
             starts, sizes = file["starts"], file["bytes"]
-        if len(tokens) != starts[-1] + 1 or len(starts) != len(sizes) + 1:
+        bounds = read_record(folder / "splits.json", list[int])
+        fit = len(tokens) == starts[-1] + 1 and len(starts) == len(sizes) + 1
+        if not (fit and len(bounds) == 4 and bounds == sorted(bounds) and (bounds[0], bounds[3]) == (0, len(sizes))):
             raise ValueError("its files do not fit each other")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever the reader of a damaged header may raise
         raise InputError(f"{folder} is damaged ({first_line(error)}): remove it, and it is made anew") from None
-    bounds = read_record(folder / "splits.json", list[int])
     parts = [
         Stream(tokens[starts[first] : starts[last] + 1], int(sizes[first:last].sum()), last - first)
         for first, last in pairwise(bounds)
