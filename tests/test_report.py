@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from benchmarks.screenshot import opened, resize
 from sqs_jax import gated_linear
-from sqs_jax.analysis import GLUWeights, load_weights
+from sqs_jax.analysis import GLUWeights, load_weights, spectrum
 from sqs_jax.analysis import report as reporting
 from sqs_jax.analysis.cli import main
 from sqs_jax.analysis.comparison import compare_runs
@@ -381,3 +381,48 @@ def test_weights_alone_in_python(tmp_path):
     np.testing.assert_allclose(form, (np.outer(w[:, 3], v[:, 3]) + np.outer(v[:, 3], w[:, 3])) / 2, atol=1e-5)
     with pytest.raises(ValueError, match="`outputs` has 4: numbers from 0 to 3"):
         report_weights(GLUWeights(w, v, jnp.eye(4)), tmp_path / "b", name="", outputs=(0, 4))
+
+
+def test_of_many_classes_some_are_shown_and_others_on_demand(tmp_path, monkeypatch, capsys):
+    rng, count = np.random.default_rng(0), 70
+    labels = np.concatenate([np.arange(count)] * 20).astype(np.int32)
+    images = (np.abs(rng.normal(size=(count, 6, 6)))[labels] * 60 + rng.integers(0, 40, (len(labels), 6, 6))).astype(
+        "u1"
+    )
+    names = tuple(f"class {i}" for i in range(count))
+    planted = Dataset("digits", names, images, labels, images[:700], labels[:700])
+    for module in ("images", "data"):
+        monkeypatch.setattr(f"sqs_jax.train.{module}.load", lambda *_: planted)
+    run_dir = tmp_path / "run"
+    train(ImageConfig(epochs=3, width=24, hidden=24), run_dir, report=quiet)
+    for flags, expected in (([], range(64)), (["--outputs", "69", "3"], (69, 3))):
+        main(["report", str(run_dir), *flags])
+        page = (run_dir / "report.html").read_text()
+        shown = json.loads(page.split('<script id="data" type="application/json">')[1].split("</script>")[0])
+        assert shown["outputs"] == [names[i] for i in expected]
+        assert f"Shown are {len(expected)} of 70 classes, others by --outputs" in page
+        figures = json.loads((run_dir / "summary.json").read_text())["analysis"]
+        assert figures["outputs"] == list(expected)
+        assert len(figures["eigenvectors"]["selectivity"]) == len(expected)
+        # The fidelity is that of the whole network: its accuracy that of all classes.
+        test = json.loads((run_dir / "summary.json").read_text())["test"]
+        assert figures["fidelity"]["joint"]["network_accuracy"] == pytest.approx(test["accuracy"])
+        with np.load(run_dir / "spectrum.npz") as saved:
+            assert saved["outputs"].tolist() == list(expected)
+            values = saved["values"]
+        gain = figures["method"]
+        assert gain == "joint"
+    whole = spectrum_of(run_dir)
+    np.testing.assert_allclose(np.abs(values), np.abs(whole[[69, 3]]), rtol=1e-3, atol=1e-3)
+    for outputs, message in (("70", "`outputs` has 70: numbers from 0 to 69"), ("3 3", "each of them once")):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main(["report", str(run_dir), "--outputs", *outputs.split()])
+        assert message in capsys.readouterr().err
+
+
+def spectrum_of(run_dir):
+    """The values of the calibrated form of all outputs, by the numbers that lie beside the page."""
+    with np.load(run_dir / "spectrum.npz") as saved:
+        gain, kept = saved["gain"], saved["values"].shape[1]
+    return np.asarray(spectrum(load_weights(run_dir), gain=jnp.asarray(gain), count=kept).values)

@@ -1,11 +1,14 @@
 """Sweeps: grids, groups, folders and tables, what stops them and what they refuse."""
 
+import csv
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import filelock
 import jax
@@ -271,3 +274,22 @@ def test_the_page_in_a_real_browser(done, browser):
     for width in (1280, 360):
         resize(browser, width, 800)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def test_markup_in_a_table_is_text_on_the_page(done, tmp_path, browser):
+    copy = Path(shutil.copytree(done, tmp_path / "sweep"))
+    hostile = '<a href="javascript:alert(1)">x</a><b>sqs</b> & %{x}'
+    with (copy / "results.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    place = rows[0].index("gate")
+    for row in rows[1:]:
+        row[place] = hostile if row[place] == "sqs" else row[place]
+    with (copy / "results.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    page = write_sweep_report(copy)
+    opened(browser, page)
+    assert browser.execute_script("return document.querySelectorAll('svg a, svg b, main a, main b b').length") == 0
+    texts = browser.execute_script(
+        "return [...document.querySelectorAll('.legendtext, .ytick text')].map(x => x.textContent)"
+    )
+    assert any(hostile in text for text in texts), texts
