@@ -25,7 +25,7 @@ def gallery(values, images, classes, *, title: str) -> Figure:
     values, images = np.asarray(values), np.asarray(images)
     rows, columns = min(len(values), ROWS), values.shape[1]
     figure = Figure(figsize=(1.25 * columns + 1.9, 1.42 * rows + 1.1), layout="constrained")
-    figure.suptitle(title, fontsize=12, color=_INK)
+    figure.suptitle(title, fontsize=12, color=_INK, parse_math=False)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, heading in ((axes[0, 0], "most positive"), (axes[0, columns // 2], "most negative")):
         axis.text(0, 1.3, heading, transform=axis.transAxes, fontsize=11, color="#777777")
@@ -34,7 +34,16 @@ def gallery(values, images, classes, *, title: str) -> Figure:
         axis.set_yticks([])
         axis.spines[:].set_color("#cccccc")
         if column == 0:
-            axis.set_ylabel(str(classes[row]), rotation=0, ha="right", va="center", fontsize=11, color=_INK, labelpad=8)
+            axis.set_ylabel(
+                str(classes[row]),
+                rotation=0,
+                ha="right",
+                va="center",
+                fontsize=11,
+                color=_INK,
+                labelpad=8,
+                parse_math=False,
+            )
         if np.isnan(values[row, column]):
             axis.spines[:].set_visible(False)
             continue
@@ -64,7 +73,7 @@ def curves(rows: list[dict], *, title: str) -> Figure:
     """Loss (log scale), and accuracy or bits per byte where there is validation: the rows of a `metrics.jsonl`."""
     quantities = ["loss", *(name for name in ("accuracy", "bits_per_byte") if f"validation_{name}" in rows[0])]
     figure = Figure(figsize=(4.8 * len(quantities), 3.6), layout="constrained")
-    figure.suptitle(title, fontsize=12, color=_INK)
+    figure.suptitle(title, fontsize=12, color=_INK, parse_math=False)
     for axis, quantity in zip(figure.subplots(1, len(quantities), squeeze=False)[0], quantities, strict=True):
         for part, color in _COLORS.items():
             name = f"{part}_{quantity}"
@@ -96,7 +105,7 @@ _ARMS = {
 def similarity(measures: dict[str, dict], *, title: str) -> Figure:
     """Cosines by rank and overlaps by k, with ceiling and nulls, as `analysis.compare` gives them."""
     figure = Figure(figsize=(10.5, 4.4), layout="constrained")
-    figure.suptitle(title, fontsize=12, color=_INK)
+    figure.suptitle(title, fontsize=12, color=_INK, parse_math=False)
     axes = figure.subplots(1, 2)
     columns = (("rank_cosine", "rank by |λ|", "|cos|"), ("overlap", "first k eigenvectors", "overlap of spans"))
     for axis, (measure, x_label, y_label) in zip(axes, columns, strict=True):

@@ -45,11 +45,15 @@ def remove(path: Path) -> None:
         _delete(gone)
 
 
-def clean(folder: Path) -> None:
-    """Removes what processes that were killed have left in a folder: partial places of our own naming, no others."""
+def clean(folder: Path, name: str = "") -> None:
+    """Removes what processes that were killed have left in a folder: partial places of our own naming, no others.
+
+    With `name`, only those of the place of that name. To be called by who holds the lock of it, for processes that are
+    at work have such places too.
+    """
     with contextlib.suppress(FileNotFoundError):
         for path in list(folder.iterdir()):
-            if _PARTIAL.fullmatch(path.name):
+            if _PARTIAL.fullmatch(path.name) and (not name or path.name.startswith(f".{name}.")):
                 _delete(path)
 
 

@@ -16,6 +16,14 @@ def one_line(text: object, most: int = _MOST) -> str:
     )
 
 
+def shown(text: str) -> str:
+    """Text of several lines as a terminal may show it: control characters spelled out but for newline and tab."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 def quoted(value: object, most: int = 100) -> str:
     """A value as errors quote it: its repr, cut in the middle where it is long.
 

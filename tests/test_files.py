@@ -9,7 +9,7 @@ import time
 import pytest
 
 from sqs_jax import files
-from sqs_jax.messages import cut, is_text, one_line, quoted
+from sqs_jax.messages import cut, is_text, one_line, quoted, shown
 
 
 @pytest.fixture
@@ -100,6 +100,14 @@ def test_only_places_of_our_own_naming_are_cleaned_and_never_through_a_link(prec
     assert (precious / ".ssh" / "key").read_text() == "mine"
 
 
+def test_of_a_shared_folder_only_the_places_of_one_name_are_cleaned(tmp_path):
+    ours, others = f".text.{'0' * 16}.partial", f".texts.{'0' * 16}.partial"
+    for name in (ours, others):
+        (tmp_path / name).mkdir()
+    files.clean(tmp_path, "text")
+    assert [path.name for path in tmp_path.iterdir()] == [others]
+
+
 def _hold(path, held):
     with files.locked(path) as mine:
         assert mine
@@ -158,3 +166,7 @@ def test_quoted_values_are_cut_in_the_middle():
     assert is_text("σ")
     assert not is_text("a\0")
     assert not is_text("\udcff")
+
+
+def test_text_of_several_lines_keeps_them():
+    assert shown("a\tb\n\x1b[2Jσ") == "a\tb\n\\x1b[2Jσ"

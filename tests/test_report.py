@@ -389,7 +389,7 @@ def test_of_many_classes_some_are_shown_and_others_on_demand(tmp_path, monkeypat
     images = (np.abs(rng.normal(size=(count, 6, 6)))[labels] * 60 + rng.integers(0, 40, (len(labels), 6, 6))).astype(
         "u1"
     )
-    names = tuple(f"class {i}" for i in range(count))
+    names = tuple(f"class $_{{{i}" + "$" for i in range(count))  # no formula, though it begins like one
     planted = Dataset("digits", names, images, labels, images[:700], labels[:700])
     for module in ("images", "data"):
         monkeypatch.setattr(f"sqs_jax.train.{module}.load", lambda *_: planted)

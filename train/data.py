@@ -68,6 +68,7 @@ def load(name: str, data_dir: Path | None = None, cache_dir: Path | None = None)
     if not folder.is_dir():
         with exclusive(folder):
             if not folder.is_dir():
+                files.clean(folder.parent, folder.name)
                 splits, classes = read(data_dir, cache_dir)
                 _check_labels(name, splits, classes)
                 if stock:  # what was downloaded just now has another place

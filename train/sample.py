@@ -8,6 +8,7 @@ from typing import Any
 
 import tyro
 
+from sqs_jax.messages import shown
 from sqs_jax.train.config import InputError
 from sqs_jax.train.terminal import program, read
 
@@ -51,7 +52,7 @@ def main(args: Sequence[str]) -> None:
     except UnicodeEncodeError:
         raise InputError(f"`prompt` is {options.prompt!r}: it is not UTF-8") from None
     for piece in _pieces(options):
-        sys.stdout.write(piece)
+        sys.stdout.write(shown(piece) if sys.stdout.isatty() else piece)
         sys.stdout.flush()
 
 

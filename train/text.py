@@ -80,6 +80,7 @@ def load_text(config: TextConfig, data_dir: Path | None = None, cache_dir: Path 
     if not folder.is_dir():
         with exclusive(folder):
             if not folder.is_dir():
+                files.clean(folder.parent, folder.name)
                 _tokenize(folder, config, *read())
     return _open(config, key, folder)
 
