@@ -234,7 +234,7 @@ def top_eigenpairs(
     if method == "auto":
         return spectrum(weights, basis=basis, count=k, gain=gain, memory=memory)
     raise NotConvergedError(
-        f"`tol` is {tol:g}, and after {4 * d} products an output's largest residual is {worst:.2g}: "
+        f"`tol` is {tol:g}, and after {4 * d} products, or as many more for copies, a largest residual is {worst:.2g}: "
         "a larger `tol`, or `method` 'dense', is needed"
     )
 

@@ -11,8 +11,6 @@ import jax.numpy as jnp
 BLOCK = 4
 # Steps between two looks at the Ritz pairs: a look costs a small eigenproblem for each output.
 _STRIDE = 3
-# Times that the rest is looked through, each for a block of copies.
-_MOST_STARTS = 20
 
 
 class _State(NamedTuple):
@@ -45,25 +43,29 @@ def krylov_eigenpairs(w, v, out, numbers, k: int, tol: float, most_products: int
     Args:
       w, v: (d, h); out: P (h, outputs); numbers: (outputs,) int32.
       k, tol: as above; d must be at least k + 2·BLOCK.
-      most_products: columns for each output after which it ends, converged or not.
+      most_products: columns for each output after which the search ends, converged or not; as many again are spent
+        on looking through the rest.
 
     Returns:
-      values (outputs, k), vectors (outputs, k, d) and residuals ‖A y - θ y‖ (outputs, k). Host code.
+      values (outputs, k), vectors (outputs, k, d) and residuals ‖A y - θ y‖ (outputs, k); residuals are inf for an
+      output whose rest was not looked through to the end. Host code.
     """
     taken = jnp.zeros((len(numbers), k, len(w)), w.dtype)
     zero = jnp.zeros(len(numbers), w.dtype)
-    pairs = _lanczos(w, v, out, numbers, taken, zero, zero, 0, k, tol, most_products)
-    for start in range(1, _MOST_STARTS):
-        values, vectors, _ = pairs
-        least = jnp.min(jnp.abs(values), axis=1)
-        more = min(k, BLOCK)
-        rest = _lanczos(w, v, out, numbers, vectors, least, jnp.abs(values[:, 0]), start, more, tol, most_products)
+    pairs, _, _ = _lanczos(w, v, out, numbers, taken, zero, zero, 0, most_products, k=k, tol=tol, again=False)
+    left, start = most_products, 0
+    while True:
+        values, vectors, residuals = pairs
+        least, start = jnp.min(jnp.abs(values), axis=1), start + 1
+        about = (vectors, least, jnp.abs(values[:, 0]), start, left)
+        rest, done, used = _lanczos(w, v, out, numbers, *about, k=min(k, BLOCK), tol=tol, again=True)
         # A pair of the same size as the last that was found is one of a cluster: either may stand for it.
-        missed = jnp.abs(rest[0]) > least[:, None] + 2 * tol * jnp.abs(values[:, :1])
-        if not jnp.any(missed):
-            break
+        missed = done[:, None] & (jnp.abs(rest[0]) > least[:, None] + 2 * tol * jnp.abs(values[:, :1]))
+        left -= int(used)
+        if not jnp.any(missed) or left <= 0:
+            complete = done & ~jnp.any(missed, axis=1)
+            return values, vectors, jnp.where(complete[:, None], residuals, jnp.inf)
         pairs = _largest(pairs, tuple(jnp.where(_rows(missed, part), part, 0) for part in rest), k)
-    return pairs
 
 
 def _rows(mask, like):
@@ -79,12 +81,12 @@ def _largest(pairs, more, k: int):
     return values, jnp.take_along_axis(vectors, order[:, :, None], axis=1), residuals
 
 
-@functools.partial(jax.jit, static_argnames=("start", "k", "tol", "most_products"))
-def _lanczos(w, v, out, numbers, taken, least, size, start: int, k: int, tol: float, most_products: int):
-    """One run of `krylov_eigenpairs`, from one random start.
+@functools.partial(jax.jit, static_argnames=("k", "tol", "again"))
+def _lanczos(w, v, out, numbers, taken, least, size, start, most_products, *, k: int, tol: float, again: bool):
+    """One run of `krylov_eigenpairs`, from the random start of this number: pairs, which outputs are done, products.
 
-    `taken`, orthonormal rows (outputs, m, d) or 0, are taken out of A. A pair that is certain to be smaller than
-    `least` (outputs,) need not converge; `size` (outputs,) is what `tol` is relative to where it is more than |θ₁|.
+    Where it runs `again`, `taken`, orthonormal rows (outputs, m, d), are taken out of A. A pair that is certain to be
+    smaller than `least` (outputs,) need not converge; `tol` is relative to `size` (outputs,) where that is above |θ₁|.
     """
     d, capacity = len(w), capacity_for(k, len(w))
     outputs, dtype = len(numbers), w.dtype
@@ -94,7 +96,7 @@ def _lanczos(w, v, out, numbers, taken, least, size, start: int, k: int, tol: fl
         return x - jnp.einsum("obm,omd->obd", jnp.einsum("obd,omd->obm", x, taken), taken)
 
     def multiply(x):
-        return without(product(x)) if start else product(x)
+        return without(product(x)) if again else product(x)
 
     def key(number):
         return jax.random.fold_in(jax.random.key(start), number)
@@ -104,7 +106,7 @@ def _lanczos(w, v, out, numbers, taken, least, size, start: int, k: int, tol: fl
         basis=jnp.zeros((outputs, capacity, d), dtype),
         images=jnp.zeros((outputs, capacity, d), dtype),
         projected=jnp.zeros((outputs, capacity, capacity), dtype),
-        block=_orthonormal(without(_orthonormal(without(first))) if start else first),
+        block=_orthonormal(without(_orthonormal(without(first))) if again else first),
         size=jnp.zeros((), jnp.int32),
         products=jnp.zeros((), jnp.int32),
         values=jnp.zeros((outputs, k), dtype),
@@ -126,7 +128,7 @@ def _lanczos(w, v, out, numbers, taken, least, size, start: int, k: int, tol: fl
 
     with jax.default_matmul_precision("highest"):
         state = jax.lax.while_loop(unfinished, cycle, state)
-    return state.values, state.vectors, state.residuals
+    return (state.values, state.vectors, state.residuals), done(state), state.products
 
 
 def _multiply(w, v, rows, x):

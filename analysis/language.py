@@ -23,6 +23,7 @@ from sqs_jax.analysis.calibration import (
 from sqs_jax.analysis.eigen import Eigenpairs, top_eigenpairs
 from sqs_jax.analysis.fidelity import fidelity, r_squared
 from sqs_jax.analysis.interaction import GLUWeights
+from sqs_jax.gates import static_gate
 from sqs_jax.transformer import Transformer, check_tokens, rms_norm
 
 METHODS: tuple[Method, ...] = ("identity", "bussgang", "output", "joint")
@@ -191,14 +192,16 @@ def _nats(graph, params, forms_of, tokens, targets):
 def direction_r2(weights: GLUWeights, x: np.ndarray, gate: Any, *, calibration: Calibration) -> np.ndarray:
     """R² (outputs,) of what a GLU says along each direction of `weights.out`, over inputs x̂ (n, d)."""
     read = calibrated(weights, calibration)
-    parts = [_both(weights, read, jnp.asarray(x[i : i + 2048]), gate) for i in range(0, len(x), 2048)]
+    sigma = static_gate(gate)
+    parts = [_both(weights, read, jnp.asarray(x[i : i + 2048]), sigma) for i in range(0, len(x), 2048)]
     y, form = (np.concatenate([np.asarray(part[i], np.float64) for part in parts]) for i in range(2))
     return r_squared(y, (y - form) - (y - form).mean(0), axis=0)
 
 
 @functools.partial(jax.jit, static_argnames="gate")
 def _both(weights, read, x, gate):
-    return network_logits(weights, x, gate), forms(read, x)
+    with jax.default_matmul_precision("highest"):
+        return network_logits(weights, x, gate), forms(read, x)
 
 
 def liked_tokens(vectors: np.ndarray, model: Transformer, count: int = 6) -> np.ndarray:

@@ -30,7 +30,7 @@ from sqs_jax.files import write
 from sqs_jax.train.config import InputError, TextConfig
 from sqs_jax.train.language import load_language, read_facts
 from sqs_jax.train.records import Summary, Together, check_record, read_record, read_rows
-from sqs_jax.train.run_folder import RunFolder, provenance, read_config
+from sqs_jax.train.run_folder import RunFolder, alone, provenance, read_config
 from sqs_jax.train.text import END, Stream, Text, count_windows, load_text, token_bytes, windows
 from sqs_jax.transformer import Transformer
 
@@ -91,8 +91,9 @@ def report_language(
         folder.summary: (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode(),
         folder.report: page.render(content, texts).encode(),
     }
-    for path, data in files.items():
-        write(path, data)
+    with alone(folder.path):
+        for path, data in files.items():
+            write(path, data)
     return folder.report
 
 

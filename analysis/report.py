@@ -28,7 +28,8 @@ from sqs_jax.analysis.study import (
 )
 from sqs_jax.files import appearing, visible, write
 from sqs_jax.messages import quoted
-from sqs_jax.train.run_folder import RunFolder, provenance
+from sqs_jax.train.records import Summary, read_record
+from sqs_jax.train.run_folder import RunFolder, alone, provenance
 from sqs_jax.train.step import scale_pixels
 
 _GALLERY = 3
@@ -65,6 +66,8 @@ def report(
     weights, gate = layer_weights(model), model.layers[-1].sigma
     count = len(run.data.classes)
     asked, outputs = outputs, _checked_outputs(outputs, count)
+    if len(outputs) < 2:
+        raise ValueError(f"`outputs` is {outputs}: 2 classes or more are needed, for figures that are of their softmax")
     samples = layer_samples(run)
     part = outputs if len(outputs) < count else None
     figures, pairs, calibrations = study(weights, gate, samples, method=method, outputs=part)
@@ -85,21 +88,24 @@ def report(
         "masks": leading_masks(pairs, inputs).astype(np.float32),
     }
     arrays |= {f"gain_{name}": gain for name, gain in gains.items()}
-    summary = run.summary | {"analysis": figures | {"provenance": provenance()}}
-    if comparison:
-        summary["comparison"] = comparison
     command = ["python", "-m", "analysis", "report", str(run_dir), *([] if method == "joint" else ["--method", method])]
     command += ["--against", *comparison["runs"]["b"]] if comparison else []
     command += ["--outputs", *map(str, asked)] if asked else []
 
-    # All is made before the first file is written.
     classes = [run.data.classes[output] for output in outputs]
-    files = {folder.spectrum: _npz(arrays | {"outputs": np.array(outputs)})} | _pictures(run, pairs, method, classes)
-    files[folder.summary] = (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode()
-    content, texts = _content(run, summary, arrays, images, classes)
-    files[folder.report] = page.render(content, texts | {"command": shlex.join(command)}).encode()
-    for path, data in files.items():
-        write(path, data)
+    with alone(run.path):
+        summary = read_record(folder.summary, Summary) | {"analysis": figures | {"provenance": provenance()}}
+        if comparison:
+            summary["comparison"] = comparison
+        # All is made before the first file is written.
+        files = {folder.spectrum: _npz(arrays | {"outputs": np.array(outputs)})} | _pictures(
+            run, pairs, method, classes
+        )
+        files[folder.summary] = (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode()
+        content, texts = _content(run, summary, arrays, images, classes)
+        files[folder.report] = page.render(content, texts | {"command": shlex.join(command)}).encode()
+        for path, data in files.items():
+            write(path, data)
     return folder.report
 
 

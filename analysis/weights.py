@@ -54,7 +54,7 @@ def read_weights(path: str | os.PathLike[str], names: dict[str, str], *, transpo
     torch = [name for part, name in names.items() if name.endswith(".weight") and arrays[part].ndim == 2]
     if torch and not transpose:
         message = f"{torch[0]} has a name as PyTorch's: its matrices stand as (outputs, inputs), and need `transpose`"
-        warnings.warn(one_line(message), stacklevel=2)
+        warnings.warn(one_line(message), stacklevel=3)  # over `extra`, too
     found = {part: _plain(array, transpose) for part, array in arrays.items()}
     if _FUSED in found:
         found |= _halves(found.pop(_FUSED), path, names[_FUSED])
@@ -85,23 +85,22 @@ def _halves(both, path: Path, name: str) -> dict[str, jnp.ndarray]:
 def _read_arrays(path: Path, names: dict[str, str]) -> dict[str, np.ndarray]:
     """The named arrays, and no others: the file may be a language model's."""
     files = _files(path)
-    found = {}
-    for file, index in files.items():
-        with _told(file), _opened(file) as opened:
-            known = set(opened.keys())
-            for part, name in names.items():
-                if name in known and (index is None or name in index):
-                    found[part] = _array(file, opened, name, part, known)
+    known, found = set().union(*files.values()), {}
+    for file, own in files.items():
+        parts = {part: name for part, name in names.items() if name in own}
+        if parts:
+            with _told(file), _opened(file) as opened:
+                found |= {part: _array(file, opened, name, part, known) for part, name in parts.items()}
     for part, name in names.items():
         if part not in found:
-            has = sorted({name for file in files for name in _names(file)})
+            has = sorted(known)
             shown = ", ".join(cut(name, 60) for name in has[:20]) + (", …" if len(has) > 20 else "")
             raise ValueError(one_line(f"{path} has no array {quoted(name)} for `{part}`: it has {shown}"))
     return found
 
 
-def _files(path: Path) -> dict[Path, set[str] | None]:
-    """The files that hold arrays, each with the names that are to be read from it; None for all."""
+def _files(path: Path) -> dict[Path, set[str]]:
+    """The files that hold arrays, each with their names."""
     if path.is_dir():
         index = sorted(path.glob(f"*{_INDEX}"))
         if index:
@@ -109,32 +108,30 @@ def _files(path: Path) -> dict[Path, set[str] | None]:
         shards = sorted(path.glob("*.safetensors"))
         if not shards:
             raise ValueError(f"{path}: it has no .safetensors file")
-        return dict.fromkeys(shards)
+        return {shard: _names(shard) for shard in shards}
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     if path.name.endswith(_INDEX):
         return _indexed(path)
     if path.suffix not in (".npz", ".safetensors"):
         raise ValueError(f"{path}: a .safetensors or .npz file, or a folder of the first, is needed")
-    return {path: None}
+    return {path: _names(path)}
 
 
-def _indexed(path: Path) -> dict[Path, set[str] | None]:
+def _indexed(path: Path) -> dict[Path, set[str]]:
     from sqs_jax.train.records import ShardIndex, read_record
 
-    files: dict[Path, set[str] | None] = {}
+    files: dict[Path, set[str]] = {}
     for name, file in read_record(path, ShardIndex)["weight_map"].items():
         if Path(file).name != file or not file.endswith(".safetensors"):
             raise ValueError(f"{path} names the shard {quoted(file)}: a .safetensors file beside it is needed")
-        names = files.setdefault(path.parent / file, set())
-        assert names is not None
-        names.add(name)
+        files.setdefault(path.parent / file, set()).add(name)
     return files
 
 
-def _names(path: Path) -> list[str]:
+def _names(path: Path) -> set[str]:
     with _told(path), _opened(path) as opened:
-        return list(opened.keys())
+        return set(opened.keys())
 
 
 def _array(path: Path, opened: Any, name: str, part: str, known: set[str]) -> np.ndarray:

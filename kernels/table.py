@@ -67,7 +67,6 @@ def write(kind: str, measurements: list[Measurement], versions: dict[str, str]) 
     rows = old | _by_class(measurements)
     content = {"device": kind, "versions": versions, "entries": [dataclasses.asdict(row) for row in rows.values()]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     files.write(path, json.dumps(content, indent=1) + "\n")
     _read.cache_clear()
     return path

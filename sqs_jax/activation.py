@@ -16,6 +16,7 @@ from sqs_jax.kernels.xla import arithmetic_dtype
 
 # Powers up to this one are products.
 _LARGEST_WHOLE = 2**10
+_ONE = 1.0
 
 
 def sqs(
@@ -197,12 +198,16 @@ def _slope_in_lam(x, c, lam, p):
     r, value = jnp.abs(x), _value(x, c, lam, p)
     far = (r >= _root_of_largest(r, p)) | _beyond(_shrink(r, lam, p))
     near = jnp.where(far, 1, r)
-    plain = value * _over_decay(_power(near, p), near, lam, p)
-    if p > 1:  # a value that is large, times a power that would be 0
-        half = _power(near, p / 2)
-        plain = jnp.where(_power(near, p) < jnp.finfo(x.dtype).tiny, value * half * half, plain)
-    distant = value * jnp.where(lam == 0, jnp.inf, _share(r, lam, p) / jnp.where(lam == 0, 1, lam))
-    return -jnp.where(far & (value != 0), distant, jnp.where(far, 0, plain))
+    # Below 1 the power may be too small for a number, above 1 the value times it too large.
+    part = near if p == 1 else _power(near, p / 2)
+    below = value * part * (1 if p == 1 else part) * _over_decay(1, near, lam, p)
+    plain = jnp.where(near < 1, below, value * _over_decay(_power(near, p), near, lam, p))
+    # Far out it is value·(1 - q) / λ, where the value may be too small for a number that over λ is one.
+    unit = jnp.where((lam > 0) & (lam < 1), lam, 1)
+    finite = jnp.where(r == jnp.inf, 1, r)
+    over = jnp.where(r == jnp.inf, value / unit, jnp.sign(x) * _over_decay(finite - c, finite, lam, p, unit))
+    distant = jnp.where(lam > 0, over * _share(r, lam, p) * (unit / jnp.where(lam > 0, lam, 1)), value * jnp.inf)
+    return -jnp.where(far, jnp.where((lam == 0) & (value == 0), 0, distant), plain)
 
 
 def _unless_0(lam, at_0: float, otherwise: float):
@@ -212,13 +217,17 @@ def _unless_0(lam, at_0: float, otherwise: float):
     return jnp.where(lam == 0, at_0, otherwise)
 
 
-def _over_decay(number, r, lam, p):
-    """number / (1 + λr^p) for finite r, also where λr^p overflows: it is then scaled by the smallest normal number."""
+def _over_decay(number, r, lam, p, unit: Any = _ONE):
+    """number / (1 + λr^p), over `unit` ≤ 1, for finite r; also where λr^p overflows: by the smallest normal number."""
     t, tiny = _shrink(r, lam, p), float(jnp.finfo(r.dtype).tiny)
     far, root = _beyond(t), _root_of_largest(r, p)
     scaled = jnp.where(far, jnp.minimum(_scaled(r, lam, p, tiny), root), 1)
-    distant = jnp.where(scaled < root, number / _power(scaled, p) * tiny, 0)
-    return jnp.where(far, distant, number * (1 / (1 + jnp.where(far, 0, t))))
+    beyond = 0
+    if unit is not _ONE:  # over a small unit, even larger λr^p leave a number
+        smaller = jnp.where(far, jnp.minimum(_scaled(r, lam, p, tiny) * unit ** (1 / p), root), 1)
+        beyond = jnp.where(smaller < root, number / _power(smaller, p) * tiny, 0)
+    distant = jnp.where(scaled < root, number / _power(scaled, p) * (tiny / unit), beyond)
+    return jnp.where(far, distant, number * (1 / (1 + jnp.where(far, 0, t))) / unit)
 
 
 def _share(r, lam, p):

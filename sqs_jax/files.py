@@ -23,6 +23,8 @@ def write(path: Path, content: str | bytes) -> None:
     with _partial(path) as partial:
         with partial.open("xb") as file:  # exclusive: a link is never followed
             file.write(data)
+        if path.is_file() and not path.is_symlink():
+            shutil.copymode(path, partial)
         partial.replace(path)
 
 
@@ -35,6 +37,8 @@ def appearing(path: Path) -> Iterator[Path]:
     with _partial(path) as partial:
         partial.mkdir()
         yield partial
+        if path.exists():  # an empty folder would be replaced
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         partial.rename(path)
 
 
@@ -53,7 +57,7 @@ def clean(folder: Path, name: str = "") -> None:
     """
     with contextlib.suppress(FileNotFoundError):
         for path in list(folder.iterdir()):
-            if _PARTIAL.fullmatch(path.name) and (not name or path.name.startswith(f".{name}.")):
+            if _PARTIAL.fullmatch(path.name) and (not name or path.name.startswith(f".{name[:100]}.")):
                 _delete(path)
 
 
@@ -92,14 +96,16 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
 @contextlib.contextmanager
 def _partial(path: Path) -> Iterator[Path]:
     """A place of our own naming beside `path`; what is still there at the end is removed."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.partial")
     _open.add(partial)
     try:
         yield partial
     except OSError as error:
         if error.errno == errno.ENOTEMPTY:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+        if error.filename is not None and not str(error.filename).startswith(str(partial)):
+            raise  # of another file
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from None
     finally:
         _delete(partial)
         _open.discard(partial)

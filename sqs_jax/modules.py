@@ -84,7 +84,7 @@ class GLU(nnx.Module):
         if not (self.learnable and isinstance(self.gate, SQS)):
             return self.gate
         c, lam, p = jax.nn.softplus(self.c_raw[...]), jax.nn.softplus(self.lam_raw[...]), self.gate.p
-        if isinstance(c, Tracer) or isinstance(lam, Tracer):
+        if isinstance(c, Tracer) or isinstance(lam, Tracer) or not (jnp.isfinite(c) and jnp.isfinite(lam)):
             return functools.partial(sqs, c=c, lam=lam, p=p)
         return SQS(float(c), float(lam), p)
 

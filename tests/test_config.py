@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from sqs_jax.train import PRESETS, ImageConfig, InputError, TextConfig, preset, train
@@ -118,3 +119,12 @@ def test_flags_of_text_and_of_images():
         parse(["mnist", "--heads", "2"])
     with pytest.raises(InputError, match="--residual"):
         parse(["stories", "--residual"])
+
+
+def test_numpys_numbers_are_numbers():
+    config = dataclasses.replace(PRESETS["mnist"], c=np.float32(0.25), lam=np.float64(0.5))
+    check(config)
+    assert json.loads(to_json(config))["c"] == 0.25
+    for name, value in (("seed", True), ("lr", "3"), ("bias", 1), ("c", None)):
+        with pytest.raises(InputError, match=f"`{name}` is"):
+            check(dataclasses.replace(PRESETS["mnist"], **{name: value}))

@@ -368,3 +368,14 @@ def test_damaged_files_of_a_language_model_are_told(file, content, language_run,
         content = (copy / file).read_text().replace('"!":', '"☃":')
     (copy / file).write_text(content)
     assert file in one_line_of(["sample", str(copy)], capsys)
+
+
+@pytest.mark.parametrize("error", [MemoryError("full"), OSError(24, "Too many open files"), PermissionError(13, "no")])
+def test_what_may_be_over_the_next_time_is_no_damage(error, unfinished, monkeypatch):
+    def failing(*_, **__):
+        raise error
+
+    monkeypatch.setattr("orbax.checkpoint.StandardCheckpointHandler.restore", failing)
+    with pytest.raises((MemoryError, OSError)):
+        train(CONFIG, unfinished, resume=True, report=quiet)
+    assert {path.name for path in (unfinished / "checkpoints").iterdir()} == {"1", "2"}

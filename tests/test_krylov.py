@@ -210,3 +210,14 @@ def test_outputs_that_have_converged_stay_as_they_are():
     for array in (found.values, found.vectors, found.residuals):
         np.testing.assert_array_equal(array[0], 7)
         assert np.all(np.asarray(array[1]) != 7)
+
+
+def test_pairs_whose_rest_was_not_looked_through_do_not_count_as_found():
+    rng = np.random.default_rng(0)
+    q = np.linalg.qr(rng.normal(size=(256, 256)))[0]
+    values = np.concatenate([np.full(60, 2.0), np.full(196, 1.9)])  # flat: 60 copies, four a start
+    weights = GLUWeights(*(jnp.asarray(part, jnp.float32) for part in (q, q, values[:, None])))
+    pairs = top_eigenpairs(weights, 20)
+    np.testing.assert_allclose(pairs.values[0], 2, rtol=1e-4)  # by the dense solver, if not by Krylov
+    found = krylov.krylov_eigenpairs(weights.w, weights.v, weights.out, jnp.arange(1), 20, 1e-4, 48)
+    assert np.all(np.isinf(found[2])) or np.allclose(found[0], 2, rtol=1e-3)

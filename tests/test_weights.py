@@ -139,3 +139,13 @@ def test_the_parts_that_are_needed_are_named():
     for names, message in (({"w": "a"}, "lacks 'v'"), ({"v": "a"}, "lacks 'w'"), ({"x": "a"}, "`names` has 'x'")):
         with pytest.raises(ValueError, match=message):
             read_weights("a.npz", names)
+
+
+def test_scales_in_another_shard_are_seen_and_shards_that_are_not_needed_may_be_missing(tmp_path):
+    small = ml_dtypes.float8_e4m3fn
+    write_raw(tmp_path / "m-1.safetensors", {"a.weight": ("F8_E4M3", W.astype(small)), "b": ("F32", V)})
+    index = {"a.weight": "m-1.safetensors", "b": "m-1.safetensors", "a.weight_scale_inv": "m-2.safetensors"}
+    (tmp_path / "m.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    with pytest.raises(ValueError, match="has to be applied"):
+        read_weights(tmp_path, {"w": "a.weight", "v": "b"}, transpose=True)
+    assert read_weights(tmp_path, {"w": "b", "v": "b"}).w.shape == (6, 4)

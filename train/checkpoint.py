@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ import orbax.checkpoint as ocp
 from sqs_jax import files
 from sqs_jax.messages import first_line, quoted
 from sqs_jax.train.config import InputError
-from sqs_jax.train.records import Row, read_record
+from sqs_jax.train.records import Row, UnreadableError, read_record
 from sqs_jax.train.run_folder import number_flags
 from sqs_jax.train.step import Parameters, TrainState
 
@@ -116,9 +117,7 @@ class Checkpoints:
                     raise
                 print(f"passed over: {error}", flush=True)
                 damaged = path.with_name(f"{number}.damaged")
-                if damaged.exists():
-                    files.remove(damaged)
-                path.rename(damaged)
+                path.rename(damaged if not damaged.exists() else f"{damaged}.{secrets.token_hex(4)}")
                 del self._losses[number]
         return state, Progress()
 
@@ -204,6 +203,8 @@ class _Record(TypedDict):
 def _progress(path: Path) -> _Record:
     try:
         return read_record(path / _PROGRESS, _Record)
+    except UnreadableError:
+        raise
     except InputError as error:
         raise DamagedError(str(error)) from None
 
@@ -230,11 +231,19 @@ def _reader() -> ocp.Checkpointer:
 
 @contextlib.contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Whatever Orbax and the libraries below it raise for files that are damaged or missing, as a DamagedError."""
+    """Whatever Orbax and the libraries below it raise for files that are damaged or missing, as a DamagedError.
+
+    What may be over the next time is raised as it is: no memory, no right to read, no more open files.
+    """
     try:
         with _closed_loops():
             yield
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
     except Exception as error:
+        number = error.errno if isinstance(error, OSError) else _error_number(error)
+        if number not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+            raise OSError(number, os.strerror(number), str(path)) from None
         raise DamagedError(f"{path} is damaged: {first_line(error)}") from None
 
 
@@ -258,6 +267,12 @@ def _closed_loops() -> Iterator[None]:
     sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
 
 
+def _error_number(error: Exception) -> int | None:
+    """The system's number of an error, which the library below Orbax writes into the text of a ValueError."""
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(found[1]) if found else None
+
+
 def _write_arrays(path: Path, tree: Any) -> None:
     try:
         with _closed_loops(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
@@ -265,9 +280,8 @@ def _write_arrays(path: Path, tree: Any) -> None:
     except OSError:
         raise
     except Exception as error:  # as the libraries below Orbax tell of a quota
-        number = re.search(r"os_error_code='(\d+)'", str(error))
-        reason = os.strerror(int(number[1])) if number else first_line(error)
-        raise OSError(int(number[1]) if number else errno.EIO, reason, str(path)) from None
+        number = _error_number(error)
+        raise OSError(number or errno.EIO, os.strerror(number) if number else first_line(error), str(path)) from None
 
 
 def check_architecture(found: Any, wanted: Parameters, checkpoint: Any) -> None:

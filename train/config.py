@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import numbers
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -291,7 +292,8 @@ def _check_field(name: str, value: Any, kind: Any) -> None:
     else:
         plain, *within = (get_args(kind)[0], *choices[1:]) if get_origin(kind) is Annotated else (kind,)
         within = [part for part in within if isinstance(part, Range)]
-        fits = type(value) is plain or (plain is float and type(value) is int)
+        kinds = {float: numbers.Real, int: int}.get(plain, plain)
+        fits = isinstance(value, kinds) and (plain is bool) == isinstance(value, bool)
         fits = fits and all(value in part for part in within)
         needed = " ".join([_KINDS[plain], *map(str, within)])
     if not fits:
@@ -326,7 +328,7 @@ def located(config: Any) -> Any:
 
 def to_json(config: TrainConfig) -> str:
     """The configuration as the text of a `config.json`."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    return json.dumps(dataclasses.asdict(config), indent=2, default=float) + "\n"  # NumPy's numbers are numbers
 
 
 def from_json(path: Path) -> Any:

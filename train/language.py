@@ -90,7 +90,7 @@ def load_language(run_dir: Path, number: int | None = None) -> tuple[Transformer
     vocab = tokenizer.get_vocab_size()
     if "embedding" in params and len(params["embedding"]) != vocab:
         raise InputError(f"{run.tokenizer} has {vocab} tokens, and the checkpoint {len(params['embedding'])}")
-    if read_facts(run)["tokenizer"] != _fingerprint(tokenizer):
+    if read_facts(run).get("tokenizer", _fingerprint(tokenizer)) != _fingerprint(tokenizer):
         raise InputError(f"{run.tokenizer} is not the tokenizer that {run.text} says the run was trained with")
     model = make_model(config, vocab)
     check_architecture(params, parameters(model), run.checkpoints)

@@ -68,7 +68,7 @@ class Facts(TypedDict):
 
     sha256: str
     vocab: int
-    tokenizer: str
+    tokenizer: NotRequired[str]
     train: Stories
     validation: Stories
     test: Stories
@@ -94,6 +94,10 @@ class SweepRecord(TypedDict):
     base: dict[str, Any]
     axes: dict[str, list[bool | int | float | str]]
     share_noise: bool
+
+
+class UnreadableError(InputError):
+    """A file that is there and cannot be read: it may be whole."""
 
 
 def read_record(path: Path, shape: type[Shape]) -> Shape:
@@ -122,8 +126,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except OSError as error:
+        raise UnreadableError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:  # a NUL in its name
         raise InputError(f"cannot read {path}: {error}") from None
 
