@@ -19,6 +19,7 @@ from sqs_jax.analysis.interaction import (
     at_least_float32,
     branches,
     check_weights,
+    exponent,
     homogeneous,
     input_size,
     scaled,
@@ -32,6 +33,7 @@ Method = Literal["auto", "dense", "krylov"]
 MEMORY = 2**30
 # Below this size a matrix is decomposed whole sooner than Krylov finds its largest pairs.
 _LEAST_FOR_KRYLOV = 200
+_MODERATE = 8  # powers of two
 
 
 class NotConvergedError(ArithmeticError):
@@ -240,7 +242,9 @@ def top_eigenpairs(
 
 
 def _krylov(weights, gain, k, tol, basis, memory, most_products) -> Eigenpairs:
-    weights, exponents = scaled(with_gain(weights, gain))
+    weights, exponents = with_gain(weights, gain), None
+    if not _is_moderate(weights):  # else no copy is made
+        weights, exponents = scaled(weights)
     # Not under jit, whose results are copies: w and v may be most of the memory.
     with jax.default_matmul_precision("highest"):
         w, v = branches(weights, basis)
@@ -258,7 +262,17 @@ def _krylov(weights, gain, k, tol, basis, memory, most_products) -> Eigenpairs:
     ]
     joined = found[0] if chunks == 1 else tuple(jnp.concatenate(parts) for parts in zip(*found, strict=True))
     values, vectors, residuals = (array[:outputs] for array in joined)
-    return _unscaled(Eigenpairs(values, _turned(vectors), residuals), exponents)
+    pairs = Eigenpairs(values, _turned(vectors), residuals)
+    return pairs if exponents is None else _unscaled(pairs, exponents)
+
+
+@jax.jit
+def _is_moderate(weights: GLUWeights) -> jax.Array:
+    """Whether entries are so near to 1 in size that neither forms nor their squares leave the range of float32."""
+    w, v, out = exponent(weights.w, weights.w_bias), exponent(weights.v, weights.v_bias), exponent(weights.out, axis=0)
+    embed = jnp.zeros_like(w) if weights.embed is None else exponent(weights.embed)
+    sizes = jnp.concatenate([jnp.stack([w, v, embed]), out])
+    return jnp.all(jnp.abs(sizes) <= _MODERATE)
 
 
 def _unscaled(pairs: Eigenpairs, exponents: jax.Array) -> Eigenpairs:

@@ -116,7 +116,7 @@ def _lanczos(w, v, out, numbers, taken, least, size, start, most_products, *, k:
 
     def done(state):
         converged = state.residuals <= tol * jnp.maximum(jnp.abs(state.values[:, :1]), size[:, None])
-        small = jnp.abs(state.values) + 2 * state.residuals < least[:, None]
+        small = jnp.abs(state.values) + state.residuals < least[:, None]
         return small[:, 0] | jnp.all(converged | small, axis=1)
 
     def unfinished(state):
