@@ -106,6 +106,15 @@ def test_an_eigenvector_has_no_derivative_where_eigenvalues_coincide(float64):
     np.testing.assert_allclose(total, [[0], [1], [1], [0], [0]], atol=1e-9)
 
 
+def test_an_eigenvector_of_0_has_no_derivative_beside_a_null_space(float64):
+    weights = layer(12, 2, 1)
+    weights = weights._replace(v=weights.v.at[:, 0].set(weights.w[:, 0]))  # of rank 3: the fourth eigenvalue is 0
+    step = jax.tree.map(jnp.ones_like, weights)
+    pairs, change = jax.jvp(lambda weights: spectrum(weights, count=4), (weights,), (step,))
+    assert abs(pairs.values[0, 3]) < 1e-9 * abs(pairs.values[0, 0])
+    assert np.isnan(change.vectors[0]).all(axis=1).tolist() == [False, False, False, True]
+
+
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.int32, jnp.complex64])
 def test_what_is_no_real_number_is_refused(dtype):
     arrays = [jnp.ones(shape, dtype) for shape in ((4, 3), (4, 3), (3, 2))]
