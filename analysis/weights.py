@@ -165,13 +165,11 @@ def _told(path: Path) -> Iterator[None]:
     """What the readers of files raise, each errors of its own, as a ValueError that names the file."""
     try:
         yield
-    except ValueError as error:
-        if str(error).startswith(str(path)):
-            raise
-        raise ValueError(f"{path} cannot be read: {first_line(error)}") from None
     except ModuleNotFoundError:
         raise
     except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(str(path)):
+            raise  # ours
         raise ValueError(f"{path} cannot be read: {first_line(error)}") from None
 
 

@@ -9,17 +9,17 @@ def one_line(text: object, most: int = _MOST) -> str:
     >>> one_line("no array 'a\\x1b[2J'\\nin the file")
     "no array 'a\\\\x1b[2J' in the file"
     """
-    found = cut(str(text), most)
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in " ".join(found.split("\n"))
-    )
+    return _spelled(cut(str(text), most).replace("\n", " "))
 
 
 def shown(text: str) -> str:
     """Text of several lines as a terminal may show it: control characters spelled out but for newline and tab."""
+    return _spelled(text, kept="\n\t")
+
+
+def _spelled(text: str, kept: str = "") -> str:
     return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
+        letter if letter.isprintable() or letter in kept else letter.encode("unicode_escape").decode()
         for letter in text
     )
 
