@@ -18,13 +18,13 @@ from sqs_jax.analysis.eigen import (
 )
 from sqs_jax.analysis.fidelity import Fidelity, ablation, deep_fidelity, fidelity, truncation
 from sqs_jax.analysis.interaction import GLUWeights, interaction_matrices
-from sqs_jax.analysis.load import layer_weights, load_weights
+from sqs_jax.analysis.runs.load import layer_weights, load_weights
 from sqs_jax.analysis.similarity import compare
 from sqs_jax.analysis.weights import read_weights
 
 if TYPE_CHECKING:
     from sqs_jax.analysis.language import mlp_weights
-    from sqs_jax.train.language import load_language
+    from sqs_jax.train.text.language_model import load_language
 
 __all__ = [
     "Calibration",
@@ -64,6 +64,6 @@ def __getattr__(name):
         from sqs_jax.start import extra
 
         with extra():
-            from sqs_jax.train.language import load_language
+            from sqs_jax.train.text.language_model import load_language
         return load_language
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

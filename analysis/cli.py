@@ -13,9 +13,9 @@ import tyro
 from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import NotConvergedError
 from sqs_jax.messages import one_line
+from sqs_jax.train.cli.terminal import one_line_errors, program, read
 from sqs_jax.train.config import InputError, TextConfig
 from sqs_jax.train.run_folder import RunFolder, SweepFolder, read_config
-from sqs_jax.train.terminal import one_line_errors, program, read
 
 _DESCRIPTION = """Read the weights of gated linear units.
 
@@ -110,14 +110,14 @@ def _groups(args: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _report(command: Report) -> None:
-    from sqs_jax.analysis.comparison import compare_runs
-    from sqs_jax.analysis.report import report
+    from sqs_jax.analysis.report.image_page import report
+    from sqs_jax.analysis.runs.compare import compare_runs
 
     if named := [name for name in (*_NAMES, *_OF_WEIGHTS) if getattr(command, name)]:
         raise InputError(f"--{named[0].replace('_', '-')} belongs to --weights FILE: a run has its own")
     assert command.run
     if SweepFolder(command.run).grid.is_file():
-        from sqs_jax.analysis.sweep_report import write_sweep_report
+        from sqs_jax.analysis.report.sweep_page import write_sweep_report
 
         if command.method or command.against or command.outputs:
             raise InputError("a sweep is shown by its table alone: no --method, no --against, no --outputs")
@@ -126,7 +126,7 @@ def _report(command: Report) -> None:
     if isinstance(read_config(RunFolder(command.run)), TextConfig):
         if command.outputs:
             raise InputError("--outputs belongs to a run on images, or to --weights: tokens are looked up on the page")
-        from sqs_jax.analysis.language_report import report_language
+        from sqs_jax.analysis.report.language_page import report_language
 
         found = report_language(
             command.run, data_dir=command.data_dir, method=command.method or "joint", against=command.against
@@ -146,7 +146,7 @@ _NAMES = ("gate_up", "w", "v", "out", "embed", "w_bias", "v_bias")
 
 
 def _report_weights(command: Report, line: str) -> None:
-    from sqs_jax.analysis.report import report_weights
+    from sqs_jax.analysis.report.image_page import report_weights
     from sqs_jax.analysis.weights import read_weights
 
     assert command.weights
@@ -168,7 +168,7 @@ def _report_weights(command: Report, line: str) -> None:
 
 
 def _compare(command: Compare, others: list[Path]) -> None:
-    from sqs_jax.analysis.comparison import compare_runs, free_places, table, write_comparison
+    from sqs_jax.analysis.runs.compare import compare_runs, free_places, table, write_comparison
 
     if not others:
         raise InputError("a second group is needed after `--`: compare runs/a… -- runs/b…")

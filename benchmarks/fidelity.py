@@ -14,11 +14,11 @@ from pathlib import Path
 import tyro
 
 from sqs_jax.analysis.calibration import calibrate
-from sqs_jax.analysis.comparison import cell, compare_runs
 from sqs_jax.analysis.fidelity import fidelity
-from sqs_jax.analysis.load import layer_weights, load_run
-from sqs_jax.analysis.report import layer_samples
-from sqs_jax.analysis.study import CALIBRATION_SAMPLES, METHODS, drawn
+from sqs_jax.analysis.report.image_page import layer_samples
+from sqs_jax.analysis.runs.compare import cell, compare_runs
+from sqs_jax.analysis.runs.load import layer_weights, load_run
+from sqs_jax.analysis.runs.study import CALIBRATION_SAMPLES, METHODS, drawn
 from sqs_jax.train import PRESETS, train
 from sqs_jax.train.run_folder import described, provenance
 

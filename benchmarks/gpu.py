@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.memory import plain
 from sqs_jax import GATES, gated, gated_linear, kernels, sqs
-from sqs_jax.kernels import table as tables
+from sqs_jax.kernels import timings
 from sqs_jax.kernels.__main__ import Parser, grid_flags
 from sqs_jax.kernels.measure import PASSES, calls_in_a_program, compile_all, milliseconds, operands, passes
 
@@ -228,7 +228,7 @@ def versions() -> dict[str, str]:
 
 def write(folder: Path, result: dict) -> None:
     """Writes the result as JSON, and its table."""
-    slug = tables.slug(result["device"])
+    slug = timings.slug(result["device"])
     data, page = folder / "benchmarks" / "results" / f"{slug}.json", folder / "docs" / "results" / f"kernels-{slug}.md"
     for path, text in ((data, json.dumps(result, indent=1) + "\n"), (page, table(result))):
         path.parent.mkdir(parents=True, exist_ok=True)

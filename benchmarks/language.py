@@ -17,7 +17,7 @@ import tyro
 
 from benchmarks.fidelity import spread
 from sqs_jax.analysis.language import METHODS
-from sqs_jax.analysis.language_report import report_language
+from sqs_jax.analysis.report.language_page import report_language
 from sqs_jax.train import PRESETS, train
 from sqs_jax.train.run_folder import described, provenance
 

@@ -166,7 +166,7 @@ _SAVE = """
 import dataclasses, json, pathlib, sys
 import numpy as np
 from sqs_jax.train import PRESETS
-from sqs_jax.train.data import load, split_validation
+from sqs_jax.train.images.dataset import load, split_validation
 name, data_path, config_path = sys.argv[1:]
 config, data = PRESETS[name], load(name)
 parts = dict(zip(("train", "validation"), split_validation(len(data.train_labels), config.validation)))
@@ -179,8 +179,8 @@ pathlib.Path(config_path).write_text(json.dumps(dataclasses.asdict(config)))
 
 def _steps(options: Options) -> int:
     from sqs_jax.train import PRESETS
-    from sqs_jax.train.data import load
-    from sqs_jax.train.images import steps_per_epoch
+    from sqs_jax.train.images.dataset import load
+    from sqs_jax.train.images.image_task import steps_per_epoch
 
     return steps_per_epoch(PRESETS[options.data], load(options.data))
 

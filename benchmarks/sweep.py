@@ -16,10 +16,10 @@ from pathlib import Path
 import tyro
 
 from sqs_jax.train import PRESETS
-from sqs_jax.train.images import load_images, place_images
-from sqs_jax.train.members import epoch_seconds
+from sqs_jax.train.images.image_task import load_images, place_images
 from sqs_jax.train.run_folder import provenance
 from sqs_jax.train.step import data_mesh, replicated
+from sqs_jax.train.sweep.together import epoch_seconds
 
 RESULTS = Path(__file__).parent / "results"
 

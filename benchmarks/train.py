@@ -200,7 +200,7 @@ def measure_torch(options: Options) -> list[float]:
 def _mnist():
     import numpy as np
 
-    from sqs_jax.train.data import load
+    from sqs_jax.train.images.dataset import load
 
     data = load("mnist")
     return np.array(data.train_images).reshape(60000, 784), np.array(data.train_labels)

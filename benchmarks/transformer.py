@@ -119,9 +119,9 @@ def measure_step(options: Options) -> list[float]:
     """The compiled step on one batch, again and again."""
     import jax
 
-    from sqs_jax.train.language import make_model, make_step
     from sqs_jax.train.optimizer import make_optimizer
     from sqs_jax.train.step import data_mesh, first_state
+    from sqs_jax.train.text.language_model import make_model, make_step
 
     config = _config(text="-")
     model, optimizer = make_model(config, VOCAB), make_optimizer(config, 1000)

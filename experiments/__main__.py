@@ -12,9 +12,9 @@ from experiments.gather import beyond_sections, paper_sections
 from experiments.section import Section, write_page
 from experiments.sweeps import Sweeps
 from experiments.tables import MEASURED, Tables
+from sqs_jax.train.cli.terminal import fail, one_line_errors, read
+from sqs_jax.train.interrupt import Stopped
 from sqs_jax.train.run_folder import described, provenance
-from sqs_jax.train.stop import Stopped
-from sqs_jax.train.terminal import fail, one_line_errors, read
 
 DOCS = Path(__file__).parent.parent / "docs"
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from experiments import figures
 from experiments.section import Section, at, column, mean, table
 from experiments.verdicts import Interval, Verdict, above, apart, difference, interval
-from sqs_jax.train.table import Row
+from sqs_jax.train.sweep.table import Row
 
 Networks = Mapping[int, Row]
 """What is read from the networks of one setting, by seed."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.readings import stamps
-from sqs_jax.analysis.comparison import compare_runs
+from sqs_jax.analysis.runs.compare import compare_runs
 from sqs_jax.files import write
 from sqs_jax.train.run_folder import SweepFolder
 

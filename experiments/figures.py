@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.section import at
 from experiments.verdicts import Interval
-from sqs_jax.train.table import Row, by_epoch
+from sqs_jax.train.sweep.table import Row, by_epoch
 
 COLORS = {"sqs": "#b2182b", "bilinear": "#0b6e99", "relu": "#7a7a7a", "gelu": "#b8640a", "silu": "#5e8c31"}
 _MORE = ("#b2182b", "#b8640a", "#0b6e99", "#5e8c31", "#7b5ea7", "#7a7a7a")

@@ -7,8 +7,8 @@ from experiments import beyond, paper
 from experiments.plan import GATES
 from experiments.section import Section, column, with_settings
 from experiments.tables import Tables
-from sqs_jax.train.grid import members
-from sqs_jax.train.table import Row
+from sqs_jax.train.sweep.grid import members
+from sqs_jax.train.sweep.table import Row
 
 _LEARNT = 0.5  # the accuracy that every network of a group has, or some did not learn
 

@@ -8,7 +8,7 @@ from experiments import figures
 from experiments.plan import GATES
 from experiments.section import Section, at, at_epoch, column, diverged, final, mean, table, with_settings
 from experiments.verdicts import Interval, Verdict, above, all_of, below, difference, interval, share, within
-from sqs_jax.train.table import Row
+from sqs_jax.train.sweep.table import Row
 
 NOISES = (1.0, 0.5)
 # The paper gives three digits, of one run; another initialisation moves the third.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sqs_jax.train import PRESETS
 from sqs_jax.train.run_folder import SweepFolder
-from sqs_jax.train.sweep import Grid, sweep
+from sqs_jax.train.sweep.run import Grid, sweep
 
 GATES = ("sqs", "bilinear", "relu", "gelu", "silu")
 

@@ -9,19 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from sqs_jax.analysis import interpret
 from sqs_jax.analysis.calibration import Calibration, Method, calibrate, calibrated
 from sqs_jax.analysis.eigen import spectrum
 from sqs_jax.analysis.fidelity import deep_fidelity
 from sqs_jax.analysis.interaction import GLUWeights
-from sqs_jax.analysis.load import Run, layer_weights, load_run
-from sqs_jax.analysis.report import layer_inputs
-from sqs_jax.analysis.study import CALIBRATION_SAMPLES, drawn, first_positive, number
+from sqs_jax.analysis.report.image_page import layer_inputs
+from sqs_jax.analysis.runs.load import Run, layer_weights, load_run
+from sqs_jax.analysis.runs.study import CALIBRATION_SAMPLES, drawn, first_positive, number
 from sqs_jax.files import write
 from sqs_jax.modules import GLU
-from sqs_jax.train.grid import members
 from sqs_jax.train.run_folder import RunFolder, SweepFolder
-from sqs_jax.train.sweep import read_grid
+from sqs_jax.train.sweep.grid import members
+from sqs_jax.train.sweep.run import read_grid
 
 METHODS: tuple[Method, ...] = ("identity", "joint")
 _PAIRS = 10
@@ -104,8 +103,8 @@ def _leading(run: Run, read: GLUWeights, test: np.ndarray) -> dict[str, float]:
     return {
         "template": own,
         "template_others": others,
-        "auc": float(np.mean(interpret.selectivity(vectors, test, np.asarray(run.data.test_labels)))),
-        "variation": float(np.mean(interpret.smoothness(images))),
+        "auc": float(np.mean(looks.selectivity(vectors, test, np.asarray(run.data.test_labels)))),
+        "variation": float(np.mean(looks.smoothness(images))),
     }
 
 
@@ -115,5 +114,5 @@ def template_matches(vectors: np.ndarray, x: np.ndarray, labels: np.ndarray) -> 
     The template of a class is its mean minus the mean of all.
     """
     classes = range(len(vectors))
-    turned = [interpret.template_correlations(np.roll(vectors, k, axis=0)[:, None], x, labels)[:, 0] for k in classes]
+    turned = [looks.template_correlations(np.roll(vectors, k, axis=0)[:, None], x, labels)[:, 0] for k in classes]
     return float(np.nanmean(turned[0])), float(np.nanmean(turned[1:]))

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from experiments.verdicts import Interval, Verdict, interval
-from sqs_jax.analysis.plots import png
+from sqs_jax.analysis.report.plots import png
 from sqs_jax.files import write
-from sqs_jax.train.table import Row
+from sqs_jax.train.sweep.table import Row
 
 
 class Section(NamedTuple):

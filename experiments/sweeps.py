@@ -14,16 +14,16 @@ from experiments.readings import read_networks, stamps
 from experiments.tables import Settings, Tables
 from sqs_jax.analysis.calibration import calibrate, calibrated
 from sqs_jax.analysis.eigen import top_eigenpairs
-from sqs_jax.analysis.load import layer_weights, load_run
-from sqs_jax.analysis.report import layer_samples
-from sqs_jax.analysis.study import CALIBRATION_SAMPLES, drawn, frechet, frechet_features
+from sqs_jax.analysis.report.image_page import layer_samples
+from sqs_jax.analysis.runs.load import layer_weights, load_run
+from sqs_jax.analysis.runs.study import CALIBRATION_SAMPLES, drawn, frechet, frechet_features
 from sqs_jax.files import write
 from sqs_jax.train.config import ImageConfig
-from sqs_jax.train.images import load_images, place_images
-from sqs_jax.train.members import epoch_seconds
+from sqs_jax.train.images.image_task import load_images, place_images
 from sqs_jax.train.run_folder import SweepFolder, described, provenance
 from sqs_jax.train.step import data_mesh, replicated
-from sqs_jax.train.table import Row
+from sqs_jax.train.sweep.table import Row
+from sqs_jax.train.sweep.together import epoch_seconds
 
 _RANKS, _ROUNDS = 10, 24
 _KEPT = ("results.csv", "readings.json", "machine.json", "seconds.json", "distances-*.json", "comparisons/*.json")

@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.plan import BEYOND, FULL, QUICK, QUICK_BEYOND
 from sqs_jax.train.run_folder import SweepFolder
-from sqs_jax.train.table import Row, read_csv
+from sqs_jax.train.sweep.table import Row, read_csv
 
 MEASURED = Path(__file__).parent / "measured"
 """Tables of the full sweeps, as the pages in docs show them."""

@@ -4,7 +4,7 @@
     tpu.py      TPU v5e, v5p, v6e: bfloat16, float32
     triton.py   NVIDIA, compute capability 8.0 to 9.0: bfloat16, float16, float32
 
-`rules` holds what the two kernel backends share with autodiff, `table` the measurements that decide, and
+`rules` holds what the two kernel backends share with autodiff, `timings` the measurements that decide, and
 `python -m sqs_jax.kernels tune` measures the device that it runs on. Importing this package imports no Pallas.
 """
 
@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from sqs_jax.kernels import table
+from sqs_jax.kernels import timings
 
 IMPLEMENTATIONS = ("xla", "pallas")
 DTYPES = {"tpu": ("bfloat16", "float32"), "triton": ("bfloat16", "float16", "float32")}
@@ -82,7 +82,7 @@ def plan(
             raise NotImplementedError(f'`implementation` is "pallas", but {reason}; "xla" does it')
         return None
     assert backend is not None  # else there was a reason
-    measured = None if exact else table.lookup(kind, op, dtype, shape, residuals, gate.name)
+    measured = None if exact else timings.lookup(kind, op, dtype, shape, residuals, gate.name)
     if implementation is None and not (measured and measured.wins and _whole(x)):
         return None
     return plan_for(backend, measured.tile if measured else None)

@@ -44,9 +44,9 @@ def _tune(options) -> None:
         raise NotImplementedError(f"{kind} is no TPU and no NVIDIA GPU of compute capability 8.0 to 9.0: it runs XLA")
     import jax
 
-    from sqs_jax.kernels import measure, table
+    from sqs_jax.kernels import measure, timings
 
-    path = table.user_path(kind)
+    path = timings.user_path(kind)
     print(f"{kind}, {options.dtype}, {options.gate}: milliseconds of XLA and of the best kernel")
     print(f"{'operation':<13}{'shape':<20}{'residuals':<11}{'pass':<10}{'XLA':>9}{'kernel':>9}{'gain':>7}  tile")
     for op, shape in measure.grid(options.rows, options.inputs):
@@ -59,7 +59,7 @@ def _tune(options) -> None:
                 what, times = f"{op:<13}{sizes:<20}{row.residuals:<11}{name:<10}", f"{xla:>9.3f}{ours:>9.3f}"
                 print(f"{what}{times}{xla / ours:>7.2f}  {tile}", flush=True)
             # Written row by row: what was measured is kept when the rest is stopped.
-            path = table.write(kind, [row], {"jax": jax.__version__})
+            path = timings.write(kind, [row], {"jax": jax.__version__})
     print(path)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from sqs_jax import kernels
 from sqs_jax.glu import gated, gated_linear
 from sqs_jax.kernels import rules
-from sqs_jax.kernels.table import Measurement
+from sqs_jax.kernels.timings import Measurement
 
 PASSES = ("forward", "training")
 

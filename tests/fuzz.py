@@ -20,18 +20,19 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from sqs_jax.analysis.load import load_run
+from sqs_jax.analysis.runs.load import load_run
 from sqs_jax.analysis.weights import read_weights
-from sqs_jax.kernels import table as tuning
-from sqs_jax.train import ImageConfig, TextConfig, data, train
+from sqs_jax.kernels import timings
+from sqs_jax.train import ImageConfig, TextConfig, train
 from sqs_jax.train.checkpoint import restore_params
 from sqs_jax.train.config import check, from_json
-from sqs_jax.train.language import load_language
+from sqs_jax.train.images import dataset
 from sqs_jax.train.records import ShardIndex, Summary, read_record, read_rows
-from sqs_jax.train.sweep import Grid, read_grid, sweep
-from sqs_jax.train.table import read_csv
-from sqs_jax.train.text import _open as open_text
-from sqs_jax.train.text import load_text, read_tokenizer
+from sqs_jax.train.sweep.run import Grid, read_grid, sweep
+from sqs_jax.train.sweep.table import read_csv
+from sqs_jax.train.text.language_model import load_language
+from sqs_jax.train.text.tokens import _open as open_text
+from sqs_jax.train.text.tokens import load_text, read_tokenizer
 
 HOSTILE = (
     b"null", b"[]", b"{}", b"true", b'""', b"-1", b"1e999", b"9" * 5000, b"[" * 3000, b'"\\ud800"', b'"\\u0000"',
@@ -92,10 +93,10 @@ def targets(folder: Path) -> dict[str, Target]:
     save_file(arrays, weights / "a.safetensors")
     (weights / "a.safetensors.index.json").write_text('{"weight_map": {"w": "a.safetensors", "v": "a.safetensors"}}')
     (weights / "text.txt").write_text("One story.\n\nTwo.\n\nThree.\n\nFour.\n")
-    shutil.copy(Path(tuning.__file__).parent / "tuning" / "nvidia-h100-80gb-hbm3.json", weights / "tuning.json")
+    shutil.copy(Path(timings.__file__).parent / "tuning" / "nvidia-h100-80gb-hbm3.json", weights / "tuning.json")
     arrays_dir = folder / "arrays"
-    data._save(
-        arrays_dir, {split: (np.zeros((2, 3, 3), np.uint8), np.zeros(2, np.int32)) for split in data.SPLITS}, ["a"]
+    dataset._save(
+        arrays_dir, {split: (np.zeros((2, 3, 3), np.uint8), np.zeros(2, np.int32)) for split in dataset.SPLITS}, ["a"]
     )
     cached = next((folder / "cache").glob("text/*/splits.json"), None)
     names = {"w": "w", "v": "v"}
@@ -114,9 +115,9 @@ def targets(folder: Path) -> dict[str, Target]:
         "index": Target(weights, "a.safetensors.index.json", lambda path: read_weights(path, names)),
         "index record": Target(weights, "a.safetensors.index.json", lambda path: read_record(path, ShardIndex)),
         "text": Target(weights, "text.txt", lambda path: _load_text(path, words)),
-        "tuning": Target(weights, "tuning.json", tuning._read.__wrapped__),
-        "classes": Target(arrays_dir, "classes.json", lambda path: data._open("x", path.parent)),
-        "array": Target(arrays_dir, "train_images.npy", lambda path: data._open("x", path.parent)),
+        "tuning": Target(weights, "tuning.json", timings._read.__wrapped__),
+        "classes": Target(arrays_dir, "classes.json", lambda path: dataset._open("x", path.parent)),
+        "array": Target(arrays_dir, "train_images.npy", lambda path: dataset._open("x", path.parent)),
     }
     last = sorted((run / "checkpoints").iterdir())[-1]
     for path in sorted(path for path in last.rglob("*") if path.is_file()):

@@ -6,7 +6,8 @@ import scipy.linalg
 from matplotlib.figure import Figure
 
 from sqs_jax import gated_linear
-from sqs_jax.analysis import GLUWeights, eigenpairs, extremes, interaction_matrices, plots, spectrum
+from sqs_jax.analysis import GLUWeights, eigenpairs, extremes, interaction_matrices, spectrum
+from sqs_jax.analysis.report import plots
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 

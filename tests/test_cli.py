@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sqs_jax.train import PRESETS, ImageConfig, InputError, data, memory
-from sqs_jax.train.cli import Places, main, parse
+from sqs_jax.train import PRESETS, ImageConfig, InputError, memory
+from sqs_jax.train.cli.train import Places, main, parse
+from sqs_jax.train.images.dataset import load
 
 
 def test_defaults_are_those_of_the_data_set():
@@ -120,7 +121,7 @@ def test_resuming_with_another_setting_is_refused(tmp_path, capsys):
 
 
 def test_a_set_larger_than_the_memory_is_refused_with_both_sizes(tmp_path, monkeypatch, capsys):
-    digits = data.load("digits")
+    digits = load("digits")
     monkeypatch.setattr(memory, "free_memory", lambda: 2**10)
     assert (digits.train_images.nbytes + digits.test_images.nbytes) / 2**20 > 0.1
     with pytest.raises(SystemExit) as end:

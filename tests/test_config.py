@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sqs_jax.train import PRESETS, ImageConfig, InputError, TextConfig, preset, train
-from sqs_jax.train.cli import parse
+from sqs_jax.train.cli.train import parse
 from sqs_jax.train.config import check, from_json, to_json
 
 

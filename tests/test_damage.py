@@ -17,14 +17,14 @@ import pytest
 
 from sqs_jax.analysis import load_weights
 from sqs_jax.analysis.cli import main as analysis
-from sqs_jax.analysis.load import load_run
+from sqs_jax.analysis.runs.load import load_run
 from sqs_jax.train import ImageConfig, InputError, TextConfig, loop, train
 from sqs_jax.train.checkpoint import restore_params
-from sqs_jax.train.cli import main
-from sqs_jax.train.language import load_language
+from sqs_jax.train.cli.train import main
 from sqs_jax.train.records import Summary, read_record, read_rows
-from sqs_jax.train.sweep import Grid, sweep
-from sqs_jax.train.table import read_csv
+from sqs_jax.train.sweep.run import Grid, sweep
+from sqs_jax.train.sweep.table import read_csv
+from sqs_jax.train.text.language_model import load_language
 
 CONFIG = ImageConfig(epochs=3, width=16, hidden=16, save_every=1)
 # Of a summary: truncated, empty, of another shape, binary, with nulls.

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sqs_jax.train import InputError, data, preset
+from sqs_jax.train import InputError, preset
 from sqs_jax.train.config import from_json
-from sqs_jax.train.sources import SOURCES, Original, Source, read_idx
+from sqs_jax.train.images import dataset as data
+from sqs_jax.train.images.image_sources import SOURCES, Original, Source, read_idx
 
 NOWHERE = "http://127.0.0.1:9/"  # the discard port: nothing answers
 
@@ -332,7 +333,9 @@ def test_the_real_jpegs(original_files, real_cache):
     assert np.bincount(dataset.test_labels).tolist() == [1000] * 10
 
 
-_PREPARE = "import sys; from pathlib import Path; from sqs_jax.train.data import load; load('mnist', Path(sys.argv[1]))"
+_PREPARE = (
+    "import sys, pathlib\nfrom sqs_jax.train.images.dataset import load\nload('mnist', pathlib.Path(sys.argv[1]))"
+)
 
 
 def preparing(original_files, cache):

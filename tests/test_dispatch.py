@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from sqs_jax import GATES, SQS, gated, gated_linear, kernels, sqs
-from sqs_jax.kernels import table
+from sqs_jax.kernels import timings
 from sqs_jax.kernels.__main__ import main
-from sqs_jax.kernels.table import Measurement
+from sqs_jax.kernels.timings import Measurement
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SQS_CACHE_DIR", str(tmp_path / "cache"))
-    table._read.cache_clear()
+    timings._read.cache_clear()
 
 
 def measurement(xla, ours, *, shape=(64, 32, 128), op="gated_linear", residuals="save", tile=(16, 32, 128)):
@@ -46,7 +46,7 @@ def test_a_table_decides_by_class_of_shape_dtype_and_residuals():
         measurement(1.0, 2.0, residuals="recompute"),
         measurement(1.0, 2.0, shape=(1024, 32, 128)),
     ]
-    table.write("interpreted triton", rows, {})
+    timings.write("interpreted triton", rows, {})
     with kernels.interpreted("triton"):
         sqs_gate = GATES["sqs"]
         plan = kernels.plan("gated_linear", None, X, (64, 32, 128), sqs_gate)
@@ -72,7 +72,7 @@ def test_a_table_decides_by_class_of_shape_dtype_and_residuals():
 
 def test_xla_means_xla_though_a_kernel_of_the_gate_won(tmp_path):
     rows = [measurement(2.0, 1.0, op="sqs", shape=(64, 128), tile=None)]
-    table.write("interpreted triton", rows, {})
+    timings.write("interpreted triton", rows, {})
     with kernels.interpreted("triton"):
         assert runs_a_kernel(sqs, jnp.ones((64, 128)))
         assert not runs_a_kernel(lambda *z: gated_linear(*z, implementation="xla"), X, W, W)
@@ -80,7 +80,7 @@ def test_xla_means_xla_though_a_kernel_of_the_gate_won(tmp_path):
 
 
 def test_a_kernel_is_not_chosen_where_arrays_may_lie_over_several_devices(monkeypatch):
-    table.write("interpreted triton", [measurement(2.0, 1.0)], {})
+    timings.write("interpreted triton", [measurement(2.0, 1.0)], {})
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     with kernels.interpreted("triton"):
         assert not runs_a_kernel(gated_linear, X, W, W)
@@ -90,7 +90,7 @@ def test_a_kernel_is_not_chosen_where_arrays_may_lie_over_several_devices(monkey
 def test_a_kernel_that_loses_one_pass_is_not_chosen():
     times = {"forward": 2.0, "training": 2.0}, {"forward": 1.0, "training": 3.0}
     slow = Measurement("sqs", "sqs", "float32", (64, 32), "save", None, *times)
-    table.write("interpreted tpu", [slow], {})
+    timings.write("interpreted tpu", [slow], {})
     with kernels.interpreted("tpu"):
         assert not runs_a_kernel(sqs, X)
         assert runs_a_kernel(lambda x: sqs(x, implementation="pallas"), X)
@@ -98,27 +98,27 @@ def test_a_kernel_that_loses_one_pass_is_not_chosen():
 
 @pytest.mark.parametrize(("gain", "chosen"), [(1.02, False), (1.05, True)])
 def test_a_gain_within_the_noise_of_the_clock_is_none(gain, chosen):
-    table.write("interpreted triton", [measurement(gain, 1.0)], {})
+    timings.write("interpreted triton", [measurement(gain, 1.0)], {})
     with kernels.interpreted("triton"):
         assert runs_a_kernel(gated_linear, X, W, W) == chosen
 
 
 def test_the_shipped_tables_are_found_by_their_devices():
-    paths = list(table._OURS.glob("*.json"))
+    paths = list(timings._OURS.glob("*.json"))
     assert paths
     for path in paths:
         kind = json.loads(path.read_text())["device"]
-        assert path.stem == table.slug(kind)
-        rows = table._read(path).values()
+        assert path.stem == timings.slug(kind)
+        rows = timings._read(path).values()
         assert {row.op for row in rows} == {"gated_linear", "gated", "sqs"}
         for row in rows:
-            assert table.lookup(kind, row.op, row.dtype, row.shape, row.residuals, row.gate) == row
+            assert timings.lookup(kind, row.op, row.dtype, row.shape, row.residuals, row.gate) == row
             assert (row.op == "gated_linear") == (row.tile is not None)
 
 
 def test_a_new_measurement_replaces_the_old_one_and_keeps_the_others():
-    table.write("a device", [measurement(1.0, 2.0), measurement(1.0, 2.0, shape=(8, 8, 8))], {"jax": "1"})
-    path = table.write("a device", [measurement(2.0, 1.0)], {"jax": "2"})
+    timings.write("a device", [measurement(1.0, 2.0), measurement(1.0, 2.0, shape=(8, 8, 8))], {"jax": "1"})
+    path = timings.write("a device", [measurement(2.0, 1.0)], {"jax": "2"})
     content = json.loads(path.read_text())
     assert content["device"] == "a device"
     assert [row["xla_ms"]["forward"] for row in content["entries"]] == [2.0, 1.0]
@@ -126,12 +126,12 @@ def test_a_new_measurement_replaces_the_old_one_and_keeps_the_others():
 
 
 def test_a_broken_table_is_named():
-    path = table.user_path("interpreted tpu")
+    path = timings.user_path("interpreted tpu")
     path.parent.mkdir(parents=True)
     path.write_text('{"entries": [{"op": "sqs"}]}')
     with kernels.interpreted("tpu"), pytest.raises(ValueError, match=r"interpreted-tpu\.json cannot be read"):
         sqs(X)
-    table.write("interpreted tpu", [measurement(1.0, 2.0)], {})
+    timings.write("interpreted tpu", [measurement(1.0, 2.0)], {})
     with kernels.interpreted("tpu"):
         assert sqs(X).shape == X.shape
 
@@ -139,7 +139,7 @@ def test_a_broken_table_is_named():
 def test_tuning_measures_prints_and_is_used(capsys):
     with kernels.interpreted("triton"):
         main(["tune", "--rows", "32", "--inputs", "16", "--repeats", "1", "--dtype", "float32"])
-    path = table.user_path("interpreted triton")
+    path = timings.user_path("interpreted triton")
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == str(path)
     rows = json.loads(path.read_text())["entries"]
@@ -150,7 +150,7 @@ def test_tuning_measures_prints_and_is_used(capsys):
     for row in rows:
         assert set(row["xla_ms"]) == set(row["pallas_ms"]) == {"forward", "training"}
         assert all(time > 0 for part in ("xla_ms", "pallas_ms") for time in row[part].values())
-    found = table.lookup("interpreted triton", "gated_linear", "float32", (32, 16, 64), "save", "sqs")
+    found = timings.lookup("interpreted triton", "gated_linear", "float32", (32, 16, 64), "save", "sqs")
     assert found is not None
     assert found.xla_ms == rows[0]["xla_ms"]
 

@@ -14,9 +14,9 @@ from experiments import comparisons, gather, plan, readings, section, tables
 from experiments.gather import beyond_sections, paper_sections
 from experiments.plan import GATES
 from experiments.tables import Tables
-from sqs_jax.train.grid import members
 from sqs_jax.train.run_folder import SweepFolder
-from sqs_jax.train.sweep import Grid, sweep
+from sqs_jax.train.sweep.grid import members
+from sqs_jax.train.sweep.run import Grid, sweep
 from tests.test_sweep import BASE, quiet
 
 PAGES = {

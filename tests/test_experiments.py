@@ -10,7 +10,7 @@ from experiments.plan import BEYOND, FULL, GATES, QUICK, QUICK_BEYOND
 from experiments.readings import template_matches
 from experiments.section import Section, at, column, diverged, final, write_page
 from experiments.verdicts import Interval, Verdict, above, all_of, apart, below, difference, interval, share, within
-from sqs_jax.train.grid import members
+from sqs_jax.train.sweep.grid import members
 
 
 def test_an_interval_covers_the_mean_as_often_as_it_says():

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from sqs_jax.train import PRESETS
-from sqs_jax.train.cli import main
-from sqs_jax.train.grid import members, parse_values
+from sqs_jax.train.cli.train import main
+from sqs_jax.train.sweep.grid import members, parse_values
 
 BASE = PRESETS["digits"]
 

@@ -18,15 +18,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sqs_jax.train import InputError, TextConfig, language, loop, train
+from sqs_jax.train import InputError, TextConfig, loop, train
 from sqs_jax.train.checkpoint import restore_params
-from sqs_jax.train.cli import main
+from sqs_jax.train.cli.sample import in_order
+from sqs_jax.train.cli.train import main
+from sqs_jax.train.interrupt import Stopped, StopSignals
 from sqs_jax.train.optimizer import make_optimizer
-from sqs_jax.train.sample import in_order
 from sqs_jax.train.step import data_mesh, first_state, parameters, with_parameters
-from sqs_jax.train.stop import Stopped, StopSignals
-from sqs_jax.train.stories import stories
-from sqs_jax.train.text import END, Stream, load_text, windows
+from sqs_jax.train.text import language_model
+from sqs_jax.train.text.stories import stories
+from sqs_jax.train.text.tokens import END, Stream, load_text, windows
 from sqs_jax.transformer import Transformer, TransformerConfig
 
 SIZES = {"vocab": 300, "context": 32, "width": 16, "layers": 2, "heads": 2, "steps": 25, "batch_size": 4}
@@ -84,7 +85,7 @@ def test_a_run_leaves_all_its_files(reference):
 
 
 def test_bits_per_byte_are_those_of_the_held_out_stories(reference):
-    model, tokenizer, config = language.load_language(reference)
+    model, tokenizer, config = language_model.load_language(reference)
     size, tokens = 0, [END]
     for story in stories()[-40:]:
         tokens += [*tokenizer.encode(story).ids, END]
@@ -100,7 +101,7 @@ def test_bits_per_byte_are_those_of_the_held_out_stories(reference):
 
 
 def test_stopping_within_a_round_and_resuming_is_exact(reference, tmp_path, monkeypatch):
-    real, calls = language.windows, []
+    real, calls = language_model.windows, []
 
     def interrupting(stream, context, numbers):
         calls.append(0)
@@ -111,7 +112,7 @@ def test_stopping_within_a_round_and_resuming_is_exact(reference, tmp_path, monk
     config = dataclasses.replace(CONFIG, validation=0)
     expected = tmp_path / "expected"
     train(config, expected, report=quiet)
-    monkeypatch.setattr(language, "windows", interrupting)
+    monkeypatch.setattr(language_model, "windows", interrupting)
     with pytest.raises(Stopped, match="SIGINT"):
         train(config, tmp_path / "run", report=quiet)
     monkeypatch.undo()
@@ -122,7 +123,7 @@ def test_stopping_within_a_round_and_resuming_is_exact(reference, tmp_path, monk
 
 
 def test_the_best_on_validation_outlives_a_stop(reference, tmp_path, monkeypatch):
-    real, calls = language.make_step, []
+    real, calls = language_model.make_step, []
 
     def interrupting(*args):
         step = real(*args)
@@ -136,7 +137,7 @@ def test_the_best_on_validation_outlives_a_stop(reference, tmp_path, monkeypatch
         counted.lower = step.lower
         return counted
 
-    monkeypatch.setattr(language, "make_step", interrupting)
+    monkeypatch.setattr(language_model, "make_step", interrupting)
     with pytest.raises(Stopped, match="SIGTERM"):
         train(CONFIG, tmp_path / "run", report=quiet)
     monkeypatch.undo()
@@ -170,11 +171,11 @@ def test_a_text_that_can_be_learnt_by_heart_is(tmp_path):
 
 def one_step(config, tokens):
     """The state after one step on these windows, and its loss."""
-    model = language.make_model(config, 300)
+    model = language_model.make_model(config, 300)
     optimizer = make_optimizer(config, 25)
     stream = Stream(np.asarray(tokens, np.uint16), 1, 1)
     batch = windows(stream, config.context, np.arange(config.batch_size))
-    return language.make_step(config, model, optimizer, data_mesh())(first_state(model, optimizer), *batch)
+    return language_model.make_step(config, model, optimizer, data_mesh())(first_state(model, optimizer), *batch)
 
 
 def test_accumulating_gradients_is_the_whole_batch():
@@ -183,7 +184,7 @@ def test_accumulating_gradients_is_the_whole_batch():
     state, loss = one_step(whole, tokens)
     parts, part_loss = one_step(dataclasses.replace(whole, accumulate=4), tokens)
     np.testing.assert_allclose(loss, part_loss, rtol=1e-6)
-    first = jax.tree.leaves(parameters(language.make_model(whole, 300)))
+    first = jax.tree.leaves(parameters(language_model.make_model(whole, 300)))
     for before, a, b in zip(first, jax.tree.leaves(state.params), jax.tree.leaves(parts.params), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)  # Adam's first step has the gradient's sign, even of a tiny one
         assert np.abs(a - before).max() > 1e-3
@@ -193,7 +194,7 @@ def test_padding_counts_for_nothing():
     config = dataclasses.replace(CONFIG, noise_std=0.0)
     tokens = np.random.default_rng(0).integers(0, 300, 101)
     _, loss = one_step(config, tokens)
-    logits = language.make_model(config, 300)(jnp.asarray(np.pad(tokens, (0, 28))[None, :128].reshape(4, 32)))
+    logits = language_model.make_model(config, 300)(jnp.asarray(np.pad(tokens, (0, 28))[None, :128].reshape(4, 32)))
     log_p = jax.nn.log_softmax(logits).reshape(128, 300)
     expected = -np.mean([log_p[i, tokens[i + 1]] for i in range(100)])
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
@@ -208,7 +209,7 @@ def test_noise_is_in_units_of_the_embedding(monkeypatch):
 
 def test_weight_decay_is_for_matrices_alone():
     config = dataclasses.replace(CONFIG, weight_decay=10.0, warmup=0)
-    params = parameters(language.make_model(config, 300))
+    params = parameters(language_model.make_model(config, 300))
     optimizer = make_optimizer(config, 25)
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates: dict = optimizer.update(zeros, optimizer.init(params), params)[0]  # pyright: ignore
@@ -300,7 +301,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(reference, tmp_path, capsys):
     other = load_text(dataclasses.replace(CONFIG, vocab=290)).tokenizer
     (run_dir / "tokenizer.json").write_text(other.to_str())
     with pytest.raises(InputError, match="has 290 tokens, and the checkpoint 300"):
-        language.load_language(run_dir)
+        language_model.load_language(run_dir)
     # As many tokens, of another text.
     path = tmp_path / "other.txt"
     path.write_text(
@@ -310,13 +311,13 @@ def test_a_tokenizer_that_does_not_fit_is_refused(reference, tmp_path, capsys):
     assert other.get_vocab_size() == 300
     (run_dir / "tokenizer.json").write_text(other.to_str())
     with pytest.raises(InputError, match="is not the tokenizer that"):
-        language.load_language(run_dir)
+        language_model.load_language(run_dir)
     (run_dir / "tokenizer.json").write_text("{")
     with pytest.raises(InputError, match=r"tokenizer.json is damaged"):
-        language.load_language(run_dir)
+        language_model.load_language(run_dir)
     (run_dir / "tokenizer.json").unlink()
     with pytest.raises(InputError, match="cannot read the tokenizer"):
-        language.load_language(run_dir)
+        language_model.load_language(run_dir)
 
 
 def test_a_damaged_run_is_told(reference, tmp_path):
@@ -324,11 +325,11 @@ def test_a_damaged_run_is_told(reference, tmp_path):
     config = (run_dir / "config.json").read_text()
     (run_dir / "config.json").write_text(config.replace('"heads": 2', '"heads": 3'))
     with pytest.raises(InputError, match="`heads` is 3"):
-        language.load_language(run_dir)
+        language_model.load_language(run_dir)
     (run_dir / "config.json").write_text(config)
     (run_dir / "text.json").unlink()
     with pytest.raises(InputError, match=r"cannot read .*text.json"):
-        language.load_language(run_dir)
+        language_model.load_language(run_dir)
 
 
 def test_another_text_is_no_continuation(reference, tmp_path):
@@ -403,9 +404,9 @@ def test_the_loss_of_a_large_vocabulary_keeps_one_part_of_the_logits():
 
     def loss(params, limit):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(language, "_LOGITS", limit)
+            patch.setattr(language_model, "_LOGITS", limit)
             model = with_parameters(network, params)
-            return language.stream_loss(model, model.stream(model.embed(tokens[:, :-1])), targets)
+            return language_model.stream_loss(model, model.stream(model.embed(tokens[:, :-1])), targets)
 
     params = parameters(network)
     found = {limit: jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, limit) for limit in (2**30, 200_000)}
@@ -428,7 +429,7 @@ def test_two_processes_prepare_tinystories_at_once(original_files, tmp_path):
         (tmp_path / f"TinyStories-{part}.txt").write_text(sample * (20 if part == "train" else 1))
     code = (
         "import sys; from pathlib import Path; from sqs_jax.train import PRESETS; import dataclasses\n"
-        "from sqs_jax.train.text import load_text\n"
+        "from sqs_jax.train.text.tokens import load_text\n"
         "config = dataclasses.replace(PRESETS['tinystories'], validation=2, vocab=300)\n"
         "print(load_text(config, Path(sys.argv[1])).sha256)"
     )

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from sqs_jax.train import members, train
+from sqs_jax.train import train
 from sqs_jax.train.checkpoint import restore_params
-from sqs_jax.train.images import load_images, place_images
-from sqs_jax.train.members import epoch_seconds, memory_of, program_of, train_together
+from sqs_jax.train.images.image_task import load_images, place_images
 from sqs_jax.train.step import data_mesh, replicated
+from sqs_jax.train.sweep import together
+from sqs_jax.train.sweep.together import epoch_seconds, memory_of, program_of, train_together
 from tests.test_sweep import BASE, quiet
 
 
@@ -122,8 +123,8 @@ def test_memory_grows_with_the_networks_and_costs_no_program(images, caplog):
 _ON_DEVICES = """
 import dataclasses, json
 from sqs_jax.train import PRESETS
-from sqs_jax.train.images import load_images, place_images
-from sqs_jax.train.members import train_together
+from sqs_jax.train.images.image_task import load_images, place_images
+from sqs_jax.train.sweep.together import train_together
 from sqs_jax.train.step import data_mesh, replicated
 base = dataclasses.replace(PRESETS["digits"], epochs=4, width=24, hidden=16)
 images = place_images(base, load_images(base, None), replicated(data_mesh()))
@@ -144,7 +145,7 @@ def test_a_group_is_spread_over_the_devices(images):
 
 def test_a_state_that_is_not_finite_has_diverged_though_the_weights_are(images):
     configs = [dataclasses.replace(BASE, lr=lr) for lr in (1e-3, 2e-3)]
-    values, programs = members._prepared(configs, images, None)
+    values, programs = together._prepared(configs, images, None)
     state = programs.begin(values["seed"])
     full = jax.tree.map(
         lambda leaf: leaf.at[1].set(np.inf) if leaf.dtype == np.float32 and leaf.ndim > 1 else leaf, state.opt_state

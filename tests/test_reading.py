@@ -14,11 +14,11 @@ from benchmarks.screenshot import opened, resize
 from sqs_jax.analysis import language as reading
 from sqs_jax.analysis.calibration import network_logits
 from sqs_jax.analysis.cli import main
-from sqs_jax.analysis.language_report import drawn_windows, frequent_tokens, report_language
+from sqs_jax.analysis.report.language_page import drawn_windows, frequent_tokens, report_language
 from sqs_jax.train import InputError, TextConfig, train
-from sqs_jax.train.language import load_language
 from sqs_jax.train.step import parameters, with_parameters
-from sqs_jax.train.text import Stream, load_text
+from sqs_jax.train.text.language_model import load_language
+from sqs_jax.train.text.tokens import Stream, load_text
 from sqs_jax.transformer import Transformer, TransformerConfig, rms_norm
 
 CONFIG = TransformerConfig(vocab=40, context=16, layers=2, width=16, heads=2, hidden=24)

@@ -15,14 +15,14 @@ from safetensors.numpy import save_file
 from benchmarks.screenshot import opened, resize
 from sqs_jax import gated_linear
 from sqs_jax.analysis import GLUWeights, load_weights, spectrum
-from sqs_jax.analysis import report as reporting
 from sqs_jax.analysis.cli import main
-from sqs_jax.analysis.comparison import compare_runs
-from sqs_jax.analysis.load import load_run
-from sqs_jax.analysis.report import report, report_weights
+from sqs_jax.analysis.report import image_page as reporting
+from sqs_jax.analysis.report.image_page import report, report_weights
+from sqs_jax.analysis.runs.compare import compare_runs
+from sqs_jax.analysis.runs.load import load_run
 from sqs_jax.train import ImageConfig, InputError, train
 from sqs_jax.train.checkpoint import restore_params
-from sqs_jax.train.data import Dataset
+from sqs_jax.train.images.dataset import Dataset
 
 CONFIG = ImageConfig(epochs=30, width=32, hidden=32)
 
@@ -263,8 +263,8 @@ def test_colour_images(tmp_path, monkeypatch):
     images[np.arange(400), labels, :, labels % 3] += 180
     classes = tuple(map(str, range(10)))
     dataset = Dataset("cifar10", classes, images[:300], labels[:300], images[300:], labels[300:])
-    monkeypatch.setattr("sqs_jax.train.images.load", lambda *_: dataset)
-    monkeypatch.setattr("sqs_jax.train.data.load", lambda *_: dataset)
+    monkeypatch.setattr("sqs_jax.train.images.image_task.load", lambda *_: dataset)
+    monkeypatch.setattr("sqs_jax.train.images.dataset.load", lambda *_: dataset)
     config = ImageConfig(data="cifar10", epochs=2, width=8, hidden=8, batch_size=100, validation=0)
     train(config, tmp_path / "run", report=quiet)
     page = report(tmp_path / "run").read_text()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sqs_jax.analysis import GLUWeights
-from sqs_jax.analysis.study import Samples, drawn, study
+from sqs_jax.analysis.runs.study import Samples, drawn, study
 from sqs_jax.gates import get_gate
 
 

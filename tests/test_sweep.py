@@ -17,17 +17,17 @@ import pytest
 
 from benchmarks.screenshot import opened, resize
 from sqs_jax.analysis.cli import main as analyse
-from sqs_jax.analysis.sweep_report import by_axis, by_configuration, write_sweep_report
+from sqs_jax.analysis.report.sweep_page import by_axis, by_configuration, write_sweep_report
 from sqs_jax.train import PRESETS, InputError, train
-from sqs_jax.train import sweep as sweeping
-from sqs_jax.train.cli import main
-from sqs_jax.train.images import load_images, place_images
-from sqs_jax.train.members import memory_of
+from sqs_jax.train.cli.train import main
+from sqs_jax.train.images.image_task import load_images, place_images
+from sqs_jax.train.interrupt import Stopped
 from sqs_jax.train.run_folder import SweepFolder
 from sqs_jax.train.step import data_mesh, replicated
-from sqs_jax.train.stop import Stopped
-from sqs_jax.train.sweep import Grid, read_grid, sweep
-from sqs_jax.train.table import read_csv, to_csv
+from sqs_jax.train.sweep import run as sweeping
+from sqs_jax.train.sweep.run import Grid, read_grid, sweep
+from sqs_jax.train.sweep.table import read_csv, to_csv
+from sqs_jax.train.sweep.together import memory_of
 
 BASE = dataclasses.replace(PRESETS["digits"], epochs=4, width=24, hidden=16)
 AXES = {"gate": ("sqs", "silu"), "lam": (0.1, 0.5), "seed": (0, 1)}

@@ -16,10 +16,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 from sqs_jax import gated_linear
-from sqs_jax.train import ImageConfig, InputError, data, images, loop, train
+from sqs_jax.train import ImageConfig, InputError, loop, train
 from sqs_jax.train.checkpoint import restore_params
-from sqs_jax.train.cli import main
-from sqs_jax.train.stop import Stopped
+from sqs_jax.train.cli.train import main
+from sqs_jax.train.images import dataset, image_task
+from sqs_jax.train.interrupt import Stopped
 
 FLAGS = ["--no-report", "--epochs", "40", "--save-every", "1", "--width", "16", "--hidden", "16"]
 CONFIG = ImageConfig(epochs=40, save_every=1, width=16, hidden=16)
@@ -77,7 +78,7 @@ def test_a_run_leaves_all_its_files(reference):
 
 def test_the_summary_is_that_of_the_last_checkpoint(reference):
     params = restore_params(reference / "checkpoints")
-    digits = data.load("digits")
+    digits = dataset.load("digits")
     x = digits.test_images.reshape(360, 64) / np.float32(255)
     layer = params["layers"]["0"] if "0" in params["layers"] else params["layers"][0]
     logits = gated_linear(x @ params["embed"], layer["w"], layer["v"]) @ params["head"]
@@ -217,7 +218,7 @@ def test_a_finished_run_resumes_to_its_summary(reference):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
-    real = images.make_epoch
+    real = image_task.make_epoch
 
     def breaking(*args):
         epoch = real(*args)
@@ -230,7 +231,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
         broken.lower = epoch.lower
         return broken
 
-    monkeypatch.setattr(images, "make_epoch", breaking)
+    monkeypatch.setattr(image_task, "make_epoch", breaking)
     with pytest.raises(loop.NonFiniteLossError, match="`train_loss` is nan at step 28"):
         train(CONFIG, tmp_path / "run", report=quiet)
     assert max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()) == 3

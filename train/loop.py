@@ -14,10 +14,10 @@ from sqs_jax.files import write
 from sqs_jax.train import run_folder
 from sqs_jax.train.checkpoint import Checkpoints, Progress
 from sqs_jax.train.config import TextConfig, TrainConfig, check, located, to_json
+from sqs_jax.train.interrupt import Stopped, StopSignals
 from sqs_jax.train.records import Summary, read_record
 from sqs_jax.train.run_folder import RunFolder
 from sqs_jax.train.step import TrainState, all_finite
-from sqs_jax.train.stop import Stopped, StopSignals
 from sqs_jax.train.task import Task
 
 Report = Callable[[dict[str, Any], TrainConfig, float], None]
@@ -54,7 +54,7 @@ def train(
 ) -> dict[str, Any]:
     """Trains a network, and writes configuration, metrics, checkpoints and summary of the run into `run_dir`.
 
-    `sqs_jax.analysis.report.report` reads the weights of the finished run.
+    `sqs_jax.analysis.report.image_page.report` reads the weights of the finished run.
 
     Args:
       config: of the run: an ImageConfig or a TextConfig.
@@ -102,12 +102,12 @@ def _summary(run: RunFolder) -> dict[str, Any]:
 
 def _make_task(config: TrainConfig, data_dir: Path | None) -> Task:
     if isinstance(config, TextConfig):
-        from sqs_jax.train import language
+        from sqs_jax.train.text import language_model
 
-        return language.make_task(config, data_dir)
-    from sqs_jax.train import images
+        return language_model.make_task(config, data_dir)
+    from sqs_jax.train.images import image_task
 
-    return images.make_task(config, data_dir)  # pyright: ignore[reportArgumentType] - checked
+    return image_task.make_task(config, data_dir)  # pyright: ignore[reportArgumentType] - checked
 
 
 def _fit(config: TrainConfig, task: Task, run: RunFolder, report: Report, signals) -> tuple[TrainState, Progress]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqs_jax import files
 from sqs_jax.train.config import InputError
-from sqs_jax.train.sources import Original, Source
+from sqs_jax.train.images.image_sources import Original, Source
 
 # Part of the cache's path: a change of what is stored there raises it.
 VERSION = "1.0.0"

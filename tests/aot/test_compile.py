@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import memory
 from sqs_jax import GATES, SQS, gated_linear, kernels, sharded_gated_linear, sqs
-from sqs_jax.kernels import epilogues, rules, table
+from sqs_jax.kernels import epilogues, rules, timings
 
 SHAPES = [(2048, 1024, 4096), (100, 130, 1000), (7, 600, 129), (1, 1, 1)]
 TPUS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
@@ -129,7 +129,7 @@ def test_the_layer_compiles_forward_and_backward(target, residuals):
 
 def test_every_tile_of_the_h100_table_compiles():
     """A tile that was measured to be the fastest may spill a few registers, as a default one may not."""
-    rows = table._read(table._OURS / "nvidia-h100-80gb-hbm3.json").values()
+    rows = timings._read(timings._OURS / "nvidia-h100-80gb-hbm3.json").values()
     shapes = {(row.residuals, row.tile): row.shape for row in rows if row.op == "gated_linear"}
     assert shapes
     spilling = {"xla_gpu_fail_ptx_compilation_on_register_spilling": False}

@@ -19,9 +19,9 @@ def render(content: dict[str, Any], texts: dict[str, str]) -> str:
     from plotly.offline import get_plotlyjs
 
     parts = {name: html.escape(text) for name, text in texts.items()}
-    folder = files("sqs_jax.analysis")
+    folder = files("sqs_jax.analysis.report")
     parts |= {
-        name: (folder / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js", "language.js", "sweep.js")
+        name: (folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js", "language.js", "sweep.js")
     }
     data = json.dumps(content, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     parts |= {"data": data.replace("<", "\\u003c"), "plotly": get_plotlyjs().replace("</script", "<\\/script")}

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sqs_jax.analysis import page
-from sqs_jax.analysis.report import page_texts
+from sqs_jax.analysis.report import page
+from sqs_jax.analysis.report.image_page import page_texts
 from sqs_jax.files import write
 from sqs_jax.train.config import InputError
 from sqs_jax.train.run_folder import SweepFolder, provenance
-from sqs_jax.train.sweep import read_grid
-from sqs_jax.train.table import RESULTS, Row, by_epoch, read_csv
+from sqs_jax.train.sweep.run import read_grid
+from sqs_jax.train.sweep.table import RESULTS, Row, by_epoch, read_csv
 
 
 def write_sweep_report(sweep_dir: str | Path) -> Path:

@@ -19,10 +19,10 @@ from sqs_jax.cache import default_cache_dir
 from sqs_jax.files import write
 from sqs_jax.messages import first_line, quoted
 from sqs_jax.train.config import InputError, TextConfig
+from sqs_jax.train.images.image_sources import END_OF_TEXT, TINYSTORIES
 from sqs_jax.train.originals import exclusive, find_originals, prepare
 from sqs_jax.train.records import read_record
-from sqs_jax.train.sources import END_OF_TEXT, TINYSTORIES
-from sqs_jax.train.stories import stories
+from sqs_jax.train.text.stories import stories
 
 # Part of the cache's path: a change of what is stored there raises it.
 _VERSION = "2"
@@ -61,7 +61,7 @@ def load_text(config: TextConfig, data_dir: Path | None = None, cache_dir: Path 
 
     Args:
       config: of the run.
-      data_dir: for tinystories, folder with its original files, as in `sqs_jax.train.data.load`.
+      data_dir: for tinystories, folder with its original files, as in `sqs_jax.train.images.dataset.load`.
       cache_dir: where prepared texts are kept, under a hash of their content.
 
     Raises InputError for a file that is missing, empty or not UTF-8, that has fewer stories than are held out, and for

@@ -7,15 +7,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sqs_jax.analysis import plots
 from sqs_jax.analysis.calibration import Method, calibrate, calibrated
 from sqs_jax.analysis.eigen import rank_bound, top_eigenpairs
 from sqs_jax.analysis.fidelity import points
 from sqs_jax.analysis.interaction import branches
-from sqs_jax.analysis.load import Run, layer_weights, load_comparable, untrained
-from sqs_jax.analysis.report import layer_inputs
+from sqs_jax.analysis.report import plots
+from sqs_jax.analysis.report.image_page import layer_inputs
+from sqs_jax.analysis.runs.load import Run, layer_weights, load_comparable, untrained
+from sqs_jax.analysis.runs.study import CALIBRATION_SAMPLES, drawn
 from sqs_jax.analysis.similarity import LEAST_SEEDS, Reading, compare
-from sqs_jax.analysis.study import CALIBRATION_SAMPLES, drawn
 from sqs_jax.files import write
 from sqs_jax.gates import Gate
 from sqs_jax.train.config import InputError

@@ -16,9 +16,9 @@ from sqs_jax import files
 from sqs_jax.cache import default_cache_dir
 from sqs_jax.messages import first_line
 from sqs_jax.train.config import InputError
+from sqs_jax.train.images.image_sources import DIGITS, SOURCES, Source
 from sqs_jax.train.originals import SPLITS, VERSION, exclusive, prepare, tensorflow_datasets
 from sqs_jax.train.records import read_record
-from sqs_jax.train.sources import DIGITS, SOURCES, Source
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from sqs_jax.train.config import ImageConfig
-from sqs_jax.train.images import Images
+from sqs_jax.train.images.image_task import Images
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
 from sqs_jax.train.step import (
     Metrics,

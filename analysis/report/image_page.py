@@ -10,12 +10,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sqs_jax.analysis import interpret, page, plots
+from sqs_jax.analysis import vectors as looks
 from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import Eigenpairs, eigengaps, extremes, top_eigenpairs
 from sqs_jax.analysis.interaction import GLUWeights, check_weights, input_size
-from sqs_jax.analysis.load import Run, layer_weights, load_run
-from sqs_jax.analysis.study import (
+from sqs_jax.analysis.report import page, plots
+from sqs_jax.analysis.runs.load import Run, layer_weights, load_run
+from sqs_jax.analysis.runs.study import (
     CALIBRATION_SAMPLES,
     Samples,
     drawn,
@@ -79,7 +80,7 @@ def report(
     vectors = np.asarray(pairs.vectors[:, :, :inputs])
     shown = page.pictures(vectors, _flat_shape(run))["count"]
     images = _as_images(run, vectors[:, :shown])
-    liked = interpret.most_activating(pairs.vectors[:, :shown, :inputs], samples.test, 8)
+    liked = looks.most_activating(pairs.vectors[:, :shown, :inputs], samples.test, 8)
     figures["smoothness"] = _smoothness(images)
     gains = {name: np.asarray(found.gain) for name, found in calibrations.items()}
     arrays = pairs._asdict() | {
@@ -116,7 +117,7 @@ def report_weights(
     name: str,
     shape: tuple[int, ...] | None = None,
     outputs: tuple[int, ...] = (),
-    command: str = "sqs_jax.analysis.report.report_weights",
+    command: str = "sqs_jax.analysis.report.image_page.report_weights",
 ) -> Path:
     """The report of weights alone: spectra of the form with γ = 1, without data and so without fidelity.
 
@@ -227,10 +228,9 @@ def _as_images(run: Run, vectors: np.ndarray) -> np.ndarray:
 
 def _smoothness(images: np.ndarray) -> list[list[float | None]]:
     """Of pictures (outputs, k, height, width) or with channels, whose mean is taken."""
-    if images.ndim == 5:
-        values = interpret.smoothness(np.moveaxis(images, -1, 2)).mean(-1)
-    else:
-        values = interpret.smoothness(images)
+    has_channels = images.ndim == 5
+    values = looks.smoothness(np.moveaxis(images, -1, 2) if has_channels else images)
+    values = values.mean(-1) if has_channels else values
     return [[number(value) for value in row] for row in values]
 
 

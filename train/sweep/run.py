@@ -15,16 +15,16 @@ from sqs_jax.files import write
 from sqs_jax.train import run_folder
 from sqs_jax.train.checkpoint import Checkpoints, Progress
 from sqs_jax.train.config import ImageConfig, InputError, from_fields, to_json
-from sqs_jax.train.data import Dataset
-from sqs_jax.train.grid import Axes, check_axes, members
-from sqs_jax.train.images import Images, check_sizes, load_fitting, place_images
-from sqs_jax.train.members import Member, memory_of, program_of, train_together
+from sqs_jax.train.images.dataset import Dataset
+from sqs_jax.train.images.image_task import Images, check_sizes, load_fitting, place_images
+from sqs_jax.train.interrupt import Stopped, StopSignals
 from sqs_jax.train.memory import free_memory
 from sqs_jax.train.records import SweepRecord, read_record
 from sqs_jax.train.run_folder import RunFolder, SweepFolder
 from sqs_jax.train.step import data_mesh, replicated
-from sqs_jax.train.stop import Stopped, StopSignals
-from sqs_jax.train.table import Row, member_rows, to_csv
+from sqs_jax.train.sweep.grid import Axes, check_axes, members
+from sqs_jax.train.sweep.table import Row, member_rows, to_csv
+from sqs_jax.train.sweep.together import Member, memory_of, program_of, train_together
 
 # Of the free memory; the compiler does not count everything.
 _USABLE = 0.8

@@ -9,9 +9,9 @@ from typing import Any
 import tyro
 
 from sqs_jax.messages import quoted
+from sqs_jax.train.cli.terminal import fail, one_line_errors, program, read
 from sqs_jax.train.config import IMAGES, ImageConfig, InputError, from_json, preset
-from sqs_jax.train.grid import MOST_NETWORKS, Axes, parse_values
-from sqs_jax.train.terminal import fail, one_line_errors, program, read
+from sqs_jax.train.sweep.grid import MOST_NETWORKS, Axes, parse_values
 
 _DESCRIPTION = """Train every network of a grid of values, many at once where that is faster.
 
@@ -101,9 +101,9 @@ def main(args: Sequence[str]) -> None:
     options = read(Options, args, prog=_program(), description=_DESCRIPTION)
     base, axes, sweep_dir = _grid(options)
     # Imported after the flags are known to be good: it takes a second.
+    from sqs_jax.train.interrupt import Stopped
     from sqs_jax.train.run_folder import SweepFolder
-    from sqs_jax.train.stop import Stopped
-    from sqs_jax.train.sweep import Grid, read_grid, sweep
+    from sqs_jax.train.sweep.run import Grid, read_grid, sweep
 
     grid = Grid(base, axes, options.share_noise) if base else read_grid(sweep_dir)
     how = {"at_once": options.at_once, "memory": options.memory, "data_dir": options.data_dir}
@@ -115,7 +115,7 @@ def main(args: Sequence[str]) -> None:
     folder = SweepFolder(sweep_dir)
     print(folder.results)
     if options.report:
-        from sqs_jax.analysis.sweep_report import write_sweep_report
+        from sqs_jax.analysis.report.sweep_page import write_sweep_report
 
         with one_line_errors(ValueError):
             print(write_sweep_report(sweep_dir))

@@ -29,7 +29,7 @@ from sqs_jax.train.step import (
     with_parameters,
 )
 from sqs_jax.train.task import Task
-from sqs_jax.train.text import (
+from sqs_jax.train.text.tokens import (
     END,
     Stream,
     batch_numbers,

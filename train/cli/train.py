@@ -10,6 +10,7 @@ from typing import Any
 
 import tyro
 
+from sqs_jax.train.cli.terminal import fail, one_line_errors, program, read
 from sqs_jax.train.config import (
     IMAGES,
     TEXTS,
@@ -23,7 +24,6 @@ from sqs_jax.train.config import (
     preset,
 )
 from sqs_jax.train.run_folder import RunFolder, read_config
-from sqs_jax.train.terminal import fail, one_line_errors, program, read
 
 _DESCRIPTION = f"""Train gated linear units (GLU) in a classifier of images or a Transformer on text, and read them.
 
@@ -80,11 +80,11 @@ def main(args: Sequence[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     with one_line_errors(InputError, interrupted="interrupted; a run that has begun goes on with --resume"):
         if args and args[0] == "sample":
-            from sqs_jax.train.sample import main as sample
+            from sqs_jax.train.cli.sample import main as sample
 
             sample(args[1:])
         elif args and args[0] == "sweep":
-            from sqs_jax.train.sweep_cli import main as sweep
+            from sqs_jax.train.cli.sweep import main as sweep
 
             sweep(args[1:])
         else:
@@ -136,8 +136,8 @@ def _first_reading(args: Sequence[str]) -> Any:
 
 def _run(config: TrainConfig, run_dir: Path, places: Places) -> None:
     # Imported after the flags are known to be good: it takes a second.
+    from sqs_jax.train.interrupt import Stopped
     from sqs_jax.train.loop import NonFiniteLossError, train
-    from sqs_jax.train.stop import Stopped
 
     try:
         summary = train(config, run_dir, data_dir=places.data_dir, resume=places.resume)
@@ -160,9 +160,9 @@ def _run(config: TrainConfig, run_dir: Path, places: Places) -> None:
 
 def _write_report(config: TrainConfig, run_dir: Path, data_dir: Path | None) -> None:
     if isinstance(config, TextConfig):
-        from sqs_jax.analysis.language_report import report_language as report
+        from sqs_jax.analysis.report.language_page import report_language as report
     else:
-        from sqs_jax.analysis.report import report
+        from sqs_jax.analysis.report.image_page import report
     report(run_dir, data_dir=data_dir)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sqs_jax.analysis import page, plots
 from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import effective_rank, spectrum, top_eigenpairs
 from sqs_jax.analysis.language import (
@@ -24,14 +23,15 @@ from sqs_jax.analysis.language import (
     token_directions,
     token_eigenpairs,
 )
-from sqs_jax.analysis.report import page_texts
-from sqs_jax.analysis.study import number, numbers
+from sqs_jax.analysis.report import page, plots
+from sqs_jax.analysis.report.image_page import page_texts
+from sqs_jax.analysis.runs.study import number, numbers
 from sqs_jax.files import write
 from sqs_jax.train.config import InputError, TextConfig
-from sqs_jax.train.language import load_language, read_facts
 from sqs_jax.train.records import Summary, Together, check_record, read_record, read_rows
 from sqs_jax.train.run_folder import RunFolder, alone, provenance, read_config
-from sqs_jax.train.text import END, Stream, Text, count_windows, load_text, token_bytes, windows
+from sqs_jax.train.text.language_model import load_language, read_facts
+from sqs_jax.train.text.tokens import END, Stream, Text, count_windows, load_text, token_bytes, windows
 from sqs_jax.transformer import Transformer
 
 CALIBRATION_TOKENS, TEST_TOKENS = 20_000, 8_192

@@ -15,7 +15,7 @@ from sqs_jax.start import extra
 if TYPE_CHECKING:
     from sqs_jax.modules import GLUClassifier
     from sqs_jax.train.config import ImageConfig
-    from sqs_jax.train.data import Dataset
+    from sqs_jax.train.images.dataset import Dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ def load_run(run_dir: str | os.PathLike[str], *, data_dir: Path | None = None, e
     cannot be had.
     """
     from sqs_jax.train.config import ImageConfig, InputError
-    from sqs_jax.train.data import load
+    from sqs_jax.train.images.dataset import load
     from sqs_jax.train.records import Summary, read_record, read_rows
     from sqs_jax.train.run_folder import RunFolder, read_config
 

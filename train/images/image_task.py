@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from sqs_jax.train.config import ImageConfig, InputError
-from sqs_jax.train.data import Dataset, load, split_validation
+from sqs_jax.train.images.dataset import Dataset, load, split_validation
 from sqs_jax.train.memory import check_fits, check_model, check_program, shapes_of
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
 from sqs_jax.train.step import (

@@ -1,0 +1,1 @@
+"""Reports: what is measured of a run, as one page."""

@@ -1,0 +1,1 @@
+"""Runs of `python -m train` as something to read: loading, studying, comparing."""

@@ -1,0 +1,1 @@
+"""Images: the data sets, the classifier, and its training."""

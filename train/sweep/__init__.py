@@ -1,0 +1,1 @@
+"""Sweeps: a grid of networks, trained many at once, and their table."""

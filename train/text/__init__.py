@@ -1,0 +1,1 @@
+"""Text: corpora, tokens, the language model, and its training."""
