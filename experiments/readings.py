@@ -103,8 +103,8 @@ def _leading(run: Run, read: GLUWeights, test: np.ndarray) -> dict[str, float]:
     return {
         "template": own,
         "template_others": others,
-        "auc": float(np.mean(looks.selectivity(vectors, test, np.asarray(run.data.test_labels)))),
-        "variation": float(np.mean(looks.smoothness(images))),
+        "auc": float(np.mean(interpret.selectivity(vectors, test, np.asarray(run.data.test_labels)))),
+        "variation": float(np.mean(interpret.smoothness(images))),
     }
 
 
@@ -114,5 +114,5 @@ def template_matches(vectors: np.ndarray, x: np.ndarray, labels: np.ndarray) -> 
     The template of a class is its mean minus the mean of all.
     """
     classes = range(len(vectors))
-    turned = [looks.template_correlations(np.roll(vectors, k, axis=0)[:, None], x, labels)[:, 0] for k in classes]
+    turned = [interpret.template_correlations(np.roll(vectors, k, axis=0)[:, None], x, labels)[:, 0] for k in classes]
     return float(np.nanmean(turned[0])), float(np.nanmean(turned[1:]))

@@ -10,7 +10,7 @@ from jaxtyping import TypeCheckError, install_import_hook
 with install_import_hook(["sqs_jax.glu", "sqs_jax.sharding", "sqs_jax.analysis"], "beartype.beartype"):
     import sqs_jax
     from sqs_jax import analysis
-    from sqs_jax.analysis import similarity, vectors as looks
+    from sqs_jax.analysis import similarity, interpret
     from sqs_jax.analysis.calibration import gaussian_gains
 
 rng = np.random.default_rng(0)
@@ -41,9 +41,9 @@ rows = np.linalg.qr(rng.normal(size=(8, 3)))[0].T
 similarity.rank_cosines(rows, rows), similarity.matched_cosines(rows, rows), similarity.subspace_overlap(rows, rows)
 similarity.principal_angles(rows, rows), similarity.form_cosine(np.eye(3), np.eye(3), np.eye(3))
 vectors = rng.normal(size=(3, 2, 7))
-looks.template_correlations(vectors, inputs, labels), looks.selectivity(vectors, inputs, labels)
-looks.most_activating(vectors, inputs, 4), looks.adversarial_masks(vectors[:, 0])
-looks.smoothness(rng.normal(size=(3, 5, 5))), looks.frechet_distance(inputs, inputs)
+interpret.template_correlations(vectors, inputs, labels), interpret.selectivity(vectors, inputs, labels)
+interpret.most_activating(vectors, inputs, 4), interpret.adversarial_masks(vectors[:, 0])
+interpret.smoothness(rng.normal(size=(3, 5, 5))), interpret.frechet_distance(inputs, inputs)
 
 for wrong in (
     lambda: sqs_jax.gated_linear(x, w, array(6, 5)),
@@ -52,7 +52,7 @@ for wrong in (
     lambda: analysis.effective_rank(jnp.ones(3, int)),
     lambda: analysis.fidelity(weights, inputs, "sqs", calibration=gains, labels=np.zeros((40, 1), int)),
     lambda: similarity.rank_cosines(rows, rows[:2]),
-    lambda: looks.selectivity(vectors, inputs[:, :5], labels),
+    lambda: interpret.selectivity(vectors, inputs[:, :5], labels),
 ):
     try:
         wrong()

@@ -5,7 +5,7 @@ import pytest
 import scipy.linalg
 from sklearn.metrics import roc_auc_score
 
-from sqs_jax.analysis import vectors as looks
+from sqs_jax.analysis import interpret
 
 
 def classes(n=600, d=12, seed=0):
@@ -20,17 +20,17 @@ def classes(n=600, d=12, seed=0):
 def test_template_correlation_of_the_template_is_1():
     x, labels = classes()
     vectors = np.stack([[x[labels == o].mean(0) - x.mean(0), np.eye(12)[11]] for o in range(3)])
-    found = looks.template_correlations(vectors, x, labels)
+    found = interpret.template_correlations(vectors, x, labels)
     np.testing.assert_allclose(found[:, 0], 1)
     assert np.all(found[:, 1] < 0.6)
-    assert np.isnan(looks.template_correlations(vectors, x[labels != 1], labels[labels != 1])[1, 0])
+    assert np.isnan(interpret.template_correlations(vectors, x[labels != 1], labels[labels != 1])[1, 0])
 
 
 def test_smoothness_of_shapes_and_of_noise():
     rng = np.random.default_rng(0)
     row = np.sin(np.linspace(0, 3, 28))
     images = np.stack([np.outer(row, row), rng.normal(size=(28, 28)), np.ones((28, 28))])
-    smooth, noise, constant = looks.smoothness(images)
+    smooth, noise, constant = interpret.smoothness(images)
     assert smooth < 0.2
     assert noise == pytest.approx(1, abs=0.05)
     assert np.isnan(constant)
@@ -40,23 +40,23 @@ def test_selectivity_is_the_area_under_the_curve():
     x, labels = classes()
     vectors = np.random.default_rng(1).normal(size=(3, 2, 12))
     vectors[:, 0] = np.eye(12)[:3]
-    found = looks.selectivity(vectors, x, labels)
+    found = interpret.selectivity(vectors, x, labels)
     for o in range(3):
         for i in range(2):
             assert found[o, i] == pytest.approx(roc_auc_score(labels == o, (x @ vectors[o, i]) ** 2))
     assert np.all(found[:, 0] > 0.95)
-    assert np.all(np.isnan(looks.selectivity(vectors, x[labels == 0], labels[labels == 0])))
+    assert np.all(np.isnan(interpret.selectivity(vectors, x[labels == 0], labels[labels == 0])))
 
 
 def test_the_most_activating_samples():
     x = np.diag([1.0, -3.0, 2.0])
-    found = looks.most_activating(np.array([[[1.0, 1.0, 1.0], [0, 0, 1.0]]]), x, 2)
+    found = interpret.most_activating(np.array([[[1.0, 1.0, 1.0], [0, 0, 1.0]]]), x, 2)
     np.testing.assert_array_equal(found, [[[1, 2], [2, 0]]])
 
 
 def test_a_mask_moves_its_own_response_and_no_other():
     vectors = np.random.default_rng(0).normal(size=(4, 20))
-    masks = looks.adversarial_masks(vectors)
+    masks = interpret.adversarial_masks(vectors)
     responses = masks @ vectors.T
     np.testing.assert_allclose(responses - np.diag(np.diag(responses)), 0, atol=1e-12)
     assert np.all(np.diag(responses) > 0)
@@ -67,10 +67,10 @@ def test_success_of_a_mask_of_either_sign():
     x, labels = classes()
     predict = lambda x: x[:, :3].argmax(1)  # noqa: E731
     masks = np.eye(12)[:3] * np.array([[1], [-1], [1]])
-    found = looks.mask_success(predict, masks, x, labels, (0.0, 1.0, 5.0))
+    found = interpret.mask_success(predict, masks, x, labels, (0.0, 1.0, 5.0))
     assert np.all(found[:, 0] < 0.02)
     assert np.all(found[:, 2] > 0.98)
-    useless = looks.mask_success(predict, np.eye(12)[9:], x, labels, (0.0, 5.0))
+    useless = interpret.mask_success(predict, np.eye(12)[9:], x, labels, (0.0, 5.0))
     assert np.all(useless < 0.02)
 
 
@@ -81,21 +81,21 @@ def test_frechet_distance_of_known_gaussians():
     cov = np.cov(a.T), np.cov(b.T)
     root = scipy.linalg.sqrtm(cov[0] @ cov[1]).real
     expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(cov[0] + cov[1] - 2 * root)
-    assert looks.frechet_distance(a, b) == pytest.approx(expected)
-    assert looks.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
-    assert looks.frechet_distance(a, a + 3) == pytest.approx(36)
+    assert interpret.frechet_distance(a, b) == pytest.approx(expected)
+    assert interpret.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert interpret.frechet_distance(a, a + 3) == pytest.approx(36)
     with pytest.raises(ValueError, match="1 and 200 samples"):
-        looks.frechet_distance(a[:1], b)
+        interpret.frechet_distance(a[:1], b)
 
 
 def test_reconstructions_from_the_directions_of_the_class_are_nearer_than_random_ones():
     x, labels = classes()
-    features = looks.train_features(x, labels, width=16)
+    features = interpret.train_features(x, labels, width=16)
     assert features(x).shape == (600, 16)
     assert np.all(features(x) >= 0)
-    np.testing.assert_array_equal(features(x), looks.train_features(x, labels, width=16)(x))
+    np.testing.assert_array_equal(features(x), interpret.train_features(x, labels, width=16)(x))
     vectors = np.stack([np.eye(12)[[o, 5]] for o in range(3)])
-    found = looks.reconstruction_distances(vectors, features, x, labels, x, labels)
+    found = interpret.reconstruction_distances(vectors, features, x, labels, x, labels)
     assert np.all(found["eigenvectors"] < found["random"])
-    whole = looks.reconstruction_distances(np.stack([np.eye(12)] * 3), features, x, labels, x, labels)
+    whole = interpret.reconstruction_distances(np.stack([np.eye(12)] * 3), features, x, labels, x, labels)
     np.testing.assert_allclose(whole["eigenvectors"], 0, atol=1e-8)

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sqs_jax.analysis import vectors as looks
+from sqs_jax.analysis import interpret
 from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import Eigenpairs, eigengaps, extremes, top_eigenpairs
 from sqs_jax.analysis.interaction import GLUWeights, check_weights, input_size
@@ -80,7 +80,7 @@ def report(
     vectors = np.asarray(pairs.vectors[:, :, :inputs])
     shown = page.pictures(vectors, _flat_shape(run))["count"]
     images = _as_images(run, vectors[:, :shown])
-    liked = looks.most_activating(pairs.vectors[:, :shown, :inputs], samples.test, 8)
+    liked = interpret.most_activating(pairs.vectors[:, :shown, :inputs], samples.test, 8)
     figures["smoothness"] = _smoothness(images)
     gains = {name: np.asarray(found.gain) for name, found in calibrations.items()}
     arrays = pairs._asdict() | {
@@ -229,7 +229,7 @@ def _as_images(run: Run, vectors: np.ndarray) -> np.ndarray:
 def _smoothness(images: np.ndarray) -> list[list[float | None]]:
     """Of pictures (outputs, k, height, width) or with channels, whose mean is taken."""
     has_channels = images.ndim == 5
-    values = looks.smoothness(np.moveaxis(images, -1, 2) if has_channels else images)
+    values = interpret.smoothness(np.moveaxis(images, -1, 2) if has_channels else images)
     values = values.mean(-1) if has_channels else values
     return [[number(value) for value in row] for row in values]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from sqs_jax.analysis import vectors as looks
+from sqs_jax.analysis import interpret
 from sqs_jax.analysis.calibration import Calibration, Method, calibrate_all, calibrated
 from sqs_jax.analysis.eigen import Eigenpairs, dimension, effective_rank, eigengaps, rank_bound, spectrum
 from sqs_jax.analysis.fidelity import Fidelity, ablation, fidelity, linear_share, network_predictor, truncation
@@ -136,7 +136,7 @@ def leading_vectors(pairs: Eigenpairs) -> np.ndarray:
 
 def leading_masks(pairs: Eigenpairs, inputs: int) -> np.ndarray:
     """The adversarial mask (outputs, inputs) of each output, by its leading vector without the constant coordinate."""
-    return looks.adversarial_masks(leading_vectors(pairs)[:, :inputs])
+    return interpret.adversarial_masks(leading_vectors(pairs)[:, :inputs])
 
 
 def layer_fidelity(weights: GLUWeights, gate: Gate, x: np.ndarray, test_x: np.ndarray) -> dict[str, float | None]:
@@ -173,8 +173,8 @@ def _ablation(weights, pairs, samples: Samples, gate) -> dict[str, Any]:
 def _eigenvectors(pairs, samples: Samples, inputs: int) -> dict[str, Any]:
     vectors = np.asarray(pairs.vectors[:, :_ABLATED, :inputs])
     figures = {
-        "template_correlation": looks.template_correlations(vectors, samples.train, samples.train_labels),
-        "selectivity": looks.selectivity(vectors, samples.test, samples.test_labels),
+        "template_correlation": interpret.template_correlations(vectors, samples.train, samples.train_labels),
+        "selectivity": interpret.selectivity(vectors, samples.test, samples.test_labels),
     }
     k = min(_FRECHET_RANKS, vectors.shape[1])
     distances = frechet(_orthonormal(vectors[:, :k]), samples, frechet_features(samples))
@@ -183,17 +183,17 @@ def _eigenvectors(pairs, samples: Samples, inputs: int) -> dict[str, Any]:
 
 
 def frechet_features(samples: Samples) -> Callable[[np.ndarray], np.ndarray]:
-    """What `looks.train_features` gives for the images that `frechet` takes."""
+    """What `interpret.train_features` gives for the images that `frechet` takes."""
     places = drawn(len(samples.train), CALIBRATION_SAMPLES)
-    return looks.train_features(samples.train[places], samples.train_labels[places])
+    return interpret.train_features(samples.train[places], samples.train_labels[places])
 
 
 def frechet(vectors: np.ndarray, samples: Samples, features: Callable, *, seed: int = 0) -> dict[str, np.ndarray]:
-    """`looks.reconstruction_distances` of orthonormal vectors (outputs, k, d), with fewer images of either part."""
+    """`interpret.reconstruction_distances` of orthonormal vectors (outputs, k, d), with fewer images of either part."""
     seen, tested = drawn(len(samples.train), CALIBRATION_SAMPLES), drawn(len(samples.test), _FRECHET_SAMPLES)
     train = samples.train[seen], samples.train_labels[seen]
     test = samples.test[tested], samples.test_labels[tested]
-    return looks.reconstruction_distances(vectors, features, *train, *test, seed=seed)
+    return interpret.reconstruction_distances(vectors, features, *train, *test, seed=seed)
 
 
 def _orthonormal(rows):
@@ -211,7 +211,7 @@ def _masks(weights, pairs, samples: Samples, gate) -> dict[str, Any]:
     predict = network_predictor(weights, gate)
     norms = [share * length for share in _NORMS]
     success = {
-        name: looks.mask_success(predict, rows, test, labels, norms)
+        name: interpret.mask_success(predict, rows, test, labels, norms)
         for name, rows in (("eigenvectors", masks), ("random", random))
     }
     found: dict[str, Any] = {name: [numbers(row) for row in rows] for name, rows in success.items()}
