@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sqs_jax.analysis import interpret
 from sqs_jax.analysis.calibration import Calibration, Method, calibrate, calibrated
 from sqs_jax.analysis.eigen import spectrum
 from sqs_jax.analysis.fidelity import deep_fidelity
