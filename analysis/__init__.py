@@ -3,6 +3,7 @@
 What `__all__` names is public; everything else may change.
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
 from sqs_jax.analysis.calibration import Calibration, calibrate, calibrated
@@ -18,12 +19,16 @@ from sqs_jax.analysis.eigen import (
 )
 from sqs_jax.analysis.fidelity import Fidelity, ablation, deep_fidelity, fidelity, truncation
 from sqs_jax.analysis.interaction import GLUWeights, interaction_matrices
-from sqs_jax.analysis.runs.load import layer_weights, load_weights
+from sqs_jax.analysis.runs.load import Run, layer_weights, load_run, load_weights
 from sqs_jax.analysis.similarity import compare
 from sqs_jax.analysis.weights import read_weights
+from sqs_jax.start import extra
 
 if TYPE_CHECKING:
-    from sqs_jax.analysis.language import mlp_weights
+    from sqs_jax.analysis.language import mlp_weights, token_directions, token_eigenpairs
+    from sqs_jax.analysis.report import write_report
+    from sqs_jax.analysis.report.weights_page import write_weights_report
+    from sqs_jax.analysis.runs.compare import compare_runs
     from sqs_jax.train.text.language_model import load_language
 
 __all__ = [
@@ -32,10 +37,12 @@ __all__ = [
     "Fidelity",
     "GLUWeights",
     "NotConvergedError",
+    "Run",
     "ablation",
     "calibrate",
     "calibrated",
     "compare",
+    "compare_runs",
     "deep_fidelity",
     "effective_rank",
     "eigengaps",
@@ -45,25 +52,34 @@ __all__ = [
     "interaction_matrices",
     "layer_weights",
     "load_language",
+    "load_run",
     "load_weights",
     "mlp_weights",
     "read_weights",
     "spectrum",
+    "token_directions",
+    "token_eigenpairs",
     "top_eigenpairs",
     "truncation",
+    "write_report",
+    "write_weights_report",
 ]
 
 
+# What needs Flax, or the extra `train`: only who uses it pays.
+_MODULES = {
+    "compare_runs": "sqs_jax.analysis.runs.compare",
+    "load_language": "sqs_jax.train.text.language_model",
+    "mlp_weights": "sqs_jax.analysis.language",
+    "token_directions": "sqs_jax.analysis.language",
+    "token_eigenpairs": "sqs_jax.analysis.language",
+    "write_report": "sqs_jax.analysis.report",
+    "write_weights_report": "sqs_jax.analysis.report.weights_page",
+}
+
+
 def __getattr__(name):
-    # Flax, and for runs the extra `train`: only who reads language models needs them.
-    if name == "mlp_weights":
-        from sqs_jax.analysis.language import mlp_weights
-
-        return mlp_weights
-    if name == "load_language":
-        from sqs_jax.start import extra
-
+    if name in _MODULES:
         with extra():
-            from sqs_jax.train.text.language_model import load_language
-        return load_language
+            return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,6 +23,7 @@ from sqs_jax.analysis.interaction import (
 from sqs_jax.gates import Gate, get_gate, static_gate
 
 Method = Literal["identity", "bussgang", "output", "joint", "gaussian"]
+METHODS: tuple[Method, ...] = get_args(Method)
 Samples = Any  # Float[ArrayLike, "n inputs"], or an iterable of such arrays
 BATCH = 2048
 
@@ -108,8 +109,8 @@ def calibrate_all(
     check_concrete("calibrate", weights=weights, x=x)
     check_weights(weights)
     for method in methods:
-        if method not in get_args(Method):
-            raise ValueError(f"`method` is {method!r}: one of {', '.join(get_args(Method))} is needed")
+        if method not in METHODS:
+            raise ValueError(f"`method` is {method!r}: one of {', '.join(METHODS)} is needed")
     if not ridge >= 0:
         raise ValueError(f"`ridge` is {ridge}: a number ≥ 0 is needed")
     sigma = static_gate(gate)

@@ -6,16 +6,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import NotConvergedError
-from sqs_jax.messages import one_line
-from sqs_jax.train.cli.terminal import one_line_errors, program, read
-from sqs_jax.train.config import InputError, TextConfig
-from sqs_jax.train.run_folder import RunFolder, SweepFolder, read_config
+from sqs_jax.command_line import asks_help, one_line_errors, print_help, program, read
+from sqs_jax.gates import nearest
+from sqs_jax.messages import InputError, one_line, quoted
+from sqs_jax.options import option
 
 _DESCRIPTION = """Read the weights of gated linear units.
 
@@ -27,67 +24,60 @@ _DESCRIPTION = """Read the weights of gated linear units.
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The report of a run, into its folder, or of weights from a file of any framework."""
+    """report: the report of a run or a sweep, into its folder, or of weights from a file of any framework."""
 
-    run: Annotated[Path | None, tyro.conf.Positional] = None
-    """Folder of a finished run, or of a sweep."""
-    method: Method | None = None
-    """Of a run: gains that the spectrum is read with, by default joint; all are measured."""
-    against: tuple[Path, ...] = ()
-    """Of a run: two or more others to compare it with."""
-    data_dir: Path | None = None
-    """Folder with the original files of the run's data set; default SQS_DATA_DIR."""
-    weights: Path | None = None
-    """A .safetensors or .npz file, or a folder of shards, instead of a run."""
-    w: str | None = None
-    """Name in that file of the linear branch W (inputs, h)."""
-    v: str | None = None
-    """Of the gate branch V (inputs, h)."""
-    gate_up: str | None = None
-    """Instead of both: of one matrix (inputs, 2 h), the gate branch first, as a gate_up_proj is."""
-    out: str | None = None
-    """Of what reads the layer, P (h, outputs); without it the outputs are the hidden units."""
-    embed: str | None = None
-    """Of the embedding E (inputs, d)."""
-    w_bias: str | None = None
-    """Of the bias of the linear branch (h,)."""
-    v_bias: str | None = None
-    """Of the bias of the gate branch (h,)."""
-    transpose: bool = False
-    """Matrices stand as (outputs, inputs), as PyTorch's Linear has them."""
-    shape: tuple[int, ...] = ()
-    """Of weights: shape of the inputs as an image: height width, or height width 3."""
-    outputs: tuple[int, ...] = ()
-    """Numbers of the outputs to read, from 0; by default all, of more than 64 the first 64."""
-    out_dir: Path | None = None
-    """Folder for the report of weights; default runs/<name of the file>-report."""
+    run: Path | None = option(None, "Folder of a finished run, or of a sweep.", positional=True)
+    method: Method | None = option(
+        None, "Of a run: gains that the spectrum is read with, by default joint; all are measured."
+    )
+    against: tuple[Path, ...] = option((), "Of a run: two or more others to compare it with.")
+    data_dir: Path | None = option(None, "Folder with the original files of the run's data set; default SQS_DATA_DIR.")
+    weights: Path | None = option(None, "A .safetensors or .npz file, or a folder of shards, instead of a run.")
+    w: str | None = option(None, "Name in that file of the linear branch W (inputs, h).")
+    v: str | None = option(None, "Name of the gate branch V (inputs, h).")
+    gate_up: str | None = option(
+        None, "Instead of both: name of one matrix (inputs, 2 h), the gate branch first, as a gate_up_proj is."
+    )
+    out: str | None = option(
+        None, "Name of what reads the layer, P (h, outputs); without it the outputs are the hidden units."
+    )
+    embed: str | None = option(None, "Name of the embedding E (inputs, d).")
+    w_bias: str | None = option(None, "Name of the bias of the linear branch (h,).")
+    v_bias: str | None = option(None, "Name of the bias of the gate branch (h,).")
+    transpose: bool = option(False, "Matrices stand as (outputs, inputs), as PyTorch's Linear has them.")
+    shape: tuple[int, ...] = option((), "Of weights: shape of the inputs as an image: height width, or height width 3.")
+    outputs: tuple[int, ...] = option(
+        (), "Numbers of the outputs to read, from 0; by default all, of more than 64 the first 64."
+    )
+    out_dir: Path | None = option(None, "Folder for the report of weights; default runs/<name of the file>-report.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Compare:
-    """Compare two groups of runs, one before and one after `--`: the second gives the ceiling."""
+    """compare: two groups of runs, one before and one after `--`; the second gives the ceiling."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of the first group."""
-    method: Method = "joint"
-    """Gains that every network is read with."""
-    k: int = 10
-    """Eigenvectors for each output."""
-    data_dir: Path | None = None
-    """Folder with the original files of the data set; default SQS_DATA_DIR."""
-    out_dir: Path = Path("runs/comparison")
-    """Folder for comparison.json and comparison.png."""
+    runs: tuple[Path, ...] = option((), "Folders of the first group.", positional=True)
+    method: Method = option("joint", "Gains that every network is read with.")
+    k: int = option(10, "Eigenvectors for each output.")
+    data_dir: Path | None = option(None, "Folder with the original files of the data set; default SQS_DATA_DIR.")
+    out_dir: Path = option(Path("runs/comparison"), "Folder for comparison.json and comparison.png.")
 
 
-Command = Annotated[Report, tyro.conf.subcommand("report")] | Annotated[Compare, tyro.conf.subcommand("compare")]
+_COMMANDS = {"report": Report, "compare": Compare}
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs `python -m analysis` with these arguments; exits with 2 on bad input."""
     args = list(sys.argv[1:] if args is None else args)
-    before, after = _groups(args)
+    prog = program("analysis")
     with one_line_errors(ValueError, NotConvergedError):
-        command = read(Command, before, prog=program("analysis"), description=_DESCRIPTION)
+        name, *rest = args or [""]
+        if name not in _COMMANDS:
+            if asks_help(args):
+                print_help([Report, Compare], prog=f"{prog} report|compare", description=_DESCRIPTION)
+            raise InputError(f"the command is {quoted(name)}: {nearest(name, _COMMANDS)} ({prog} --help shows both)")
+        before, after = _groups(rest)
+        command = read(_COMMANDS[name], before, prog=f"{prog} {name}", description=_DESCRIPTION)
         if isinstance(command, Compare):
             _compare(command, [Path(path) for path in after])
         elif after:
@@ -104,49 +94,27 @@ def _groups(args: list[str]) -> tuple[list[str], list[str]]:
     """The arguments without the second group, and that group: what follows `--` up to the next flag."""
     if "--" not in args:
         return args, []
-    place = args.index("--")
-    end = next((i for i in range(place + 1, len(args)) if args[i].startswith("-")), len(args))
-    return args[:place] + args[end:], args[place + 1 : end]
+    start = args.index("--")
+    end = next((i for i in range(start + 1, len(args)) if args[i].startswith("-")), len(args))
+    return args[:start] + args[end:], args[start + 1 : end]
+
+
+_NAMES = ("gate_up", "w", "v", "out", "embed", "w_bias", "v_bias")
+_OF_WEIGHTS = ("transpose", "shape", "out_dir")
 
 
 def _report(command: Report) -> None:
-    from sqs_jax.analysis.report.image_page import report
-    from sqs_jax.analysis.runs.compare import compare_runs
+    from sqs_jax.analysis.report import write_report
 
     if named := [name for name in (*_NAMES, *_OF_WEIGHTS) if getattr(command, name)]:
         raise InputError(f"--{named[0].replace('_', '-')} belongs to --weights FILE: a run has its own")
     assert command.run
-    if SweepFolder(command.run).grid.is_file():
-        from sqs_jax.analysis.report.sweep_page import write_sweep_report
-
-        if command.method or command.against or command.outputs:
-            raise InputError("a sweep is shown by its table alone: no --method, no --against, no --outputs")
-        print(write_sweep_report(command.run))
-        return
-    if isinstance(read_config(RunFolder(command.run)), TextConfig):
-        if command.outputs:
-            raise InputError("--outputs belongs to a run on images, or to --weights: tokens are looked up on the page")
-        from sqs_jax.analysis.report.language_page import report_language
-
-        found = report_language(
-            command.run, data_dir=command.data_dir, method=command.method or "joint", against=command.against
-        )
-        print(found)
-        return
-    comparison, method = None, command.method or "joint"
-    if command.against:
-        others = list(command.against)
-        comparison = compare_runs([command.run], others, method=method, k=None, data_dir=command.data_dir)
-    chosen = {"outputs": command.outputs, "method": method, "comparison": comparison}
-    print(report(command.run, data_dir=command.data_dir, **chosen))
-
-
-_OF_WEIGHTS = ("transpose", "shape", "out_dir")
-_NAMES = ("gate_up", "w", "v", "out", "embed", "w_bias", "v_bias")
+    options = {name: getattr(command, name) for name in ("data_dir", "method", "against", "outputs")}
+    print(write_report(command.run, **options))
 
 
 def _report_weights(command: Report, line: str) -> None:
-    from sqs_jax.analysis.report.image_page import report_weights
+    from sqs_jax.analysis.report.weights_page import write_weights_report
     from sqs_jax.analysis.weights import read_weights
 
     assert command.weights
@@ -164,17 +132,18 @@ def _report_weights(command: Report, line: str) -> None:
     name = command.weights.resolve().name
     out = command.out_dir or Path("runs") / f"{Path(name).stem}-report"
     shape = command.shape or None
-    print(report_weights(weights, out, name=name, shape=shape, outputs=command.outputs, command=line))
+    print(write_weights_report(weights, out, name=name, shape=shape, outputs=command.outputs, command=line))
 
 
 def _compare(command: Compare, others: list[Path]) -> None:
-    from sqs_jax.analysis.runs.compare import compare_runs, free_places, table, write_comparison
+    from sqs_jax.analysis.report.two_groups import free_paths, table, write_comparison
+    from sqs_jax.analysis.runs.compare import compare_runs
 
-    if not others:
-        raise InputError("a second group is needed after `--`: compare runs/a… -- runs/b…")
-    free_places(command.out_dir)  # before minutes are spent
-    found = compare_runs(list(command.runs), others, method=command.method, k=command.k, data_dir=command.data_dir)
-    print(found["note"])
-    print(table(found))
-    for path in write_comparison(found, command.out_dir):
+    if not command.runs or not others:
+        raise InputError("two groups of runs are needed, with `--` between: compare runs/a… -- runs/b…")
+    free_paths(command.out_dir)  # before minutes are spent
+    comparison = compare_runs(list(command.runs), others, method=command.method, k=command.k, data_dir=command.data_dir)
+    print(comparison["note"])
+    print(table(comparison))
+    for path in write_comparison(comparison, command.out_dir):
         print(path)

@@ -12,6 +12,7 @@ from jax import Array
 from jaxtyping import Float
 
 from sqs_jax.analysis.calibration import (
+    BATCH,
     Calibration,
     Method,
     calibrate,
@@ -20,13 +21,17 @@ from sqs_jax.analysis.calibration import (
     forms,
     network_logits,
 )
+from sqs_jax.analysis.calibration import (
+    METHODS as ALL_METHODS,
+)
 from sqs_jax.analysis.eigen import Eigenpairs, top_eigenpairs
 from sqs_jax.analysis.fidelity import fidelity, r_squared
 from sqs_jax.analysis.interaction import GLUWeights
 from sqs_jax.gates import static_gate
 from sqs_jax.transformer import Transformer, check_tokens, rms_norm
 
-METHODS: tuple[Method, ...] = ("identity", "bussgang", "output", "joint")
+# The stream is not Gaussian with mean 0.
+METHODS: tuple[Method, ...] = tuple(method for method in ALL_METHODS if method != "gaussian")
 Windows = tuple[np.ndarray, np.ndarray]
 _BATCH = 16  # windows at a time
 
@@ -193,7 +198,7 @@ def direction_r2(weights: GLUWeights, x: np.ndarray, gate: Any, *, calibration: 
     """R² (outputs,) of what a GLU says along each direction of `weights.out`, over inputs x̂ (n, d)."""
     read = calibrated(weights, calibration)
     sigma = static_gate(gate)
-    parts = [_both(weights, read, jnp.asarray(x[i : i + 2048]), sigma) for i in range(0, len(x), 2048)]
+    parts = [_both(weights, read, jnp.asarray(x[i : i + BATCH]), sigma) for i in range(0, len(x), BATCH)]
     y, form = (np.concatenate([np.asarray(part[i], np.float64) for part in parts]) for i in range(2))
     return r_squared(y, (y - form) - (y - form).mean(0), axis=0)
 

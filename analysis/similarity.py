@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 
+from sqs_jax.analysis.as_json import as_json
+
 LEAST_SEEDS = 5  # fewer tell little of the spread between seeds
 _BOOTSTRAP = 2000
 _SHIFTS = 10  # each output beside up to nine others, for what different outputs have in common
@@ -262,7 +264,7 @@ def _intervals(arms, measure, draws, size_a, size_b) -> dict[str, Any]:
                 samples["fraction"] = samples["disjoint"] / samples["ceiling"]
     found = {name: _summary(mean, samples.get(name)) for name, mean in means.items()}
     if alone is not None:
-        found["shared"]["values"] = _plain(alone)
+        found["shared"]["values"] = as_json(alone)
     return found
 
 
@@ -280,15 +282,7 @@ def _summary(mean, samples) -> dict[str, Any]:
     if samples is not None:
         whole = samples[~np.isnan(samples).reshape(len(samples), -1).any(1)]
         low, high = np.percentile(whole, [2.5, 97.5], axis=0) if len(whole) else (low, high)
-    return {name: _plain(array) for name, array in (("mean", mean), ("low", low), ("high", high))}
-
-
-def _plain(values) -> Any:
-    """A number or a list of numbers as JSON has them: None for NaN."""
-    array = np.asarray(values, np.float64)
-    if array.ndim:
-        return [_plain(value) for value in array]
-    return float(array) if np.isfinite(array) else None
+    return {name: as_json(array) for name, array in (("mean", mean), ("low", low), ("high", high))}
 
 
 def _random_like(vectors, rng) -> np.ndarray:

@@ -8,22 +8,18 @@ Runs that are finished are read, not repeated. Writes docs/results/fidelity.md.
 """
 
 import dataclasses
-import statistics
 from pathlib import Path
 
-import tyro
-
-from sqs_jax.analysis.calibration import calibrate
+from benchmarks.common import GATES, PAGES, markdown_table, parsed, spread
+from sqs_jax.analysis.calibration import METHODS, calibrate
 from sqs_jax.analysis.fidelity import fidelity
-from sqs_jax.analysis.report.image_page import layer_samples
-from sqs_jax.analysis.runs.compare import cell, compare_runs
-from sqs_jax.analysis.runs.load import layer_weights, load_run
-from sqs_jax.analysis.runs.study import CALIBRATION_SAMPLES, METHODS, drawn
+from sqs_jax.analysis.report.two_groups import cell
+from sqs_jax.analysis.runs.compare import compare_runs
+from sqs_jax.analysis.runs.load import CALIBRATION_SAMPLES, drawn, layer_samples, layer_weights, load_run
 from sqs_jax.train import PRESETS, train
 from sqs_jax.train.run_folder import described, provenance
 
-GATES = ("sqs", "bilinear", "relu", "gelu", "silu")
-TABLE = Path(__file__).parent.parent / "docs" / "results" / "fidelity.md"
+TABLE = PAGES / "fidelity.md"
 
 
 def main(seeds: int = 5, runs: Path = Path("runs/fidelity")) -> None:
@@ -57,10 +53,7 @@ the training images give.
 
 
 def _fidelity_table(folders) -> str:
-    rows = [
-        "| gate | network | gains | R² | agreement | accuracy | KL (nats) | range of γ |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    heads, rows = ("gate", "network", "gains", "R²", "agreement", "accuracy", "KL (nats)", "range of γ"), []
     for gate, paths in folders.items():
         found = {method: [] for method in METHODS}
         for path in paths:
@@ -76,8 +69,8 @@ def _fidelity_table(folders) -> str:
             columns = [spread([float(getattr(row, name)) for row, _ in results], digits) for name, digits in _COLUMNS]
             network = spread([float(row.network_accuracy) for row, _ in results], 4)
             low, high = min(float(gain.min()) for _, gain in results), max(float(gain.max()) for _, gain in results)
-            rows.append(f"| {gate} | {network} | {method} | {' | '.join(columns)} | {low:.2f} to {high:.2f} |")
-    return "\n".join(["## Fidelity", "", *rows, ""])
+            rows.append((gate, network, method, *columns, f"{low:.2f} to {high:.2f}"))
+    return f"## Fidelity\n\n{markdown_table(heads, rows)}\n"
 
 
 _SHOWN = (("rank_cosine", 0), ("rank_cosine", 2), ("overlap", 9), ("form_cosine", None), ("data_form_cosine", None))
@@ -88,16 +81,16 @@ _ARMS = ("shared", "disjoint", "ceiling", "fraction", "classes", "untrained", "r
 def _comparison_tables(folders) -> list[str]:
     texts = []
     for method in ("identity", "joint"):
-        rows = [f"| gate | measure | {' | '.join(_ARMS)} |", f"|---|---|{'---|' * len(_ARMS)}"]
+        rows = []
         for gate in GATES:
             if gate == "bilinear":
                 continue
             measures = compare_runs(folders[gate], folders["bilinear"], method=method)["measures"]
             for name, place in _SHOWN:
                 label = name if place is None else f"{name}, {place + 1}"
-                cells = [cell(measures[name].get(arm), place) for arm in _ARMS]
-                rows.append(f"| {gate} | {label} | {' | '.join(cells)} |")
-        texts += [f"## Beside bilinear networks, read with {method} gains", "", _COMPARED, "", *rows, ""]
+                rows.append((gate, label, *(cell(measures[name].get(arm), place) for arm in _ARMS)))
+        heading = f"## Beside bilinear networks, read with {method} gains"
+        texts += [heading, "", _COMPARED, "", markdown_table(("gate", "measure", *_ARMS), rows), ""]
     return texts
 
 
@@ -108,11 +101,5 @@ ceiling. Nulls: `classes`, different outputs; `untrained`, the initial weights; 
 of the forms in the metric of the data."""
 
 
-def spread(values, digits) -> str:
-    """Mean of values and, of more than one, ± their standard deviation."""
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{round(statistics.mean(values), digits) + 0.0:.{digits}f}{deviation}"  # no -0.0
-
-
 if __name__ == "__main__":
-    tyro.cli(main)
+    parsed(main)

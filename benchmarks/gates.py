@@ -8,15 +8,13 @@ goes on. Writes docs/results/gates.md.
 """
 
 import dataclasses
-import statistics
 from pathlib import Path
 
-import tyro
-
+from benchmarks.common import PAGES, markdown_table, parsed, spread
 from sqs_jax.train import PRESETS, train
 
 GATES = {"mnist": ("sqs", "bilinear", "relu"), "fashion_mnist": ("sqs", "bilinear")}
-TABLE = Path(__file__).parent.parent / "docs" / "results" / "gates.md"
+TABLE = PAGES / "gates.md"
 
 
 def main(seeds: int = 3, runs: Path = Path("runs/gates")) -> None:
@@ -41,11 +39,11 @@ def main(seeds: int = 3, runs: Path = Path("runs/gates")) -> None:
 
 
 def _page(summaries, seeds: int) -> str:
-    rows = ["| data | gate | test loss (nats) | test accuracy | each seed's loss, accuracy |", "|---|---|---|---|---|"]
-    for (data, gate), found in summaries.items():
-        losses, accuracies = ([summary["test"][part] for summary in found] for part in ("loss", "accuracy"))
+    heads, rows = ("data", "gate", "test loss (nats)", "test accuracy", "each seed's loss, accuracy"), []
+    for (data, gate), group in summaries.items():
+        losses, accuracies = ([summary["test"][part] for summary in group] for part in ("loss", "accuracy"))
         each = "; ".join(f"{loss:.4f}, {accuracy:.4f}" for loss, accuracy in zip(losses, accuracies, strict=True))
-        rows.append(f"| {data} | {gate} | {_spread(losses)} | {_spread(accuracies)} | {each} |")
+        rows.append((data, gate, spread(losses, 4), spread(accuracies, 4), each))
     last = summaries["mnist", "sqs"][-1]
     versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
     return f"""# Gates in the paper's setting
@@ -54,17 +52,12 @@ def _page(summaries, seeds: int) -> str:
 embedding 512, one GLU layer of 512, trained on all 60,000 images; the test set is read once, after the last epoch.
 Mean over seeds 0 to {seeds - 1}, ± their standard deviation.
 
-{chr(10).join(rows)}
+{markdown_table(heads, rows)}
 
 Machine: {last["machine"]["processor"]}, {last["device"]["count"]} {last["device"]["platform"]} device.
 Versions: {versions}. Commit: {last["git"]}.
 """
 
 
-def _spread(values) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.4f} ± {deviation:.4f}"
-
-
 if __name__ == "__main__":
-    tyro.cli(main)
+    parsed(main)

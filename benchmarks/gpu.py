@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.common import markdown_table
 from benchmarks.memory import plain
 from sqs_jax import GATES, gated, gated_linear, kernels, sqs
 from sqs_jax.kernels import timings
@@ -243,14 +244,15 @@ def table(result: dict) -> str:
         f"`python -m benchmarks.gpu`, {result['dtype']}, seed 0; "
         + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
         + ". Milliseconds: median (least to most); MiB kept for the backward pass beside the arguments.", "",
-        "| m, d, h | variant | pass | ms | gain over XLA | kept MiB |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
+    body = []
     for row in result["rows"]:
         time = f"{row['median_ms']:.3f} ({row['least_ms']:.3f} to {row['most_ms']:.3f})"
         kept = f"{row['kept_bytes'] / 2**20:.1f}" if "kept_bytes" in row else ""
         shape = ", ".join(map(str, row["shape"]))
-        lines.append(f"| {shape} | {row['variant']} | {row['pass']} | {time} | {row['gain_over_xla']:.2f} | {kept} |")
-    return "\n".join(lines) + "\n"
+        body.append((shape, row["variant"], row["pass"], time, f"{row['gain_over_xla']:.2f}", kept))
+    heads = ("m, d, h", "variant", "pass", "ms", "gain over XLA", "kept MiB")
+    return "\n".join([*lines, markdown_table(heads, body)]) + "\n"
 
 
 if __name__ == "__main__":

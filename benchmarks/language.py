@@ -13,17 +13,14 @@ import json
 import statistics
 from pathlib import Path
 
-import tyro
-
-from benchmarks.fidelity import spread
+from benchmarks.common import GATES, PAGES, RESULTS, markdown_table, parsed, spread
 from sqs_jax.analysis.language import METHODS
-from sqs_jax.analysis.report.language_page import report_language
+from sqs_jax.analysis.report.language_page import write_language_report
 from sqs_jax.train import PRESETS, train
 from sqs_jax.train.run_folder import described, provenance
 
-TABLE = Path(__file__).parent.parent / "docs" / "results" / "language.md"
-RESULTS = Path(__file__).parent / "results" / "language.json"
-GATES = ("sqs", "bilinear", "relu", "gelu", "silu")
+TABLE = PAGES / "language.md"
+BITS = RESULTS / "language.json"
 CONFIG = dataclasses.replace(
     PRESETS["text"],
     separator="newline",
@@ -52,14 +49,14 @@ def main(text: Path, seeds: int = 3, runs: Path = Path("runs/language")) -> None
             print(run_dir, flush=True)
             train(config, run_dir, resume=(run_dir / "config.json").exists())
             if "analysis" not in _summary(run_dir):
-                report_language(run_dir)
+                write_language_report(run_dir)
     found = {gate: [_summary(runs / f"{gate}-{seed}") for seed in range(seeds)] for gate in GATES}
     bits = {
         gate: {seed: round(row["test"]["bits_per_byte"], 4) for seed, row in enumerate(rows)}
         for gate, rows in found.items()
     }
     results = {"machine": described(provenance()), "bits_per_byte": bits}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    BITS.write_text(json.dumps(results, indent=1) + "\n")
     tail = f"Machine: {described(provenance())}.\n"
     parts = [_HEAD.format(seeds=seeds, last=seeds - 1), _losses(found), _readings(found), _spectra(found), tail]
     TABLE.write_text("\n".join(parts))
@@ -80,12 +77,12 @@ float32. Nothing was tuned for a gate. Mean over seeds 0 to {last}, ± their sta
 
 
 def _losses(found) -> str:
-    rows = ["| gate | bits per byte | loss (nats a token) | bits per byte, seed by seed |", "|---|---|---|---|"]
+    heads, rows = ("gate", "bits per byte", "loss (nats a token)", "bits per byte, seed by seed"), []
     for gate, summaries in found.items():
         bits, loss = ([summary["test"][name] for summary in summaries] for name in ("bits_per_byte", "loss"))
         seeds = ", ".join(f"{value:.4f}" for value in bits)
-        rows.append(f"| {gate} | {spread(bits, 4)} | {spread(loss, 4)} | {seeds} |")
-    return "\n".join(["## Test loss", "", *rows, ""])
+        rows.append((gate, spread(bits, 4), spread(loss, 4), seeds))
+    return f"## Test loss\n\n{markdown_table(heads, rows)}\n"
 
 
 _READ = """R² of what each block's GLU adds to the stream, and in brackets the rise of the model's loss, nats a token,
@@ -95,8 +92,7 @@ training tokens, figures are of 8,192 test tokens."""
 
 def _readings(found) -> str:
     layers = len(found["sqs"][0]["analysis"]["layers"])
-    head = " | ".join(f"layer {layer + 1}" for layer in range(layers))
-    rows = [f"| gate | gains | {head} | all |", f"|---|---|{'---|' * layers}---|"]
+    heads, rows = ("gate", "gains", *_layer_names(layers), "all"), []
     for gate, summaries in found.items():
         for name in METHODS:
             cells = []
@@ -104,8 +100,8 @@ def _readings(found) -> str:
                 read = [summary["analysis"]["layers"][layer]["gains"][name] for summary in summaries]
                 cells.append(f"{_mean(read, 'r2'):.3f} ({_mean(read, 'loss_rise') + 0.0:.4f})")
             together = spread([summary["analysis"]["together"][name] for summary in summaries], 4)
-            rows.append(f"| {gate} | {name} | {' | '.join(cells)} | {together} |")
-    return "\n".join(["## How well the GLUs read", "", _READ, "", *rows, ""])
+            rows.append((gate, name, *cells, together))
+    return f"## How well the GLUs read\n\n{_READ}\n\n{markdown_table(heads, rows)}\n"
 
 
 _SPECTRA = """Participation rank (Σ|λ|)² / Σλ² of the interaction matrices of the 32 most frequent tokens, read with
@@ -114,15 +110,19 @@ joint gains, and in brackets |λ₁₀| / |λ₁|. The matrices have 128 eigenva
 
 def _spectra(found) -> str:
     layers = len(found["sqs"][0]["analysis"]["layers"])
-    rows = [f"| gate | {' | '.join(f'layer {i + 1}' for i in range(layers))} |", f"|---|{'---|' * layers}"]
+    rows = []
     for gate, summaries in found.items():
         cells = []
         for layer in range(layers):
             parts = [summary["analysis"]["layers"][layer] for summary in summaries]
             tenth = statistics.mean(part["decay"][9] for part in parts)
             cells.append(f"{spread([part['participation_rank'] for part in parts], 1)} ({tenth:.2f})")
-        rows.append(f"| {gate} | {' | '.join(cells)} |")
-    return "\n".join(["## Spectra", "", _SPECTRA, "", *rows, ""])
+        rows.append((gate, *cells))
+    return f"## Spectra\n\n{_SPECTRA}\n\n{markdown_table(('gate', *_layer_names(layers)), rows)}\n"
+
+
+def _layer_names(layers: int) -> list[str]:
+    return [f"layer {layer + 1}" for layer in range(layers)]
 
 
 def _mean(parts, name) -> float:
@@ -130,4 +130,4 @@ def _mean(parts, name) -> float:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    parsed(main)

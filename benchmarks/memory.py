@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from benchmarks.common import markdown_table
 from sqs_jax import gated_linear
 
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "memory.md"
@@ -58,16 +59,14 @@ def main() -> None:
     from sqs_jax.train.run_folder import described, provenance
 
     found = {name: arrays_a_layer(layer) for name, layer in VARIANTS.items()}
-    rows = "\n".join(f"| {name} | {count:.2f} |" for name, count in found.items())
+    rows = [(name, f"{count:.2f}") for name, count in found.items()]
     about = provenance()
     PAGE.write_text(f"""# Memory of training
 
 `python -m benchmarks.memory`: arrays ({ROWS}, {WIDTH}) of float32 kept a layer by the gradient of a `lax.scan` over
 gated linear units with SQS, of one width; by XLA's memory analysis. One of them is x, which the scan carries.
 
-| layer | arrays |
-|---|---|
-{rows}
+{markdown_table(("layer", "arrays"), rows)}
 
 Machine: {described(about)}. Commit: {about["git"]}.
 """)

@@ -21,14 +21,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Literal
-
-import tyro
+from typing import Any
 
 from benchmarks import spectra
+from benchmarks.common import GATES, ROOT, markdown_table, parsed
 from benchmarks.train import STEPS
 
-ROOT = Path(__file__).parent.parent
 SWEEP, COMMANDS, TORCH, COMPILED = "ours, one sweep", "ours, a command each", "PyTorch", "PyTorch, compiled"
 FLOOR = "matrix products alone"
 
@@ -37,12 +35,12 @@ FLOOR = "matrix products alone"
 class Options:
     """What to measure."""
 
-    gates: tuple[Literal["sqs", "bilinear", "relu", "gelu", "silu"], ...] = ("sqs", "bilinear", "relu", "gelu", "silu")
+    gates: tuple[str, ...] = GATES
     """Gates of the networks."""
     seeds: int = 5
     """Networks of each gate."""
-    data: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
-    """Data set; digits to try it."""
+    data: str = "mnist"
+    """Data set: mnist, fashion_mnist, or digits to try it."""
     epochs: int = 20
     """Epochs of each network."""
     short: bool = False
@@ -53,7 +51,7 @@ class Options:
 
 def main() -> None:
     """Runs every contender, prints the table and writes the results."""
-    options = tyro.cli(Options, prog="python -m benchmarks.peers", description=(__doc__ or "").split("\n")[0])
+    options = parsed(Options)
     for name in ("gates", "seeds", "epochs"):
         if not (value := getattr(options, name)) or (name != "gates" and value < 1):
             print(f"error: `{name}` is {value}: one or more are needed", file=sys.stderr)
@@ -243,7 +241,6 @@ _HEADS = {
 
 def write(options: Options, rows: dict[str, dict], pairs: dict[str, dict]) -> None:
     """Writes the figures, a page with their tables, and their plot."""
-    from experiments.section import table
     from sqs_jax.train import PRESETS
     from sqs_jax.train.run_folder import provenance
 
@@ -272,10 +269,12 @@ def write(options: Options, rows: dict[str, dict], pairs: dict[str, dict]) -> No
         width=config.width,
         batch=config.batch_size,
         noise=config.noise_std,
-        training=table(("", *heads.values(), f"time over that of {SWEEP!r}"), body),
+        training=markdown_table(("", *heads.values(), f"time over that of {SWEEP!r}"), body),
         method=_SHORT if options.short else _WHOLE,
         picture=picture.name,
-        pairs=_PAIRS + table(("", "seconds", "over ours", "peak memory, MB"), spectra_body) + "\n\n" if pairs else "",
+        pairs=_PAIRS + markdown_table(("", "seconds", "over ours", "peak memory, MB"), spectra_body) + "\n\n"
+        if pairs
+        else "",
         machine=f"{about['machine']['processor']}, {about['machine']['cores']} cores"
         + ("" if about["device"]["platform"] == "cpu" else f", {about['device']['kind']}"),
         versions=versions,
@@ -312,6 +311,7 @@ this size can be trained faster in float32 on this machine."""
 _SHORT = """A network's seconds are its
 share of the time; of the commands, one of each gate was run, and stands for all its seeds."""
 
+_PAIR_HEADS = ("", "seconds", "over ours", "peak memory, MB")
 _PAIRS = """## All eigenpairs of one network
 
 Ten outputs, a matrix over the pixels each, formed from the weights; more by `python -m benchmarks.spectra`.

@@ -5,9 +5,9 @@ python -m benchmarks.screenshot runs/fidelity/sqs-0/report.html docs/images/repo
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
+from benchmarks.common import parsed
 
 _BROWSERS = ("chromium", "google-chrome", "chromium-browser")
 
@@ -46,8 +46,8 @@ def opened(browser: Any, page: Path) -> None:
 
 
 def main(
-    page: Annotated[Path, tyro.conf.Positional],
-    picture: Annotated[Path, tyro.conf.Positional],
+    page: Path,
+    picture: Path,
     width: int = 1200,
     height: int = 2200,
 ) -> None:
@@ -72,4 +72,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    parsed(main)

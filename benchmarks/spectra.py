@@ -15,16 +15,16 @@ Without torch its columns are left out. Writes benchmarks/results/spectra-cpu.js
 import dataclasses
 import json
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
-import tyro
 
-RESULTS = Path(__file__).parent / "results" / "spectra-cpu.json"
-PLOT = Path(__file__).parent.parent / "docs" / "images" / "spectra_growth.png"
+from benchmarks.common import RESULTS, ROOT, in_its_own_process, parsed
+
+FIGURES = RESULTS / "spectra-cpu.json"
+
+PLOT = ROOT / "docs" / "images" / "spectra_growth.png"
 LARGE = (4096, 14336, 16)
 TOL = 1e-4
 CONTENDERS = {"top": ("ours", "torch", "numpy"), "all": ("ours", "torch", "numpy"), "large": ("ours", "torch")}
@@ -39,15 +39,15 @@ class Options:
     """How often each is started; a third of it for `large`."""
     run: Path = Path("runs/fidelity/sqs-0")
     """A finished MNIST run, whose weights are read."""
-    only: tuple[str, str] | None = None
+    only: tuple[str, ...] = ()
     """Measure this contender of this measurement alone, here, and print its figures: top ours."""
 
 
 def main() -> None:
     """Runs the benchmark, prints its figures and writes them."""
-    options = tyro.cli(Options)
+    options = parsed(Options)
     if options.only:
-        print(json.dumps(_measure(*options.only, options)))
+        print(json.dumps(_measure(options.only[0], options.only[1], options)))
         return
     found = {}
     for what, contenders in CONTENDERS.items():
@@ -73,13 +73,8 @@ def measured(what: str, name: str, run: Path, rounds: int) -> dict | None:
 
 
 def _in_its_own_process(what: str, name: str, run: Path) -> list[dict]:
-    flags = ["--run", str(run), "--only", what, name]
-    done = subprocess.run([sys.executable, "-m", "benchmarks.spectra", *flags], capture_output=True, text=True)
-    if done.returncode and "No module named 'torch'" in done.stderr:
-        return []
-    if done.returncode:
-        sys.exit(f"error: {what} {name} failed:\n{done.stderr}")
-    return [json.loads(done.stdout.splitlines()[-1])]
+    row = in_its_own_process("benchmarks.spectra", ["--run", str(run), "--only", what, name])
+    return [] if row is None else [row]
 
 
 def _summary(rows: list[dict]) -> dict:
@@ -213,9 +208,9 @@ def _write(options: Options, found: dict) -> None:
 
     _plot(found["growth"])
     result = {"command": f"python -m benchmarks.spectra --rounds {options.rounds}", "found": found}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result | provenance(), indent=2) + "\n")
-    print(f"{RESULTS}\n{PLOT}")
+    FIGURES.parent.mkdir(exist_ok=True)
+    FIGURES.write_text(json.dumps(result | provenance(), indent=2) + "\n")
+    print(f"{FIGURES}\n{PLOT}")
 
 
 def _plot(growth: dict) -> None:

@@ -11,17 +11,13 @@ figures of a CPU a sweep trains networks there one after the other, unless they 
 import dataclasses
 import json
 import statistics
-from pathlib import Path
 
-import tyro
-
+from benchmarks.common import RESULTS, parsed
 from sqs_jax.train import PRESETS
 from sqs_jax.train.images.image_task import load_images, place_images
 from sqs_jax.train.run_folder import provenance
 from sqs_jax.train.step import data_mesh, replicated
 from sqs_jax.train.sweep.together import epoch_seconds
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def main(widths: tuple[int, ...] = (64, 512), at_once: int = 5, epochs: int = 3) -> None:
@@ -65,4 +61,4 @@ def _write(found, command: str) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    parsed(main)

@@ -11,15 +11,12 @@ Without PyTorch its column is left out. Writes benchmarks/results/train-<platfor
 import dataclasses
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-import tyro
+from benchmarks.common import RESULTS, in_its_own_process, parsed
 
-RESULTS = Path(__file__).parent / "results"
 BATCH, WIDTH, STEPS = 2048, 512, 29
 
 
@@ -39,29 +36,24 @@ class Options:
 
 def main() -> None:
     """Runs the benchmark, prints its table and writes its result."""
-    options = tyro.cli(Options)
+    options = parsed(Options)
     if options.only:
         print(json.dumps(MEASURES[options.only](options)))
         return
     seconds = {name: [] for name in MEASURES}
     for _ in range(options.rounds):
         for name in MEASURES:
-            seconds[name] += _in_its_own_process(name, options)
+            seconds[name] += (
+                in_its_own_process(
+                    "benchmarks.train", ["--epochs", str(options.epochs), "--gate", options.gate, "--only", name]
+                )
+                or []
+            )
     medians = {name: statistics.median(values) for name, values in seconds.items() if values}
     for name, median in medians.items():
         spread = f"{1e3 * min(seconds[name]) / STEPS:.1f}-{1e3 * max(seconds[name]) / STEPS:.1f}"
         print(f"{name:<10} {1e3 * median / STEPS:6.1f} ms a step ({spread}), {median / medians['ours']:.2f} x ours")
     _write(options, seconds, medians)
-
-
-def _in_its_own_process(name: str, options: Options) -> list[float]:
-    flags = ["--epochs", str(options.epochs), "--gate", options.gate, "--only", name]
-    done = subprocess.run([sys.executable, "-m", "benchmarks.train", *flags], capture_output=True, text=True)
-    if done.returncode and "No module named 'torch'" in done.stderr:
-        return []
-    if done.returncode:
-        sys.exit(f"error: {name} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _write(options, seconds, medians):

@@ -15,16 +15,13 @@ import json
 import math
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import tyro
 
-from benchmarks.train import RESULTS
+from benchmarks.common import RESULTS, in_its_own_process, parsed
 
 BATCH, CONTEXT, VOCAB, WIDTH, HIDDEN, LAYERS, HEADS = 16, 256, 4096, 256, 704, 4, 4
 NEW = 200
@@ -44,30 +41,22 @@ class Options:
 
 def main() -> None:
     """Runs the benchmark, prints its table and writes its result."""
-    options = tyro.cli(Options)
+    options = parsed(Options)
     if options.only:
         print(json.dumps(MEASURES[options.only](options)))
         return
     seconds: dict[str, list[float]] = {name: [] for name in MEASURES}
     for _ in range(options.rounds):
         for name in MEASURES:
-            seconds[name] += _in_its_own_process(name, options)
+            seconds[name] += (
+                in_its_own_process("benchmarks.transformer", ["--steps", str(options.steps), "--only", name]) or []
+            )
     medians = {name: statistics.median(values) for name, values in seconds.items() if values}
     for name, median in medians.items():
         count = NEW if "generation" in name else BATCH * CONTEXT
         spread = f"{min(seconds[name]):.3f}-{max(seconds[name]):.3f}"
         print(f"{name:<17} {median:7.3f} s ({spread})  {count / median:9,.0f} tokens/s")
     _write(options, seconds, medians)
-
-
-def _in_its_own_process(name: str, options: Options) -> list[float]:
-    command = [sys.executable, "-m", "benchmarks.transformer", "--steps", str(options.steps), "--only", name]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode and "No module named 'torch'" in done.stderr:
-        return []
-    if done.returncode:
-        sys.exit(f"error: {name} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _write(options: Options, seconds, medians):

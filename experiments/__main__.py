@@ -6,13 +6,12 @@ import textwrap
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from experiments.gather import beyond_sections, paper_sections
 from experiments.section import Section, write_page
 from experiments.sweeps import Sweeps
 from experiments.tables import MEASURED, Tables
-from sqs_jax.train.cli.terminal import fail, one_line_errors, read
+from sqs_jax.command_line import fail, one_line_errors, read
+from sqs_jax.options import option
 from sqs_jax.train.interrupt import Stopped
 from sqs_jax.train.run_folder import described, provenance
 
@@ -23,18 +22,24 @@ DOCS = Path(__file__).parent.parent / "docs"
 class Options:
     """The claims, experiments and predicted failures of arXiv 2509.01874, or what goes beyond, each with a verdict."""
 
-    page: tyro.conf.Positional[Literal["paper", "beyond"]] = "paper"
-    """What is asked: what the paper claims, or what the reading of weights depends on and which λ and c are best."""
-    quick: bool = False
-    """Small networks on the embedded digits: a few minutes, and answers that are not those of the paper's setting."""
-    sweeps: Path = Path("sweeps/paper")
-    """Folder of the sweeps; what is trained there is not trained again."""
-    tables: bool = False
-    """Trains nothing: draws the page from the tables in experiments/measured, with --quick from <sweeps>/quick."""
-    out: Path | None = None
-    """Folder for the page and its pictures; default docs/results and docs/images, for --quick <sweeps>/quick."""
-    data_dir: Path | None = None
-    """Folder with the original files; default SQS_DATA_DIR."""
+    page: Literal["paper", "beyond"] = option(
+        "paper",
+        "What is asked: paper, what the paper claims; beyond, what the reading of weights depends on and which λ and c "
+        "are best.",
+        positional=True,
+    )
+    quick: bool = option(
+        False,
+        "Small networks on the embedded digits: a few minutes, and answers that are not those of the paper's setting.",
+    )
+    sweeps: Path = option(Path("sweeps/paper"), "Folder of the sweeps; what is trained there is not trained again.")
+    tables: bool = option(
+        False, "Train nothing: draw the page from the tables in experiments/measured, with --quick from <sweeps>/quick."
+    )
+    out: Path | None = option(
+        None, "Folder for the page and its pictures; default docs/results and docs/images, for --quick <sweeps>/quick."
+    )
+    data_dir: Path | None = option(None, "Folder with the original files; default SQS_DATA_DIR.")
 
 
 def main() -> None:

@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.common import markdown_table as table
 from experiments import figures
-from experiments.section import Section, at, column, mean, table
+from experiments.section import Section, at, column, mean
 from experiments.verdicts import Interval, Verdict, above, apart, difference, interval
 from sqs_jax.train.sweep.table import Row
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks.common import GATES
 from experiments import beyond, paper
-from experiments.plan import GATES
 from experiments.section import Section, column, with_settings
 from experiments.tables import Tables
 from sqs_jax.train.sweep.grid import members

@@ -4,9 +4,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.common import GATES
+from benchmarks.common import markdown_table as table
 from experiments import figures
-from experiments.plan import GATES
-from experiments.section import Section, at, at_epoch, column, diverged, final, mean, table, with_settings
+from experiments.section import Section, at, at_epoch, column, diverged, final, mean, with_settings
 from experiments.verdicts import Interval, Verdict, above, all_of, below, difference, interval, share, within
 from sqs_jax.train.sweep.table import Row
 

@@ -3,11 +3,10 @@
 import dataclasses
 from pathlib import Path
 
+from benchmarks.common import GATES
 from sqs_jax.train import PRESETS
 from sqs_jax.train.run_folder import SweepFolder
 from sqs_jax.train.sweep.run import Grid, sweep
-
-GATES = ("sqs", "bilinear", "relu", "gelu", "silu")
 
 
 def _grid(data: str, seeds: int, axes, **changes) -> Grid:

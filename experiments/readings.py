@@ -10,13 +10,13 @@ import jax
 import numpy as np
 
 from sqs_jax.analysis import interpret
+from sqs_jax.analysis.as_json import as_json
 from sqs_jax.analysis.calibration import Calibration, Method, calibrate, calibrated
 from sqs_jax.analysis.eigen import spectrum
 from sqs_jax.analysis.fidelity import deep_fidelity
 from sqs_jax.analysis.interaction import GLUWeights
-from sqs_jax.analysis.report.image_page import layer_inputs
-from sqs_jax.analysis.runs.load import Run, layer_weights, load_run
-from sqs_jax.analysis.runs.study import CALIBRATION_SAMPLES, drawn, first_positive, number
+from sqs_jax.analysis.runs.load import CALIBRATION_SAMPLES, Run, drawn, layer_inputs, layer_weights, load_run
+from sqs_jax.analysis.runs.study import first_positive
 from sqs_jax.files import write
 from sqs_jax.modules import GLU
 from sqs_jax.train.run_folder import RunFolder, SweepFolder
@@ -84,7 +84,7 @@ def _reading(run_dir: Path, data_dir: Path | None) -> dict[str, float | None]:
         found |= learnt(run.model.layers[0])
     if count == 1:
         found |= _leading(run, calibrated(layers[0], gains["joint"][0]), test)
-    return {name: number(value) for name, value in found.items()}
+    return {name: as_json(value) for name, value in found.items()}
 
 
 def learnt(glu: GLU) -> dict[str, float]:

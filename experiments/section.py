@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from benchmarks.common import markdown_table
 from experiments.verdicts import Interval, Verdict, interval
 from sqs_jax.analysis.report.plots import png
 from sqs_jax.files import write
@@ -25,17 +26,6 @@ class Section(NamedTuple):
     tables: list[str]
     """As Markdown."""
     figure: Figure | None
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table as Markdown."""
-    lines = [[_cell(value) for value in row] for row in (heads, *rows)]
-    lines.insert(1, ["---"] * len(heads))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(value) -> str:
-    return str(value).replace("|", "\\|")  # |cos| would end the cell
 
 
 def final(rows: Sequence[Row], **settings) -> dict[int, Row]:
@@ -89,7 +79,7 @@ def write_page(path: Path, title: str, head: str, sections: Sequence[Section], t
         for s in sections
         for v in s.verdicts
     ]
-    parts = [f"# {title}", head, "## Verdicts", table(_CLAIMS, rows)]
+    parts = [f"# {title}", head, "## Verdicts", markdown_table(_CLAIMS, rows)]
     pictures.mkdir(parents=True, exist_ok=True)
     for section in sections:
         parts += [f"## {section.title}", section.text, *section.tables]

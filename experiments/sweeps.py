@@ -14,9 +14,8 @@ from experiments.readings import read_networks, stamps
 from experiments.tables import Settings, Tables
 from sqs_jax.analysis.calibration import calibrate, calibrated
 from sqs_jax.analysis.eigen import top_eigenpairs
-from sqs_jax.analysis.report.image_page import layer_samples
-from sqs_jax.analysis.runs.load import layer_weights, load_run
-from sqs_jax.analysis.runs.study import CALIBRATION_SAMPLES, drawn, frechet, frechet_features
+from sqs_jax.analysis.runs.load import CALIBRATION_SAMPLES, drawn, layer_samples, layer_weights, load_run
+from sqs_jax.analysis.runs.study import frechet, frechet_features
 from sqs_jax.files import write
 from sqs_jax.train.config import ImageConfig
 from sqs_jax.train.images.image_task import load_images, place_images

@@ -3,6 +3,13 @@
 _MOST = 1200
 
 
+class InputError(ValueError):
+    """A mistake of the caller's, told in one line that a terminal may show, whatever it quotes."""
+
+    def __init__(self, message: object):
+        super().__init__(one_line(message))
+
+
 def one_line(text: object, most: int = _MOST) -> str:
     """Text as a terminal may show it: one line, control characters spelled out, its middle left out beyond `most`.
 

@@ -33,8 +33,8 @@ def catch_interrupts(message: str) -> None:
     """From now on Ctrl-C ends the process with a line and 130, after what is half-written was removed.
 
     Not by KeyboardInterrupt, which in the seconds of imports and compilers may be swallowed, or end in a traceback,
-    wherever it is raised. Training takes the signal over (`train.stop`). Does nothing where the signal is ignored, or
-    in a thread.
+    wherever it is raised. Training takes the signal over (`train.interrupt`). Does nothing where the signal is
+    ignored, or in a thread.
     """
 
     def leave(number: int, frame: object) -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from sqs_jax.train import PRESETS, ImageConfig, InputError, TextConfig, preset, train
 from sqs_jax.train.cli.train import parse
-from sqs_jax.train.config import check, from_json, to_json
+from sqs_jax.train.config_check import check
+from sqs_jax.train.config_file import from_json, to_json
 
 
 @pytest.mark.parametrize("name", [*(name for name in PRESETS if name != "text"), "tfds:kmnist"])  # it needs a file

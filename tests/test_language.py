@@ -27,7 +27,8 @@ from sqs_jax.train.optimizer import make_optimizer
 from sqs_jax.train.step import data_mesh, first_state, parameters, with_parameters
 from sqs_jax.train.text import language_model
 from sqs_jax.train.text.stories import stories
-from sqs_jax.train.text.tokens import END, Stream, load_text, windows
+from sqs_jax.train.text.tokenizer import END
+from sqs_jax.train.text.tokens import Stream, load_text, windows
 from sqs_jax.transformer import Transformer, TransformerConfig
 
 SIZES = {"vocab": 300, "context": 32, "width": 16, "layers": 2, "heads": 2, "steps": 25, "batch_size": 4}

@@ -14,7 +14,7 @@ from benchmarks.screenshot import opened, resize
 from sqs_jax.analysis import language as reading
 from sqs_jax.analysis.calibration import network_logits
 from sqs_jax.analysis.cli import main
-from sqs_jax.analysis.report.language_page import drawn_windows, frequent_tokens, report_language
+from sqs_jax.analysis.report.language_page import drawn_windows, frequent_tokens, write_language_report
 from sqs_jax.train import InputError, TextConfig, train
 from sqs_jax.train.step import parameters, with_parameters
 from sqs_jax.train.text.language_model import load_language
@@ -203,7 +203,7 @@ def run_dir(tmp_path_factory):
     """A trained run with its report."""
     folder = tmp_path_factory.mktemp("runs") / "sqs"
     train(SMALL, folder, report=quiet)
-    assert report_language(folder) == folder / "report.html"
+    assert write_language_report(folder) == folder / "report.html"
     return folder
 
 
@@ -268,21 +268,21 @@ def test_a_run_that_cannot_be_read_says_why(run_dir, tmp_path, damage, message):
     damage(path)
     before = (path / "report.html").stat().st_mtime_ns
     with pytest.raises(InputError, match=message):
-        report_language(path)
+        write_language_report(path)
     assert (path / "report.html").stat().st_mtime_ns == before
 
 
 def test_gains_and_other_runs_that_do_not_fit_are_named(run_dir, tmp_path):
     with pytest.raises(InputError, match="`method` is 'gaussian': of a run on text, one of identity"):
-        report_language(run_dir, method="gaussian")
+        write_language_report(run_dir, method="gaussian")
     with pytest.raises(InputError, match="no finished run"):
-        report_language(run_dir, against=(tmp_path,))
+        write_language_report(run_dir, against=(tmp_path,))
     path = shutil.copytree(run_dir, tmp_path / "copy")
     summary = json.loads((path / "summary.json").read_text())
     del summary["analysis"]
     (path / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(InputError, match="it has no report yet"):
-        report_language(run_dir, against=(path,))
+        write_language_report(run_dir, against=(path,))
 
 
 def test_the_page_finds_tokens_in_a_real_browser(run_dir, browser):

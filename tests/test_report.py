@@ -17,7 +17,8 @@ from sqs_jax import gated_linear
 from sqs_jax.analysis import GLUWeights, load_weights, spectrum
 from sqs_jax.analysis.cli import main
 from sqs_jax.analysis.report import image_page as reporting
-from sqs_jax.analysis.report.image_page import report, report_weights
+from sqs_jax.analysis.report.image_page import write_image_report
+from sqs_jax.analysis.report.weights_page import write_weights_report
 from sqs_jax.analysis.runs.compare import compare_runs
 from sqs_jax.analysis.runs.load import load_run
 from sqs_jax.train import ImageConfig, InputError, train
@@ -36,7 +37,7 @@ def run_dir(tmp_path_factory):
     """A trained run with its report."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     train(CONFIG, folder, report=quiet)
-    assert report(folder) == folder / "report.html"
+    assert write_image_report(folder) == folder / "report.html"
     return folder
 
 
@@ -166,7 +167,7 @@ def test_deep_networks_with_everything(tmp_path):
         epochs=2, layers=2, residual=True, width=16, hidden=16, bias=True, learnable=True, noise_prob=0.5
     )
     train(config, tmp_path / "deep", report=quiet)
-    report(tmp_path / "deep", method="output")
+    write_image_report(tmp_path / "deep", method="output")
     analysis = json.loads((tmp_path / "deep" / "summary.json").read_text())["analysis"]
     assert len(analysis["layers"]) == 2
     assert analysis["linear_share"] < 1
@@ -182,7 +183,7 @@ def test_deep_networks_with_everything(tmp_path):
 def test_a_network_without_embedding(tmp_path):
     direct = ImageConfig(epochs=2, width=0, hidden=8, gate="gelu", dtype="bfloat16", warmup=3, clip=1.0)
     train(direct, tmp_path / "direct", report=quiet)
-    report(tmp_path / "direct")
+    write_image_report(tmp_path / "direct")
     with np.load(tmp_path / "direct" / "spectrum.npz") as saved:
         assert saved["vectors"].shape == (10, 16, 64)
 
@@ -226,14 +227,14 @@ def test_the_pages_of_a_comparison_and_of_weights_alone(run_dir, others, tmp_pat
     from selenium.webdriver.common.by import By
 
     copy = shutil.copytree(run_dir, tmp_path / "copy")
-    report(copy, comparison=compare_runs([run_dir], others, k=4))
+    write_image_report(copy, comparison=compare_runs([run_dir], others, k=4))
     opened(browser, copy / "report.html")
     assert browser.find_element(By.ID, "comparison").is_displayed()
     assert len(browser.find_elements(By.CSS_SELECTOR, "#plot-rank .scatterlayer .trace")) > 3
     rng = np.random.default_rng(0)
     w, v, out = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((6, 4), (6, 4), (4, 3)))
     name = "</script><!--<script>"  # what a file's name can do to a page
-    opened(browser, report_weights(GLUWeights(w, v, out), tmp_path / "read", name=name))
+    opened(browser, write_weights_report(GLUWeights(w, v, out), tmp_path / "read", name=name))
     assert browser.title == name
     assert not browser.find_element(By.ID, "fidelity").is_displayed()
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
@@ -250,7 +251,7 @@ def test_a_network_that_says_nothing_gets_its_report(tmp_path, monkeypatch):
         return run
 
     monkeypatch.setattr(reporting, "load_run", silent)
-    page = report(tmp_path / "dead").read_text()
+    page = write_image_report(tmp_path / "dead").read_text()
     assert "there is nothing to explain" in page
     assert json.loads((tmp_path / "dead" / "summary.json").read_text())["analysis"]["fidelity"]["joint"]["r2"] is None
 
@@ -267,7 +268,7 @@ def test_colour_images(tmp_path, monkeypatch):
     monkeypatch.setattr("sqs_jax.train.images.dataset.load", lambda *_: dataset)
     config = ImageConfig(data="cifar10", epochs=2, width=8, hidden=8, batch_size=100, validation=0)
     train(config, tmp_path / "run", report=quiet)
-    page = report(tmp_path / "run").read_text()
+    page = write_image_report(tmp_path / "run").read_text()
     shown = json.loads(page.split('<script id="data" type="application/json">')[1].split("</script>")[0])
     assert shown["pictures"]["shape"] == [32, 32, 3]
     assert shown["images"]["shape"] == [32, 32, 3]
@@ -374,13 +375,13 @@ def test_the_command_runs_as_a_module(run_dir):
 def test_weights_alone_in_python(tmp_path):
     rng = np.random.default_rng(0)
     w, v = (jnp.asarray(rng.normal(size=(6, 4)), jnp.float32) for _ in range(2))
-    page = report_weights(GLUWeights(w, v, jnp.eye(4)), tmp_path / "out", name="a <layer>", outputs=(3, 1))
+    page = write_weights_report(GLUWeights(w, v, jnp.eye(4)), tmp_path / "out", name="a <layer>", outputs=(3, 1))
     assert page.read_text().count("<title>a &lt;layer&gt;</title>") == 1
     with np.load(tmp_path / "out" / "spectrum.npz") as saved:
         form = np.einsum("k,kd,ke->de", saved["values"][0], saved["vectors"][0], saved["vectors"][0])
     np.testing.assert_allclose(form, (np.outer(w[:, 3], v[:, 3]) + np.outer(v[:, 3], w[:, 3])) / 2, atol=1e-5)
     with pytest.raises(ValueError, match="`outputs` has 4: numbers from 0 to 3"):
-        report_weights(GLUWeights(w, v, jnp.eye(4)), tmp_path / "b", name="", outputs=(0, 4))
+        write_weights_report(GLUWeights(w, v, jnp.eye(4)), tmp_path / "b", name="", outputs=(0, 4))
 
 
 def test_of_many_classes_some_are_shown_and_others_on_demand(tmp_path, monkeypatch, capsys):

@@ -13,19 +13,12 @@ import numpy as np
 import optax
 import pytest
 
+from sqs_jax.messages import InputError
 from sqs_jax.train import ImageConfig
-from sqs_jax.train.config import InputError
+from sqs_jax.train.images.classifier import make_epoch, make_evaluation, make_model
+from sqs_jax.train.noise import add_pixel_noise
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
-from sqs_jax.train.step import (
-    TrainState,
-    add_noise,
-    data_mesh,
-    make_epoch,
-    make_evaluation,
-    make_model,
-    parameters,
-    with_parameters,
-)
+from sqs_jax.train.step import TrainState, data_mesh, parameters, with_parameters
 
 GOLDEN_LOSS = 0.9916116
 SMALL = ImageConfig(width=8, hidden=6, batch_size=16, lr=1e-2, noise_std=0.0, epochs=4, validation=0)
@@ -48,7 +41,7 @@ def start(config, steps):
 
 def test_noise_has_the_given_mean_deviation_and_share():
     x = jnp.full((4000, 50), 0.25)
-    noise = np.asarray(add_noise(x, jax.random.key(0), 0.7, 0.3) - x)
+    noise = np.asarray(add_pixel_noise(x, jax.random.key(0), 0.7, 0.3) - x)
     hit = np.any(noise != 0, axis=1)
     # Each bound is some five standard errors of the estimate.
     assert abs(hit.mean() - 0.3) < 5 * np.sqrt(0.3 * 0.7 / 4000)
@@ -57,9 +50,9 @@ def test_noise_has_the_given_mean_deviation_and_share():
     assert abs(np.mean(noise[hit] ** 4) / 0.7**4 - 3) < 0.2  # Gaussian
     correlation = np.corrcoef(noise[hit].T)
     assert np.abs(correlation - np.eye(50)).max() < 0.2
-    assert np.all(add_noise(x, jax.random.key(0), 0.7, 1.0) != x)
+    assert np.all(add_pixel_noise(x, jax.random.key(0), 0.7, 1.0) != x)
     for std, prob in ((0.0, 1.0), (0.7, 0.0)):
-        np.testing.assert_array_equal(add_noise(x, jax.random.key(0), std, prob), x)
+        np.testing.assert_array_equal(add_pixel_noise(x, jax.random.key(0), std, prob), x)
 
 
 def first_step_in_float64(params, x, labels, config):
@@ -190,7 +183,8 @@ _ON_DEVICES = """
     sys.path.insert(0, "tests")
     import test_step
     import dataclasses
-    from sqs_jax.train.step import data_mesh, make_epoch, make_evaluation, replicated
+    from sqs_jax.train.step import data_mesh, replicated
+    from sqs_jax.train.images.classifier import make_epoch, make_evaluation
     config = dataclasses.replace(test_step.SMALL, noise_std=0.3, noise_prob=0.5)
     images, labels = test_step.images_and_labels(100)
     model, optimizer, state = test_step.start(config, 24)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from sqs_jax.analysis import GLUWeights
-from sqs_jax.analysis.runs.study import Samples, drawn, study
+from sqs_jax.analysis.runs.load import Samples, drawn
+from sqs_jax.analysis.runs.study import study
 from sqs_jax.gates import get_gate
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqs_jax.train import PRESETS, InputError
-from sqs_jax.train.images.image_sources import read_stories
 from sqs_jax.train.text import tokens as text
+from sqs_jax.train.text.corpus import read_stories
 from sqs_jax.train.text.stories import stories
 
 SMALL = dataclasses.replace(PRESETS["text"], vocab=300, validation=1, test=1)

@@ -4,10 +4,18 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sqs_jax.train.config import PRESETS, ImageConfig, InputError, TextConfig, TrainConfig, preset
+    from sqs_jax.messages import InputError
+    from sqs_jax.train.config import ImageConfig, TextConfig, TrainConfig
     from sqs_jax.train.loop import train
+    from sqs_jax.train.presets import PRESETS, preset
 
 __all__ = ["PRESETS", "ImageConfig", "InputError", "TextConfig", "TrainConfig", "preset", "train"]
+_MODULES = {
+    "InputError": "sqs_jax.messages",
+    "PRESETS": "sqs_jax.train.presets",
+    "preset": "sqs_jax.train.presets",
+    "train": "sqs_jax.train.loop",
+}
 
 
 def __getattr__(name):
@@ -16,7 +24,5 @@ def __getattr__(name):
         from sqs_jax.start import extra
 
         with extra():
-            return getattr(
-                importlib.import_module("sqs_jax.train.loop" if name == "train" else "sqs_jax.train.config"), name
-            )
+            return getattr(importlib.import_module(_MODULES.get(name, "sqs_jax.train.config")), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

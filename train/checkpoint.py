@@ -21,8 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from sqs_jax import files
-from sqs_jax.messages import first_line, quoted
-from sqs_jax.train.config import InputError
+from sqs_jax.messages import InputError, first_line, quoted
 from sqs_jax.train.records import Row, UnreadableError, read_record
 from sqs_jax.train.run_folder import number_flags
 from sqs_jax.train.step import Parameters, TrainState

@@ -7,8 +7,7 @@ import jax
 import psutil
 from flax import nnx
 
-from sqs_jax.messages import first_line
-from sqs_jax.train.config import InputError
+from sqs_jax.messages import InputError, first_line
 
 
 def free_memory() -> int:

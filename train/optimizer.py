@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sqs_jax.train.config import InputError, TrainConfig
+from sqs_jax.messages import InputError
+from sqs_jax.train.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, total_steps: int) -> optax.Schedule:

@@ -1,6 +1,7 @@
 """From original files to records: found and checked, or downloaded, and prepared by tensorflow-datasets, once."""
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import importlib
@@ -8,16 +9,51 @@ import os
 import shutil
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sqs_jax import files
-from sqs_jax.train.config import InputError
-from sqs_jax.train.images.image_sources import Original, Source
+from sqs_jax.messages import InputError
 
 # Part of the cache's path: a change of what is stored there raises it.
 VERSION = "1.0.0"
 SPLITS = ("train", "test")
+
+Examples = Iterator[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Original:
+    """One original file: its name, SHA-256 and size in bytes where they are known, and its URL, if it has one."""
+
+    file: str
+    sha256: str | None
+    size: int | None
+    url: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A data set: its original files, and `read(split, paths)`, the records of "train" or "test"."""
+
+    name: str
+    shape: tuple[int, ...] | None
+    """Of an image; None for text, whose records hold a "text" instead of "image" and "label"."""
+    classes: tuple[str, ...]
+    originals: tuple[Original, ...]
+    read: Callable[[str, dict[str, Path]], Examples]
+    folders: tuple[str, ...]
+    """Folders below `--data-dir` where the files may lie; else directly in it."""
+
+    def features(self, kinds: Any) -> dict[str, Any]:
+        """What a record holds, in the `features` of tensorflow-datasets."""
+        if self.shape is None:
+            return {"text": kinds.Text()}
+        # Raw bytes: as PNG, or as a list of integers, an image takes many times as long to write and to read.
+        return {"image": kinds.Tensor(shape=self.shape, dtype=np.uint8, encoding="bytes"), "label": np.int64}
 
 
 def prepare(source: Source, data_dir: Path | None, cache_dir: Path) -> dict[str, Any]:

@@ -5,8 +5,7 @@ from typing import Any, NotRequired, TypedDict, TypeVar
 
 import msgspec
 
-from sqs_jax.messages import one_line
-from sqs_jax.train.config import InputError
+from sqs_jax.messages import InputError, one_line
 
 Shape = TypeVar("Shape")
 

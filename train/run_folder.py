@@ -14,8 +14,9 @@ from typing import Any
 import jax
 
 from sqs_jax import files
-from sqs_jax.messages import is_text, quoted
-from sqs_jax.train.config import InputError, TrainConfig, from_json
+from sqs_jax.messages import InputError, is_text, quoted
+from sqs_jax.train.config import TrainConfig
+from sqs_jax.train.config_file import from_json
 
 _PACKAGES = (
     "sqs-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "tokenizers", "numpy",
@@ -140,7 +141,9 @@ def summary(test: dict[str, float], history: list[dict[str, Any]], seconds: floa
     """What `summary.json` says of a finished run, whatever was trained, beside its provenance."""
     last = history[-1]
     validated = {part: last[f"validation_{part}"] for part in test if f"validation_{part}" in last}
-    return {"test": test, "validation": validated or None, "seconds": round(seconds, 3), "epochs": last["epoch"]}
+    return {"test": test, "validation": validated or None, "seconds": round(seconds, 3), "epochs": last["epoch"]} | {
+        "steps": last["step"]
+    }
 
 
 def provenance() -> dict[str, Any]:

@@ -1,34 +1,69 @@
-"""What the loop has to know of a kind of data and network: `images.make_task` and `language.make_task` say it."""
+"""What the loop knows of a run: a `Task`, of images or of text."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
-import optax
 
+from sqs_jax.train.config import TextConfig, TrainConfig
 from sqs_jax.train.step import Parameters, TrainState
 
 
-class Task(NamedTuple):
-    """A run, ready to be trained. Steps are counted from 0 at its beginning; rounds end with an evaluation."""
+class Task(Protocol):
+    """A run, ready to be trained: `ImageTask` or `LanguageTask`.
 
-    begin: Callable[[], TrainState]
-    """The state that it begins with."""
-    rate: optax.Schedule
-    """The learning rate by step."""
+    Steps are counted from 0 at its beginning; it goes in rounds, each of which ends with an evaluation.
+    """
+
     ends: list[int]
     """The steps at which the rounds end."""
-    epoch: Callable[[int], float]
-    """Passes over the training data by step."""
-    checkpoint: Callable[[int], int]
-    """The number of the checkpoint that is saved at a step."""
-    run: Callable[[TrainState, int, Callable[[], Any]], tuple[TrainState, np.ndarray]]
-    """(state, end, stopping) → (state, losses (steps,)): trains up to the step `end`, or less far if `stopping()`."""
-    evaluate: Callable[[Parameters], dict[str, Any]]
-    """What the evaluation at the end of a round adds to its row of metrics."""
-    test: Callable[[Parameters], dict[str, float]]
-    """The figures of the finished network."""
     files: dict[str, str]
     """What the run's folder holds from the beginning beside its configuration; a resumed run finds it unchanged."""
-    tokens: int
-    """Tokens that a step trains on; 0 where there are none."""
+
+    def begin(self) -> TrainState:
+        """The state that training begins with."""
+        ...
+
+    def train(self, state: TrainState, end: int, stopping: Callable[[], Any]) -> tuple[TrainState, np.ndarray]:
+        """Trains up to the step `end`, or less far once `stopping()`; the new state and the losses (steps,)."""
+        ...
+
+    def evaluate(self, params: Parameters) -> dict[str, Any]:
+        """What the evaluation at the end of a round adds to its row of metrics."""
+        ...
+
+    def test(self, params: Parameters) -> dict[str, float]:
+        """The figures of the finished network."""
+        ...
+
+    def learning_rate(self, step: int) -> Any:
+        """The learning rate of a step."""
+        ...
+
+    def epoch(self, step: int) -> float:
+        """Passes over the training data by step."""
+        ...
+
+    def checkpoint_number(self, step: int) -> int:
+        """The number of the checkpoint that is saved at a step."""
+        ...
+
+    def speed(self, steps: int, seconds: float) -> dict[str, float]:
+        """What is reported of this many steps in this many seconds."""
+        ...
+
+    def progress_line(self, row: dict[str, Any], seconds: float) -> str:
+        """What is printed of a round; "" for nothing."""
+        ...
+
+
+def make_task(config: TrainConfig, data_dir: Path | None) -> Task:
+    """Loads the data of a configuration, and builds all that is trained. Raises InputError for what does not fit."""
+    if isinstance(config, TextConfig):
+        from sqs_jax.train.text.language_task import LanguageTask
+
+        return LanguageTask(config, data_dir)
+    from sqs_jax.train.images.image_task import ImageTask
+
+    return ImageTask(config, data_dir)

@@ -1,15 +1,13 @@
 """The report of a run on text: how each GLU reads, and what its eigenvectors mean in tokens."""
 
 import dataclasses
-import io
-import json
-import shlex
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from sqs_jax.analysis.as_json import as_json
 from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import effective_rank, spectrum, top_eigenpairs
 from sqs_jax.analysis.language import (
@@ -24,14 +22,14 @@ from sqs_jax.analysis.language import (
     token_eigenpairs,
 )
 from sqs_jax.analysis.report import page, plots
-from sqs_jax.analysis.report.image_page import page_texts
-from sqs_jax.analysis.runs.study import number, numbers
 from sqs_jax.files import write
-from sqs_jax.train.config import InputError, TextConfig
+from sqs_jax.messages import InputError
+from sqs_jax.train.config import TextConfig
 from sqs_jax.train.records import Summary, Together, check_record, read_record, read_rows
 from sqs_jax.train.run_folder import RunFolder, alone, provenance, read_config
 from sqs_jax.train.text.language_model import load_language, read_facts
-from sqs_jax.train.text.tokens import END, Stream, Text, count_windows, load_text, token_bytes, windows
+from sqs_jax.train.text.tokenizer import END, token_bytes
+from sqs_jax.train.text.tokens import Stream, Text, count_windows, load_text, windows
 from sqs_jax.transformer import Transformer
 
 CALIBRATION_TOKENS, TEST_TOKENS = 20_000, 8_192
@@ -41,7 +39,7 @@ _LARGEST_WHOLE = 512  # width beyond which only the first eigenvalues are
 _DECAY = 32
 
 
-def report_language(
+def write_language_report(
     run_dir: str | Path,
     *,
     data_dir: Path | None = None,
@@ -74,21 +72,18 @@ def report_language(
         raise InputError(f"{folder.path} was trained on another text than {config.text or config.data} is now")
     figures, arrays, shown = study_language(model, text, config, method)
     summary |= {"analysis": figures | {"provenance": provenance()}}
-    command = ["python", "-m", "analysis", "report", str(run_dir)]
-    command += ["--method", method] if method != "joint" else []
+    command = page.command("report", str(run_dir), method=method)
     command += ["--against", *map(str, against)] if against else []
     history = read_rows(folder.metrics)
     content = _content(summary, shown, history, config, tokenizer, model)
     content["language"]["others"] = others
     content["language"]["samples"] = _last_samples(folder)
     texts = _texts(config, figures, model, command)
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType] - no array has the name of an option
     title = f"{config.data}, {config.gate}, seed {config.seed}"
     files = {
-        folder.spectrum: buffer.getvalue(),
+        folder.spectrum: page.npz(arrays),
         folder.curves: plots.png(plots.curves(history, title=title)),
-        folder.summary: (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode(),
+        folder.summary: page.json_file(summary),
         folder.report: page.render(content, texts).encode(),
     }
     with alone(folder.path):
@@ -118,16 +113,16 @@ def study_language(
         likes.append(liked_tokens(vectors[-1], model))
         places.append(liked_places(vectors[-1], x[layer]))
         row = {
-            name: {"r2": number(read.r2), "loss_rise": number(read.loss_rise)} for name, read in layers[layer].items()
+            name: {"r2": as_json(read.r2), "loss_rise": as_json(read.loss_rise)} for name, read in layers[layer].items()
         }
         rows.append({"gains": row} | _spectrum_figures(weights, found.gain))
     figures = {
         "method": method,
         "layers": rows,
-        "together": {name: number(value) for name, value in together.items()},
+        "together": {name: as_json(value) for name, value in together.items()},
         "calibration_tokens": int(np.sum(train[1] >= 0)),
         "test_tokens": int(np.sum(targets >= 0)),
-        "largest_residual": number(max(float(np.max(residuals)), 0.0)),
+        "largest_residual": as_json(max(float(np.max(residuals)), 0.0)),
     }
     gains = np.stack([np.asarray(found[method].gain) for found in calibrations])
     arrays = {"tokens": np.array(tokens), "values": np.stack(values), "vectors": np.stack(vectors), "gain": gains}
@@ -167,8 +162,8 @@ def _spectrum_figures(weights, gain) -> dict[str, Any]:
     sizes = np.abs(found) / np.maximum(np.abs(found[:, :1]), np.finfo(np.float32).tiny)
     rank = np.asarray(effective_rank(jnp.asarray(found))).mean()
     return {
-        "decay": numbers(sizes[:, :_DECAY].mean(0)),
-        "participation_rank": number(rank),
+        "decay": as_json(sizes[:, :_DECAY].mean(0)),
+        "participation_rank": as_json(rank),
         "eigenvalues": found.shape[1],
     }
 
@@ -251,4 +246,4 @@ def _texts(config: TextConfig, figures, model: Transformer, command: list[str]) 
         f"{sizes.context}, {sizes.vocab} tokens; seed {config.seed}."
     )
     name = Path(config.text).stem if config.text else config.data
-    return page_texts(f"{name}, {gate}", subtitle, verdict) | {"command": shlex.join(command)}
+    return page.texts(f"{name}, {gate}", subtitle, verdict) | {"command": page.shell_line(command)}

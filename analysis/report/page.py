@@ -2,23 +2,33 @@
 
 import base64
 import html
+import io
 import json
+import shlex
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+
+from sqs_jax.analysis.as_json import as_json
+from sqs_jax.analysis.eigen import eigengaps
+from sqs_jax.messages import quoted
+from sqs_jax.train.run_folder import provenance
 
 # Bytes for eigenvectors and for images: what a page may weigh beside plotly's five million.
 _PICTURES, _IMAGES = 800_000, 1_400_000
 _MOST_PICTURES, _MOST_LIKED = 24, 6
+_MOST_OUTPUTS = 64  # shown unless others are asked for
+_DIGITS = 6
 
 
-def render(content: dict[str, Any], texts: dict[str, str]) -> str:
-    """The page. `content` is what page.js reads; `texts` are what page.html names: title, verdict and more."""
+def render(content: dict[str, Any], words: dict[str, str]) -> str:
+    """The page. `content` is what page.js reads; `words` is what page.html names: title, verdict and more."""
     from plotly.offline import get_plotlyjs
 
-    parts = {name: html.escape(text) for name, text in texts.items()}
+    parts = {name: html.escape(text) for name, text in words.items()}
     folder = files("sqs_jax.analysis.report")
     parts |= {
         name: (folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js", "language.js", "sweep.js")
@@ -30,13 +40,18 @@ def render(content: dict[str, Any], texts: dict[str, str]) -> str:
     return pieces[0] + "".join(parts[name] + after for name, after in rest)
 
 
+def picture_count(shape: tuple[int, ...]) -> int:
+    """How many eigenvectors of each output, of an array (outputs, k, d), a page has room for: one at least."""
+    outputs, k, d = shape
+    return max(1, min(k, _MOST_PICTURES, _PICTURES // (outputs * d)))
+
+
 def pictures(vectors: np.ndarray, shape: tuple[int, ...]) -> dict[str, Any]:
     """The leading eigenvectors (outputs, k, d) as pictures of a shape, each in the scale of its largest entry.
 
-    As many as a page has room for, and at least one an output.
+    As many as `picture_count` says.
     """
-    outputs, k, d = vectors.shape
-    count = max(1, min(k, _MOST_PICTURES, _PICTURES // (outputs * d)))
+    count = picture_count(vectors.shape)
     kept = vectors[:, :count]
     scale = np.max(np.abs(kept), axis=2, keepdims=True)
     pixels = np.round(127 * kept / np.where(scale > 0, scale, 1)).astype(np.int8)
@@ -58,12 +73,73 @@ def liked_images(liked: np.ndarray, images: np.ndarray, labels: np.ndarray, clas
     }
 
 
-def rounded(values) -> list[Any]:
-    """Nested lists of numbers to six digits; None for NaN."""
-    array = np.asarray(values, np.float64)
-    if array.ndim > 1:
-        return [rounded(row) for row in array]
-    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in array]
+def rounded(values: Any) -> Any:
+    """Numbers as a page holds them: six digits."""
+    return as_json(values, _DIGITS)
+
+
+def spectrum(values: Any) -> dict[str, Any]:
+    """Eigenvalues (outputs, k) and their gaps."""
+    return {"values": rounded(values), "gaps": rounded(eigengaps(jnp.asarray(values)))}
+
+
+def chosen_outputs(outputs: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """The outputs that are read: those, or by default all, of many the first."""
+    if wrong := [output for output in outputs if not 0 <= output < count]:
+        raise ValueError(f"`outputs` has {quoted(wrong[0])}: numbers from 0 to {count - 1} are needed")
+    if len(set(outputs)) < len(outputs):
+        raise ValueError(f"`outputs` is {outputs}: each of them once is needed")
+    return outputs or tuple(range(min(count, _MOST_OUTPUTS)))
+
+
+def counted(figures: dict[str, Any]) -> str:
+    """Which eigenpairs a figure is of."""
+    return "all pairs" if figures["pairs"] == figures["rank"] else f"the first {figures['pairs']} pairs"
+
+
+def npz(arrays: dict[str, Any]) -> bytes:
+    """The content of a .npz file."""
+    buffer = io.BytesIO()
+    plain: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+    np.savez(buffer, **plain)
+    return buffer.getvalue()
+
+
+def json_file(content: dict[str, Any]) -> bytes:
+    """The content of a .json file."""
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+def command(*words: str, method: str = "joint", outputs: Sequence[int] = ()) -> list[str]:
+    """The command that makes a page again, as words."""
+    flags = ["--method", method] if method != "joint" else []
+    flags += ["--outputs", *map(str, outputs)] if outputs else []
+    return ["python", "-m", "analysis", *words, *flags]
+
+
+def shell_line(words: Sequence[str]) -> str:
+    """A command as one line of a shell."""
+    return shlex.join(words)
+
+
+_STORED = (
+    "Every number here lies in the files beside this page: summary.json, spectrum.npz and, of a run, metrics.jsonl."
+)
+
+
+def texts(title, subtitle, verdict, vectors="Each is a direction among the inputs.", stored=_STORED) -> dict[str, str]:
+    """What the page says in words, but for the command that made it."""
+    seen = provenance()
+    versions = ", ".join(f"{name} {seen['versions'][name]}" for name in ("sqs-jax", "jax") if name in seen["versions"])
+    device = f"{seen['device']['count']} × {seen['device']['kind']}"
+    source = f"{versions}, on {device}" + (f", code at {seen['git'][:12]}" if seen["git"] else "")
+    return {
+        "title": title,
+        "subtitle": subtitle,
+        "verdict": verdict,
+        "vectors": vectors,
+        "provenance": f"{stored} {source}.",
+    }
 
 
 def _three(shape) -> list[int]:

@@ -1,16 +1,14 @@
 """The page of a sweep, drawn from its table alone: curves, final figures, and what each value does."""
 
 import json
-import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sqs_jax.analysis.report import page
-from sqs_jax.analysis.report.image_page import page_texts
 from sqs_jax.files import write
-from sqs_jax.train.config import InputError
+from sqs_jax.messages import InputError
 from sqs_jax.train.run_folder import SweepFolder, provenance
 from sqs_jax.train.sweep.run import read_grid
 from sqs_jax.train.sweep.table import RESULTS, Row, by_epoch, read_csv
@@ -43,9 +41,9 @@ def write_sweep_report(sweep_dir: str | Path) -> Path:
         f"{base.width}, noise {base.noise_std:g}, batch {base.batch_size}, {base.epochs} epochs, learning "
         f"rate {base.lr:g}.{shared}"
     )
-    texts = page_texts(f"Sweep on {base.data}", subtitle, verdict, stored="Every number here lies in results.csv.")
-    command = ["python", "-m", "analysis", "report", str(sweep_dir)]
-    write(folder.report, page.render(content, texts | {"command": shlex.join(command)}))
+    texts = page.texts(f"Sweep on {base.data}", subtitle, verdict, stored="Every number here lies in results.csv.")
+    command = page.shell_line(page.command("report", str(sweep_dir)))
+    write(folder.report, page.render(content, texts | {"command": command}))
     return folder.report
 
 

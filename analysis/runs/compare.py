@@ -1,6 +1,5 @@
-"""Two groups of runs compared: their spectra read, measured by `compare`, and shown."""
+"""Two groups of runs compared: their spectra, read and measured by `similarity.compare`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,18 @@ from sqs_jax.analysis.calibration import Method, calibrate, calibrated
 from sqs_jax.analysis.eigen import rank_bound, top_eigenpairs
 from sqs_jax.analysis.fidelity import points
 from sqs_jax.analysis.interaction import branches
-from sqs_jax.analysis.report import plots
-from sqs_jax.analysis.report.image_page import layer_inputs
-from sqs_jax.analysis.runs.load import Run, layer_weights, load_comparable, untrained
-from sqs_jax.analysis.runs.study import CALIBRATION_SAMPLES, drawn
+from sqs_jax.analysis.runs.load import (
+    CALIBRATION_SAMPLES,
+    Run,
+    drawn,
+    layer_inputs,
+    layer_weights,
+    load_comparable,
+    untrained,
+)
 from sqs_jax.analysis.similarity import LEAST_SEEDS, Reading, compare
-from sqs_jax.files import write
 from sqs_jax.gates import Gate
-from sqs_jax.train.config import InputError
+from sqs_jax.messages import InputError
 from sqs_jax.train.run_folder import provenance
 
 _RANKS = 10
@@ -61,54 +64,6 @@ def compare_runs(
     places = {"a": [str(path) for path in a], "b": [str(path) for path in b]}
     found = {"note": note, "data": runs[0].config.data, "names": names, "method": method, "k": k}
     return found | {"runs": places, "measures": measures} | provenance()
-
-
-def write_comparison(found: dict[str, Any], out_dir: Path) -> list[Path]:
-    """Writes `comparison.json` and `comparison.png`. Raises InputError where one of them is there already."""
-    paths = free_places(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    title = f"{found['data']}: {found['names'][0]} beside {found['names'][1]}, {found['method']} gains"
-    write(paths[1], plots.png(plots.similarity(found["measures"], title=title)))
-    write(paths[0], json.dumps(found, indent=2, allow_nan=False) + "\n")
-    return paths
-
-
-def free_places(out_dir: Path) -> list[Path]:
-    """Where a comparison's two files will lie. Raises InputError where one of them is there already."""
-    paths = [out_dir / "comparison.json", out_dir / "comparison.png"]
-    for path in paths:
-        if path.exists():
-            raise InputError(f"{path} exists already: choose another --out-dir")
-    return paths
-
-
-def table(found: dict[str, Any]) -> str:
-    """The comparison as text, an arm a column: of vectors the first rank, of spans the largest."""
-    arms = ("shared", "disjoint", "ceiling", "fraction", "classes", "untrained", "random")
-    places = {
-        "rank_cosine": 0,
-        "matched_cosine": 0,
-        "overlap": -1,
-        "angle": -1,
-        "form_cosine": None,
-        "data_form_cosine": None,
-    }
-    lines = [f"{'':<16}" + "".join(f"{arm:>22}" for arm in arms)]
-    for name, place in places.items():
-        cells = [cell(found["measures"][name].get(arm), place) for arm in arms]
-        lines.append(f"{name:<16}" + "".join(f"{cell:>22}" for cell in cells))
-    return "\n".join(lines)
-
-
-def cell(arm: dict[str, Any] | None, place: int | None) -> str:
-    """An arm's mean and interval as text: at a place of its list, or of its one number."""
-    if arm is None:
-        return "-"
-    mean, low, high = (arm[name] if place is None else arm[name][place] for name in ("mean", "low", "high"))
-    if mean is None:
-        return "-"
-    mean, *interval = (f"{round(x, 2) + 0.0:.2f}" for x in (mean, low, high) if x is not None)  # no -0.00
-    return mean + (f" [{', '.join(interval)}]" if interval else "")
 
 
 def _reading(run: Run, method: Method, k: int) -> Reading:

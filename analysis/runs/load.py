@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from sqs_jax.modules import GLUClassifier
     from sqs_jax.train.config import ImageConfig
     from sqs_jax.train.images.dataset import Dataset
+    from sqs_jax.train.run_folder import RunFolder
+
+
+CALIBRATION_SAMPLES = 20_000
+_BATCH = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +35,21 @@ class Run:
     summary: dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """What a layer reads: its inputs (n, inputs), float32, and the classes (n,) of what they came from."""
+
+    train: np.ndarray
+    train_labels: np.ndarray
+    test: np.ndarray
+    test_labels: np.ndarray
+
+
+def drawn(size: int, count: int) -> np.ndarray:
+    """Places of `count` of `size` samples, drawn once and for all: the first ones may all be of one class."""
+    return np.sort(np.random.default_rng(0).permutation(size)[:count])
+
+
 @extra()
 def load_run(run_dir: str | os.PathLike[str], *, data_dir: Path | None = None, epoch: int | None = None) -> Run:
     """The run in a folder, its network as of an epoch's checkpoint, by default the last.
@@ -37,13 +57,18 @@ def load_run(run_dir: str | os.PathLike[str], *, data_dir: Path | None = None, e
     Raises InputError, a ValueError, where that is no run, is not finished, has no such checkpoint, or its data set
     cannot be had.
     """
-    from sqs_jax.train.config import ImageConfig, InputError
-    from sqs_jax.train.images.dataset import load
-    from sqs_jax.train.records import Summary, read_record, read_rows
     from sqs_jax.train.run_folder import RunFolder, read_config
 
     folder = RunFolder(Path(run_dir))
-    model, config = _model(folder, epoch), read_config(folder)
+    return _load_run(folder, read_config(folder), data_dir, epoch)
+
+
+def _load_run(folder: "RunFolder", config: Any, data_dir: Path | None, epoch: int | None = None) -> Run:
+    from sqs_jax.messages import InputError
+    from sqs_jax.train.images.dataset import load
+    from sqs_jax.train.records import Summary, read_record, read_rows
+
+    model = _model(folder, config, epoch)
     inputs = (model.layers[0].w if model.embed is None else model.embed).shape[0]
     data = load(config.data, data_dir)
     if inputs != int(np.prod(data.shape)) or model.head.shape[1] != len(data.classes):
@@ -51,7 +76,6 @@ def load_run(run_dir: str | os.PathLike[str], *, data_dir: Path | None = None, e
             f"{folder.path} has {inputs} inputs, not the {np.prod(data.shape)} of {data.name}: its data set is another"
         )
     summary = dict(read_record(folder.summary, Summary))
-    assert isinstance(config, ImageConfig)  # or there was no model
     return Run(folder.path, config, data, model, read_rows(folder.metrics), summary)
 
 
@@ -67,9 +91,10 @@ def load_weights(run_dir: str | os.PathLike[str], *, layer: int = -1, epoch: int
     Raises InputError, a ValueError, where that is no finished run or has no such checkpoint, and ValueError for a
     layer that it does not have.
     """
-    from sqs_jax.train.run_folder import RunFolder
+    from sqs_jax.train.run_folder import RunFolder, read_config
 
-    return layer_weights(_model(RunFolder(Path(run_dir)), epoch), layer)
+    folder = RunFolder(Path(run_dir))
+    return layer_weights(_model(folder, read_config(folder), epoch), layer)
 
 
 def layer_weights(model: "GLUClassifier", layer: int = -1) -> GLUWeights:
@@ -96,18 +121,18 @@ def layer_weights(model: "GLUClassifier", layer: int = -1) -> GLUWeights:
 
 def untrained(run: Run, layer: int = -1) -> GLUWeights:
     """The weights that a run began with."""
-    from sqs_jax.train.step import make_model
+    from sqs_jax.train.images.classifier import make_model
 
     return layer_weights(make_model(run.config, int(np.prod(run.data.shape)), len(run.data.classes)), layer)
 
 
-def _model(folder: Any, epoch: int | None) -> "GLUClassifier":
+def _model(folder: "RunFolder", config: Any, epoch: int | None) -> "GLUClassifier":
+    from sqs_jax.messages import InputError
     from sqs_jax.train.checkpoint import check_architecture, restore_params
-    from sqs_jax.train.config import ImageConfig, InputError
-    from sqs_jax.train.run_folder import read_config
-    from sqs_jax.train.step import make_model, parameters, with_parameters
+    from sqs_jax.train.config import ImageConfig
+    from sqs_jax.train.images.classifier import make_model
+    from sqs_jax.train.step import parameters, with_parameters
 
-    config = read_config(folder)
     if not isinstance(config, ImageConfig):
         raise InputError(f"{folder.path} is a run on text: `load_language` reads it")
     if not folder.checkpoints.is_dir():
@@ -135,10 +160,12 @@ def load_comparable(run_dirs: Sequence[Path], *, data_dir: Path | None = None) -
 
     Raises InputError as `load_run`, and where two differ.
     """
-    from sqs_jax.train.config import ImageConfig, InputError
+    from sqs_jax.messages import InputError
+    from sqs_jax.train.config import ImageConfig
     from sqs_jax.train.run_folder import RunFolder, read_config
 
-    configs = [read_config(RunFolder(path)) for path in run_dirs]
+    folders = [RunFolder(Path(path)) for path in run_dirs]
+    configs = [read_config(folder) for folder in folders]
     for path, config in zip(run_dirs, configs, strict=True):
         if not isinstance(config, ImageConfig):
             raise InputError(f"{path} is a run on text: it is compared with runs on text, not on images")
@@ -149,4 +176,23 @@ def load_comparable(run_dirs: Sequence[Path], *, data_dir: Path | None = None) -
             first, other = getattr(configs[0], name), getattr(config, name)
             if first != other:
                 raise InputError(f"{run_dirs[0]} has `{name}` {first!r} and {path} {other!r}: no comparison")
-    return [load_run(path, data_dir=data_dir) for path in run_dirs]
+    return [_load_run(folder, config, data_dir) for folder, config in zip(folders, configs, strict=True)]
+
+
+def layer_samples(run: Run, layer: int = -1) -> Samples:
+    """The inputs of a GLU layer: pixels in [0, 1] for the first, which comes with the embedding; no noise."""
+    data = run.data
+    train, test = (layer_inputs(run, images, layer) for images in (data.train_images, data.test_images))
+    return Samples(train, np.asarray(data.train_labels), test, np.asarray(data.test_labels))
+
+
+def layer_inputs(run: Run, images, layer: int = -1) -> np.ndarray:
+    """What a GLU layer reads of images uint8 (n, …): (n, inputs), float32."""
+    from sqs_jax.train.images.classifier import scale_pixels
+
+    layer %= len(run.model.layers)
+    parts = []
+    for start in range(0, len(images), _BATCH):
+        x = scale_pixels(jnp.asarray(images[start : start + _BATCH]))
+        parts.append(np.asarray(x if layer == 0 else run.model.hidden(x, layer).astype(jnp.float32)))
+    return np.concatenate(parts)

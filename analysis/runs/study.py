@@ -1,6 +1,5 @@
 """A whole study of one layer: its spectrum, how well it reads the network, and what its eigenvectors show."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,14 +7,14 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from sqs_jax.analysis import interpret
-from sqs_jax.analysis.calibration import Calibration, Method, calibrate_all, calibrated
+from sqs_jax.analysis.as_json import as_json
+from sqs_jax.analysis.calibration import METHODS, Calibration, Method, calibrate_all, calibrated
 from sqs_jax.analysis.eigen import Eigenpairs, dimension, effective_rank, eigengaps, rank_bound, spectrum
 from sqs_jax.analysis.fidelity import Fidelity, ablation, fidelity, linear_share, network_predictor, truncation
 from sqs_jax.analysis.interaction import GLUWeights, input_size
+from sqs_jax.analysis.runs.load import CALIBRATION_SAMPLES, Samples, drawn
 from sqs_jax.gates import Gate
 
-CALIBRATION_SAMPLES = 20_000
-METHODS: tuple[Method, ...] = ("identity", "bussgang", "output", "joint", "gaussian")
 _LARGEST_SPECTRUM = 2**28  # bytes of eigenvectors that are kept
 _REFERENCE = 2048  # samples for the constants of cut-off forms
 _CUT_OFF = 128  # the longest cut-off form; beyond it, little changes
@@ -23,21 +22,6 @@ _ABLATED = 16
 _NORMS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 _FRECHET_RANKS = 10
 _FRECHET_SAMPLES = 2000
-
-
-@dataclasses.dataclass(frozen=True)
-class Samples:
-    """What a layer reads: its inputs (n, inputs), float32, and the classes (n,) of what they came from."""
-
-    train: np.ndarray
-    train_labels: np.ndarray
-    test: np.ndarray
-    test_labels: np.ndarray
-
-
-def drawn(size: int, count: int) -> np.ndarray:
-    """Places of `count` of `size` samples, drawn once and for all: the first ones may all be of one class."""
-    return np.sort(np.random.default_rng(0).permutation(size)[:count])
 
 
 def kept_pairs(weights: GLUWeights) -> int:
@@ -54,10 +38,10 @@ def spectrum_figures(weights: GLUWeights, pairs: Eigenpairs) -> dict[str, Any]:
     return {
         "pairs": pairs.values.shape[1],
         "rank": rank_bound(weights, "input"),
-        "participation_rank": numbers(effective_rank(pairs.values, "participation")),
-        "entropy_rank": numbers(effective_rank(pairs.values, "entropy")),
-        "first_gap": numbers(eigengaps(pairs.values)[:, 0]),
-        "largest_residual": numbers(np.max(np.asarray(pairs.residuals), axis=1)),
+        "participation_rank": as_json(effective_rank(pairs.values, "participation")),
+        "entropy_rank": as_json(effective_rank(pairs.values, "entropy")),
+        "first_gap": as_json(eigengaps(pairs.values)[:, 0]),
+        "largest_residual": as_json(np.max(np.asarray(pairs.residuals), axis=1)),
     }
 
 
@@ -89,7 +73,7 @@ def study(
         name: _fidelity_row(found, fidelity(whole, test, gate, calibration=found, labels=labels))
         for name, found in calibrations.items()
     }
-    figures["linear_share"] = None if weights.skip is None else number(linear_share(whole, test, gate))
+    figures["linear_share"] = None if weights.skip is None else as_json(linear_share(whole, test, gate))
     figures["truncation"] = _truncation(weights, pairs, samples, gate)
     figures["spectrum"] = spectrum_figures(weights, pairs)
     positive = np.any(np.asarray(pairs.values) > 0, axis=1)
@@ -143,12 +127,12 @@ def layer_fidelity(weights: GLUWeights, gate: Gate, x: np.ndarray, test_x: np.nd
     """R² of a layer's own output on test samples, for each gain that needs no class: of a layer inside a network."""
     alone = weights._replace(skip=None, out_bias=None)
     calibrations = calibrate_all(alone, x, gate, methods=("identity", "bussgang", "output"))
-    return {name: number(fidelity(alone, test_x, gate, calibration=found).r2) for name, found in calibrations.items()}
+    return {name: as_json(fidelity(alone, test_x, gate, calibration=found).r2) for name, found in calibrations.items()}
 
 
 def _fidelity_row(calibration: Calibration, found: Fidelity) -> dict[str, Any]:
     gain = np.asarray(calibration.gain)
-    row: dict[str, Any] = {name: number(value) for name, value in found._asdict().items()}
+    row: dict[str, Any] = {name: as_json(value) for name, value in found._asdict().items()}
     return row | {"calibration_r2": _mean(calibration.r2), "gain_range": [float(gain.min()), float(gain.max())]}
 
 
@@ -158,7 +142,7 @@ def _truncation(weights, pairs, samples: Samples, gate) -> dict[str, Any]:
     reference = samples.train[drawn(len(samples.train), _REFERENCE)]
     labels = samples.test_labels
     found = truncation(weights, samples.test, gate, pairs=pairs, calibration_x=reference, labels=labels, ks=ks)
-    return {"k": list(ks)} | {name: numbers(values) for name, values in found._asdict().items()}
+    return {"k": list(ks)} | {name: as_json(values) for name, values in found._asdict().items()}
 
 
 def _ablation(weights, pairs, samples: Samples, gate) -> dict[str, Any]:
@@ -167,7 +151,7 @@ def _ablation(weights, pairs, samples: Samples, gate) -> dict[str, Any]:
     sizes = np.abs(np.asarray(leading.values))
     correlation: Any = spearmanr
     rank = correlation(sizes.ravel(), rise.ravel()).statistic if sizes.size > 2 and np.ptp(sizes) > 0 else np.nan
-    return {"rise": [numbers(row) for row in rise], "spearman": number(rank)}
+    return {"rise": as_json(rise), "spearman": as_json(rank)}
 
 
 def _eigenvectors(pairs, samples: Samples, inputs: int) -> dict[str, Any]:
@@ -178,8 +162,8 @@ def _eigenvectors(pairs, samples: Samples, inputs: int) -> dict[str, Any]:
     }
     k = min(_FRECHET_RANKS, vectors.shape[1])
     distances = frechet(_orthonormal(vectors[:, :k]), samples, frechet_features(samples))
-    found: dict[str, Any] = {name: [numbers(row) for row in values] for name, values in figures.items()}
-    return found | {"frechet": {name: numbers(values) for name, values in distances.items()} | {"k": k}}
+    found: dict[str, Any] = {name: as_json(values) for name, values in figures.items()}
+    return found | {"frechet": {name: as_json(values) for name, values in distances.items()} | {"k": k}}
 
 
 def frechet_features(samples: Samples) -> Callable[[np.ndarray], np.ndarray]:
@@ -214,19 +198,9 @@ def _masks(weights, pairs, samples: Samples, gate) -> dict[str, Any]:
         name: interpret.mask_success(predict, rows, test, labels, norms)
         for name, rows in (("eigenvectors", masks), ("random", random))
     }
-    found: dict[str, Any] = {name: [numbers(row) for row in rows] for name, rows in success.items()}
+    found: dict[str, Any] = {name: as_json(rows) for name, rows in success.items()}
     return found | {"norm_share": list(_NORMS), "mean_input_norm": length}
 
 
-def number(value) -> float | None:
-    """A number as JSON has it: None for NaN and the infinite."""
-    return float(value) if np.isfinite(value) else None
-
-
-def numbers(values) -> list[float | None]:
-    """Numbers as JSON has them."""
-    return [number(value) for value in np.asarray(values)]
-
-
 def _mean(values) -> float | None:
-    return number(np.mean(np.asarray(values)))
+    return as_json(np.mean(np.asarray(values)))

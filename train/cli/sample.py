@@ -8,9 +8,8 @@ from typing import Any
 
 import tyro
 
-from sqs_jax.messages import shown
-from sqs_jax.train.cli.terminal import program, read
-from sqs_jax.train.config import InputError
+from sqs_jax.command_line import program, read
+from sqs_jax.messages import InputError, shown
 
 _DESCRIPTION = """Continue a prompt with a language model that was trained by python -m train.
 
@@ -60,7 +59,7 @@ def _pieces(options: Options) -> Iterator[str]:
     # Imported after the flags are known to be good: it takes seconds.
     from sqs_jax.generation import Sampling, stream
     from sqs_jax.train.text.language_model import load_language
-    from sqs_jax.train.text.tokens import END, encode
+    from sqs_jax.train.text.tokenizer import END, encode
 
     model, tokenizer, config = load_language(options.run)
     prompt = encode(tokenizer, options.prompt)
@@ -102,7 +101,7 @@ def in_order(tokenizer: Any, prompt: list[int], count: int, chunks: Iterator[lis
 
 def _text(tokenizer, tokens: list[int], complete: bool) -> str:
     """What is certain of the text: a letter of several bytes may have its last ones in a token to come."""
-    from sqs_jax.train.text.tokens import decode
+    from sqs_jax.train.text.tokenizer import decode
 
     text = decode(tokenizer, tokens)
     return text if complete else text.rstrip("\ufffd")

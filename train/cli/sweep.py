@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from sqs_jax.messages import quoted
-from sqs_jax.train.cli.terminal import fail, one_line_errors, program, read
-from sqs_jax.train.config import IMAGES, ImageConfig, InputError, from_json, preset
+from sqs_jax.command_line import fail, one_line_errors, program, read
+from sqs_jax.messages import InputError, quoted
+from sqs_jax.options import option
+from sqs_jax.train.config import ImageConfig
+from sqs_jax.train.config_file import from_json
+from sqs_jax.train.presets import IMAGES, preset
 from sqs_jax.train.sweep.grid import MOST_NETWORKS, Axes, parse_values
 
 _DESCRIPTION = """Train every network of a grid of values, many at once where that is faster.
@@ -25,75 +26,41 @@ ordinary run, which python -m analysis reads. c, lam, p and learnable are varied
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """What to sweep, and how."""
+class HowToSweep:
+    """What is swept, and how."""
 
-    data: tyro.conf.Positional[str | None] = None
-    """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, cifar10_jpeg or tfds:<name>."""
-    seeds: int | None = None
-    """Number of seeds, from 0; or name them by --seed."""
-    seed: str | None = None
-    """Seeds of initial weights, order of the images and noise."""
-    gate: str | None = None
-    """Gates: sqs, bilinear, relu, gelu, silu."""
-    lam: str | None = None
-    """SQS: shrink rates λ ≥ 0."""
-    c: str | None = None
-    """SQS: shifts c ≥ 0."""
-    p: str | None = None
-    """SQS: exponents p ≥ 1."""
-    learnable: str | None = None
-    """SQS: true to train c and λ too, false, or both."""
-    layers: str | None = None
-    """Numbers of GLU layers."""
-    width: str | None = None
-    """Widths of the embedding; 0 for none."""
-    hidden: str | None = None
-    """Widths of the GLU layers."""
-    residual: str | None = None
-    """true to add each GLU layer's input to its output, false, or both."""
-    bias: str | None = None
-    """true for biases, false, or both."""
-    lr: str | None = None
-    """Peak learning rates."""
-    weight_decay: str | None = None
-    """Weight decays."""
-    noise_std: str | None = None
-    """Standard deviations of the noise on training images."""
-    noise_prob: str | None = None
-    """Chances with which an image gets noise."""
-    warmup: str | None = None
-    """Steps of warm-up."""
-    clip: str | None = None
-    """Largest norms of the gradient; 0 for no clipping."""
-    epochs: str | None = None
-    """Passes over the training images."""
-    batch_size: str | None = None
-    """Images a step."""
-    validation: str | None = None
-    """Images cut from the training set for validation."""
-    dtype: str | None = None
-    """Dtypes of the computation: float32, bfloat16, float16."""
-    share_noise: bool = False
-    """Draw the noise of a step once for all networks. Faster where it is most of a step; the networks of two seeds then
-    have seen the same noise, so the spread between seeds leaves its share out."""
-    at_once: int = 0
-    """Networks trained at once, at most; 0 for as many as fit, on a CPU one where they differ in batches or noise."""
-    memory: float = 0.0
-    """GiB of a device that they may take; 0 for most of what is free."""
-    sweep_dir: Path | None = None
-    """Folder of the sweep; default sweeps/<data>."""
-    data_dir: Path | None = None
-    """Folder with the original files; default SQS_DATA_DIR."""
-    config: Path | None = None
-    """A config.json to take the other values from, instead of the data set's own."""
-    resume: bool = False
-    """Go on with the sweep in --sweep-dir."""
-    report: bool = True
-    """Write report.html when all is trained."""
+    data: str | None = option(
+        None, "Data set: digits, mnist, fashion_mnist, cifar10, cifar100, cifar10_jpeg or tfds:<name>.", positional=True
+    )
+    seeds: int | None = option(None, "Number of seeds, from 0; or name them by --seed.")
+    share_noise: bool = option(
+        False,
+        "Draw the noise of a step once for all networks: faster where the noise is most of a step. Networks of two "
+        "seeds then see the same noise, and the spread between seeds does not include it.",
+    )
+    at_once: int = option(
+        0, "Networks trained at once, at most; 0 for as many as fit (on a CPU one, unless they share their noise)."
+    )
+    memory: float = option(0.0, "GiB of a device that they may take; 0 for most of what is free.")
+    sweep_dir: Path | None = option(None, "Folder of the sweep; default sweeps/<data>.")
+    data_dir: Path | None = option(None, "Folder with the original files; default SQS_DATA_DIR.")
+    config: Path | None = option(None, "A config.json to take the other values from, instead of the data set's own.")
+    resume: bool = option(False, "Go on with the sweep in --sweep-dir.")
+    report: bool = option(True, "Write report.html when all is trained.")
 
 
-_HOW = ("data", "seeds", "share_noise", "at_once", "memory", "sweep_dir", "data_dir", "config", "resume", "report")
+# What a grid can vary: the fields of a configuration but the data set, and how often a checkpoint is saved. The first
+# changes slowest, and networks are named after what varies in this order.
+_FIRST = ("seed", "gate", "lam", "c", "p", "learnable")
+_FIELDS = {field.name: field for field in dataclasses.fields(ImageConfig) if field.name not in ("data", "save_every")}
+_VARIED = tuple(_FIELDS[name] for name in dict.fromkeys((*_FIRST, *_FIELDS)))
+Options: Any = dataclasses.make_dataclass(
+    "Options",
+    [(field.name, str | None, option(None, field.metadata["help"], metavar="A,B")) for field in _VARIED],
+    bases=(HowToSweep,),
+    frozen=True,
+    namespace={"__doc__": HowToSweep.__doc__},
+)
 
 
 def main(args: Sequence[str]) -> None:
@@ -112,21 +79,18 @@ def main(args: Sequence[str]) -> None:
     except Stopped as stop:
         command = f"{_program()} --sweep-dir {shlex.quote(str(sweep_dir))} --resume"
         fail(f"{stop}; go on with: {command}", 128 + stop.number)
-    folder = SweepFolder(sweep_dir)
-    print(folder.results)
+    print(SweepFolder(sweep_dir).results)
     if options.report:
-        from sqs_jax.analysis.report.sweep_page import write_sweep_report
+        from sqs_jax.analysis.report import write_report
 
         with one_line_errors(ValueError):
-            print(write_sweep_report(sweep_dir))
+            print(write_report(sweep_dir))
 
 
-def _grid(options: Options) -> tuple[ImageConfig | None, Axes, Path]:
+def _grid(options: Any) -> tuple[ImageConfig | None, Axes, Path]:
     """Base, axes and folder; no base where all is to be taken from the folder of a sweep that is resumed."""
-    texts = {field.name: getattr(options, field.name) for field in dataclasses.fields(Options)}
-    axes: dict[str, Any] = {
-        name: parse_values(name, text) for name, text in texts.items() if name not in _HOW and text is not None
-    }
+    texts = {field.name: getattr(options, field.name) for field in _VARIED}
+    axes: dict[str, Any] = {name: parse_values(name, text) for name, text in texts.items() if text is not None}
     if options.seeds is not None:
         if "seed" in axes:
             raise InputError("--seeds and --seed exclude each other")

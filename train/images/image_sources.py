@@ -1,18 +1,14 @@
-"""Where each data set comes from: its original files, their checksums, and how they are read."""
+"""Where each data set of images comes from: its original files, their checksums, and how they are read."""
 
-import dataclasses
 import gzip
 import io
 import tarfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-Examples = Iterator[dict[str, Any]]
+from sqs_jax.train.originals import Examples, Original, Source
 
-END_OF_TEXT = "<|endoftext|>"
 DIGITS = tuple("0123456789")
 CLOTHES = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
@@ -30,37 +26,6 @@ CIFAR100 = (
     "streetcar", "sunflower", "sweet_pepper", "table", "tank", "telephone", "television", "tiger", "tractor",
     "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm",
 )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Original:
-    """One original file: its name, SHA-256 and size in bytes where they are known, and its URL, if it has one."""
-
-    file: str
-    sha256: str | None
-    size: int | None
-    url: str | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A data set: its original files, and `read(split, paths)`, the records of "train" or "test"."""
-
-    name: str
-    shape: tuple[int, ...] | None
-    """Of an image; None for text, whose records hold a "text" instead of "image" and "label"."""
-    classes: tuple[str, ...]
-    originals: tuple[Original, ...]
-    read: Callable[[str, dict[str, Path]], Examples]
-    folders: tuple[str, ...]
-    """Folders below `--data-dir` where the files may lie; else directly in it."""
-
-    def features(self, kinds: Any) -> dict[str, Any]:
-        """What a record holds, in the `features` of tensorflow-datasets."""
-        if self.shape is None:
-            return {"text": kinds.Text()}
-        # Raw bytes: as PNG, or as a list of integers, an image takes many times as long to write and to read.
-        return {"image": kinds.Tensor(shape=self.shape, dtype=np.uint8, encoding="bytes"), "label": np.int64}
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -121,27 +86,6 @@ def _read_cifar10_jpeg(split, paths) -> Examples:
             yield {"image": image, "label": CIFAR10.index(parts[-2])}
 
 
-def _read_tinystories(split, paths) -> Examples:
-    """Stories with a line `<|endoftext|>` between them."""
-    part = {"train": "train", "test": "valid"}[split]
-    for story in read_stories(paths[f"TinyStories-{part}.txt"]):
-        yield {"text": story}
-
-
-def read_stories(path: Path, separator: str = END_OF_TEXT) -> Iterator[str]:
-    """The texts of a UTF-8 file between separators, stripped, empty ones left out; the file may be any size.
-
-    Raises UnicodeDecodeError for a file that is not UTF-8.
-    """
-    rest = ""
-    with path.open(encoding="utf-8", newline="") as file:
-        while part := file.read(2**20):
-            *whole, rest = (rest + part).split(separator)
-            yield from filter(None, map(str.strip, whole))
-    if rest.strip():
-        yield rest.strip()
-
-
 def _idx_originals(base, *rows):
     return tuple(Original(file, sha256, size, base + file) for file, sha256, size in rows)
 
@@ -187,16 +131,3 @@ SOURCES: dict[str, Source] = {
         Source("cifar10_jpeg", (32, 32, 3), CIFAR10, (_CIFAR10_JPEG,), _read_cifar10_jpeg, ("cifar10_jpeg", "cifar10")),
     )
 }
-
-_TINYSTORIES = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/"
-# Eldan and Li 2023 (arXiv 2305.07759). No checksum of its files is known here.
-TINYSTORIES = Source(
-    "tinystories",
-    None,
-    (),
-    tuple(
-        Original(name, None, None, _TINYSTORIES + name) for name in ("TinyStories-train.txt", "TinyStories-valid.txt")
-    ),
-    _read_tinystories,
-    ("tinystories",),
-)

@@ -1,7 +1,8 @@
-"""Training a classifier on images, as the loop wants it: an epoch is one compiled scan, and a round."""
+"""Training a classifier on images: an epoch is one compiled scan, and a round."""
 
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,41 +10,104 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from sqs_jax.train.config import ImageConfig, InputError
+from sqs_jax.messages import InputError
+from sqs_jax.train.config import ImageConfig
+from sqs_jax.train.images.classifier import make_epoch, make_evaluation, make_model
 from sqs_jax.train.images.dataset import Dataset, load, split_validation
 from sqs_jax.train.memory import check_fits, check_model, check_program, shapes_of
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
-from sqs_jax.train.step import (
-    check_devices,
-    data_mesh,
-    first_state,
-    make_epoch,
-    make_evaluation,
-    make_model,
-    replicated,
-)
-from sqs_jax.train.task import Task
+from sqs_jax.train.step import Parameters, TrainState, check_devices, data_mesh, first_state, replicated
 
 
 class Images(NamedTuple):
     """A data set on the device, and how a configuration takes it: what an epoch and an evaluation are called with."""
 
     images: jax.Array
-    """Training images uint8 (n, …), with"""
+    """Training images uint8 (n, …)."""
     labels: jax.Array
-    """their labels (n,),"""
+    """Their labels (n,)."""
     training: jax.Array
-    """those that are trained on, by index,"""
+    """Indices of the images that are trained on."""
     validation: jax.Array
-    """those that are held out,"""
+    """Indices of the images that are held out."""
     test: tuple[jax.Array, jax.Array, jax.Array]
-    """and the images, labels and indices of the test set."""
+    """Images, labels and indices of the test set."""
     inputs: int
     """Numbers in an image."""
     outputs: int
     """Classes."""
     steps: int
     """Steps an epoch."""
+
+
+class ImageTask:
+    """A run on images, ready to be trained: a `Task`."""
+
+    def __init__(self, config: ImageConfig, data_dir: Path | None):
+        """Loads the images and compiles the epoch. Raises InputError for what does not fit."""
+        mesh = data_mesh()
+        check_devices(config.batch_size)
+        self._everywhere = replicated(mesh)
+        self._data = place_images(config, load_images(config, data_dir), self._everywhere)
+        self._epochs = config.epochs
+        total = self._data.steps * config.epochs
+        self._model = make_model(config, self._data.inputs, self._data.outputs)
+        self._optimizer = make_optimizer(config, total)
+        self._rate = learning_rate(config, total)
+        self._epoch = make_epoch(config, self._model, self._optimizer, mesh)
+        self._evaluation = make_evaluation(self._model, mesh)
+        self.ends = [self._data.steps * epoch for epoch in range(1, config.epochs + 1)]
+        self.files: dict[str, str] = {}
+        state = jax.eval_shape(lambda: first_state(self._model, self._optimizer))
+        check_program(self._epoch, shapes_of(state, self._everywhere), *self._data[:3])
+
+    def begin(self) -> TrainState:
+        """The state that training begins with."""
+        return jax.device_put(first_state(self._model, self._optimizer), self._everywhere)
+
+    def train(self, state: TrainState, end: int, stopping: Callable[[], Any]) -> tuple[TrainState, np.ndarray]:
+        """Trains one epoch, which is not interrupted."""
+        state, losses = self._epoch(state, self._data.images, self._data.labels, self._data.training)
+        return state, np.asarray(losses)
+
+    def evaluate(self, params: Parameters) -> dict[str, Any]:
+        """Loss and accuracy on validation, where there is one."""
+        data = self._data
+        if not len(data.validation):
+            return {}
+        metrics = self._evaluation(params, data.images, data.labels, data.validation)
+        return {"validation_loss": float(metrics.loss), "validation_accuracy": float(metrics.accuracy)}
+
+    def test(self, params: Parameters) -> dict[str, float]:
+        """Loss and accuracy on the test set."""
+        metrics = self._evaluation(params, *self._data.test)
+        return {"loss": float(metrics.loss), "accuracy": float(metrics.accuracy)}
+
+    def learning_rate(self, step: int) -> Any:
+        """The learning rate of a step."""
+        return self._rate(step)
+
+    def epoch(self, step: int) -> int:
+        """Epochs done at a step."""
+        return step // self._data.steps
+
+    def checkpoint_number(self, step: int) -> int:
+        """Checkpoints are numbered by epoch."""
+        return self.epoch(step)
+
+    def speed(self, steps: int, seconds: float) -> dict[str, float]:
+        """Nothing: seconds an epoch are printed."""
+        return {}
+
+    def progress_line(self, row: dict[str, Any], seconds: float) -> str:
+        """Some twenty epochs of a long run are printed."""
+        if row["epoch"] % max(1, self._epochs // 20) and row["epoch"] != self._epochs:
+            return ""
+        width = len(str(self._epochs))
+        line = f"epoch {row['epoch']:>{width}}/{self._epochs}  train loss {row['train_loss']:.4f}"
+        if "validation_loss" in row:
+            line += f"  validation loss {row['validation_loss']:.4f}  accuracy {row['validation_accuracy']:.4f}"
+        return f"{line}  {seconds:.2f} s"
 
 
 def load_images(config: ImageConfig, data_dir: Path | None) -> Dataset:
@@ -75,48 +139,6 @@ def place_images(config: ImageConfig, data: Dataset, everywhere: NamedSharding) 
         inputs=math.prod(data.shape),
         outputs=len(data.classes),
         steps=steps_per_epoch(config, data),
-    )
-
-
-def make_task(config: ImageConfig, data_dir: Path | None) -> Task:
-    """Loads the images, builds and lays out all that is trained. Raises InputError for what does not fit."""
-    mesh = data_mesh()
-    everywhere = replicated(mesh)
-    check_devices(config.batch_size)
-    found = place_images(config, load_images(config, data_dir), everywhere)
-    steps = found.steps
-    optimizer = make_optimizer(config, steps * config.epochs)
-    model = make_model(config, found.inputs, found.outputs)
-    epoch, evaluation = make_epoch(config, model, optimizer, mesh), make_evaluation(model, mesh)
-    state = jax.eval_shape(lambda: first_state(model, optimizer))
-    check_program(epoch, shapes_of(state, everywhere), found.images, found.labels, found.training)
-
-    def run(state, end, stopping):
-        del end, stopping  # an epoch is not interrupted
-        state, losses = epoch(state, found.images, found.labels, found.training)
-        return state, np.asarray(losses)
-
-    def evaluate(params) -> dict[str, Any]:
-        if not len(found.validation):
-            return {}
-        metrics = evaluation(params, found.images, found.labels, found.validation)
-        return {"validation_loss": float(metrics.loss), "validation_accuracy": float(metrics.accuracy)}
-
-    def test(params) -> dict[str, float]:
-        metrics = evaluation(params, *found.test)
-        return {"loss": float(metrics.loss), "accuracy": float(metrics.accuracy)}
-
-    return Task(
-        begin=lambda: jax.device_put(first_state(model, optimizer), everywhere),
-        rate=learning_rate(config, steps * config.epochs),
-        ends=[steps * epoch for epoch in range(1, config.epochs + 1)],
-        epoch=lambda step: step // steps,
-        checkpoint=lambda step: step // steps,
-        run=run,
-        evaluate=evaluate,
-        test=test,
-        files={},
-        tokens=0,
     )
 
 

@@ -4,10 +4,12 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, get_type_hints
+from typing import Any
 
-from sqs_jax.messages import quoted
-from sqs_jax.train.config import ImageConfig, InputError, check
+from sqs_jax.messages import InputError, quoted
+from sqs_jax.options import types_of, value_of
+from sqs_jax.train.config import ImageConfig
+from sqs_jax.train.config_check import check
 
 # What only the gate sqs has: for the others its values are left as they are, and make no members.
 SQS_FIELDS = ("c", "lam", "p", "learnable")
@@ -19,25 +21,16 @@ Axes = Mapping[str, Sequence[Any]]
 
 def parse_values(name: str, text: str) -> tuple[Any, ...]:
     """The values of a field in a comma-separated list. Raises InputError for one that is none of its kind."""
-    kind = get_type_hints(ImageConfig)[name]
     words = [word.strip() for word in text.split(",")]
     if not all(words):
         raise InputError(f"`{name}` is {quoted(text)}: one value or more, with commas between, is needed")
-    return tuple(_parse(name, word, kind) for word in words)
-
-
-def _parse(name, word, kind):
-    if kind is bool:
-        if word.lower() not in ("true", "false"):
-            raise InputError(f"`{name}` has {quoted(word)}: true or false is needed")
-        return word.lower() == "true"
-    if kind not in (int, float):
-        return word  # of which `check` knows the choices
-    try:
-        return kind(word)
-    except ValueError:
-        needed = "a whole number" if kind is int else "a number"
-        raise InputError(f"`{name}` has {quoted(word)}: {needed} is needed") from None
+    values = []
+    for word in words:
+        try:
+            values.append(value_of(word, types_of(ImageConfig)[name]))
+        except ValueError as error:
+            raise InputError(f"`{name}` has {quoted(word)}: {error}") from None
+    return tuple(values)
 
 
 def members(base: ImageConfig, axes: Axes) -> dict[str, ImageConfig]:
@@ -53,7 +46,7 @@ def members(base: ImageConfig, axes: Axes) -> dict[str, ImageConfig]:
     count = math.prod(len(values) for values in axes.values())
     if count > MOST_NETWORKS:
         raise InputError(f"the grid has {count} networks: at most {MOST_NETWORKS} are trained in a sweep")
-    found: dict[str, ImageConfig] = {}
+    configs: dict[str, ImageConfig] = {}
     for combination in itertools.product(*axes.values()):
         fields = dict(zip(axes, combination, strict=True))
         gate = fields.get("gate", base.gate)
@@ -61,17 +54,17 @@ def members(base: ImageConfig, axes: Axes) -> dict[str, ImageConfig]:
         config = dataclasses.replace(base, **fields)
         config = config if gate == "sqs" else dataclasses.replace(config, learnable=False)
         check(config)
-        found[_name(config, [name for name in fields if len(axes[name]) > 1])] = config
+        configs[_name(config, [name for name in fields if len(axes[name]) > 1])] = config
     sqs_only = [name for name in axes if name in SQS_FIELDS]
-    if sqs_only and all(config.gate != "sqs" for config in found.values()):
+    if sqs_only and all(config.gate != "sqs" for config in configs.values()):
         raise InputError(f"`{sqs_only[0]}` has values, but no `gate` of the grid is sqs")
-    return found
+    return configs
 
 
 def check_axes(base: ImageConfig, axes: Axes) -> None:
     """Raises InputError for an unknown field, one without values, and a value twice."""
     for name, values in axes.items():
-        if name not in get_type_hints(type(base)) or name == "data":
+        if name not in types_of(type(base)) or name == "data":
             raise InputError(f"{quoted(name)} is no field that a grid can have")
         if not len(values):
             raise InputError(f"`{name}` has no values: the grid is empty")

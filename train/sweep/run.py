@@ -12,9 +12,11 @@ import jax
 
 from sqs_jax import files
 from sqs_jax.files import write
+from sqs_jax.messages import InputError
 from sqs_jax.train import run_folder
 from sqs_jax.train.checkpoint import Checkpoints, Progress
-from sqs_jax.train.config import ImageConfig, InputError, from_fields, to_json
+from sqs_jax.train.config import ImageConfig
+from sqs_jax.train.config_file import from_fields, to_json
 from sqs_jax.train.images.dataset import Dataset
 from sqs_jax.train.images.image_task import Images, check_sizes, load_fitting, place_images
 from sqs_jax.train.interrupt import Stopped, StopSignals

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from sqs_jax.messages import quoted
-from sqs_jax.train.config import ImageConfig, InputError
+from sqs_jax.messages import InputError, quoted
+from sqs_jax.train.config import ImageConfig
 from sqs_jax.train.records import Diverged, Summary, TableRow, read_record, read_rows
 from sqs_jax.train.run_folder import RunFolder
 from sqs_jax.train.sweep.grid import SQS_FIELDS

@@ -12,20 +12,11 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from sqs_jax.train.config import ImageConfig
+from sqs_jax.train.images.classifier import Metrics, epoch_function, evaluation_function, make_model
 from sqs_jax.train.images.image_task import Images
+from sqs_jax.train.metrics import divergence, metrics_row
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
-from sqs_jax.train.step import (
-    Metrics,
-    Parameters,
-    TrainState,
-    all_finite,
-    data_mesh,
-    epoch_function,
-    evaluation_function,
-    first_state,
-    make_model,
-    replicated,
-)
+from sqs_jax.train.step import Parameters, TrainState, all_finite, data_mesh, first_state, replicated
 
 
 class Member(NamedTuple):
@@ -75,20 +66,20 @@ def train_together(
     Returns the networks in their order; none where `stopping()` said so.
     """
     values, programs = _prepared(configs, images, noise_seed)
-    state, size = programs.begin(values["seed"]), programs.size
+    state = programs.begin(values["seed"])
     losses, validation, finite = [], [], []
     for _ in range(configs[0].epochs):
-        state, found = programs.epoch(values, state, images.images, images.labels, images.training)
-        losses.append(np.asarray(found, np.float64).reshape(size, -1))
-        finite.append(np.asarray(programs.finite((state.params, state.opt_state))).reshape(size))
+        state, step_losses = programs.epoch(values, state, images.images, images.labels, images.training)
+        losses.append(np.asarray(step_losses, np.float64))
+        finite.append(np.asarray(programs.finite((state.params, state.opt_state))))
         if len(images.validation):
-            found = programs.evaluation(values, state.params, images.images, images.labels, images.validation)
-            validation.append(_for_all(found, size))
+            metrics = programs.evaluation(values, state.params, images.images, images.labels, images.validation)
+            validation.append(_columns(metrics))
         if stopping():
             return []
-    tests = _for_all(programs.evaluation(values, state.params, *images.test), size)
+    tests = _columns(programs.evaluation(values, state.params, *images.test))
     return [
-        _member(config, i, images.steps, _pick(state, i, size), losses, finite, validation, tests)
+        _member(config, i, images.steps, _pick(state, i), losses, finite, validation, tests)
         for i, config in enumerate(configs)
     ]
 
@@ -127,40 +118,42 @@ def _prepared(configs, images, noise_seed) -> tuple[dict[str, np.ndarray], "_Pro
 
 def _values(configs, noise_seed) -> dict[str, np.ndarray]:
     """What the program is given: a number where it is that of all, else one for each network."""
-    found = {name: [getattr(config, name) for config in configs] for name in _given(configs[0])}
-    found["noise_seed"] = found["seed"] if noise_seed is None else [noise_seed] * len(configs)
-    # A group has at least one axis of members.
-    batched = {name for name, row in found.items() if len(row) > 1 and (name == "lr" or len(set(row)) > 1)}
-    dtypes = {name: np.int32 if name.endswith("seed") else np.float32 for name in found}
-    return {name: np.asarray(row if name in batched else row[0], dtypes[name]) for name, row in found.items()}
+    columns = {name: [getattr(config, name) for config in configs] for name in _given(configs[0])}
+    columns["noise_seed"] = columns["seed"] if noise_seed is None else [noise_seed] * len(configs)
+    # A group has at least one axis of members: that of the learning rates.
+    batched = {name for name, column in columns.items() if name == "lr" or len(set(column)) > 1}
+    dtypes = {name: np.int32 if name.endswith("seed") else np.float32 for name in columns}
+    return {
+        name: np.asarray(column if name in batched else column[0], dtypes[name]) for name, column in columns.items()
+    }
 
 
-def _for_all(metrics: Metrics, size: int) -> dict[str, np.ndarray]:
-    return {name: np.asarray(part).reshape(size) for name, part in metrics._asdict().items()}
+def _columns(metrics: Metrics) -> dict[str, np.ndarray]:
+    return {name: np.asarray(part) for name, part in metrics._asdict().items()}
 
 
 def _member(config, i, steps, state, losses, finite, validation, tests) -> Member:
     rate = learning_rate(config, steps * config.epochs)
-    history, diverged = [], 0
-    for epoch, found in enumerate(losses):
+    history: list[dict[str, Any]] = []
+    for epoch, group_losses in enumerate(losses):
         end = steps * (epoch + 1)
-        row = {"epoch": epoch + 1, "step": end, "learning_rate": float(np.asarray(rate(end - 1)))}
-        row["train_loss"] = float(np.mean(found[i]))
+        row = metrics_row(epoch + 1, end, rate(end - 1), group_losses[i])
         if validation:
             row |= {f"validation_{name}": float(part[i]) for name, part in validation[epoch].items()}
-        if not (finite[epoch][i] and np.all(np.isfinite(found[i])) and np.isfinite(row.get("validation_loss", 0))):
-            first = np.flatnonzero(~np.isfinite(found[i]))[:1]
-            diverged = steps * epoch + int(first[0]) + 1 if len(first) else end
-            break
+        validation_loss = row.get("validation_loss", 0.0)
+        if diverged := divergence(
+            group_losses[i], end, parameters_finite=finite[epoch][i], validation_loss=validation_loss
+        ):
+            return Member(config, state, history, None, diverged.step)
         history.append(row)
     test = {name: float(part[i]) for name, part in tests.items()}
-    if not diverged and not np.isfinite(test["loss"]):
-        diverged = steps * config.epochs
-    return Member(config, state, history, None if diverged else test, diverged)
+    if not np.isfinite(test["loss"]):
+        return Member(config, state, history, None, steps * config.epochs)
+    return Member(config, state, history, test, 0)
 
 
 class _Programs(NamedTuple):
-    """What is compiled for a group. Arrays of a group of one have no axis of members."""
+    """What is compiled for a group; its arrays have an axis of members."""
 
     size: int
     begin: Callable[..., TrainState]
@@ -190,17 +183,14 @@ def _programs(
     def evaluation(values, params, *data):
         return evaluation_function(build(values)[1])(params, *data)
 
-    begin = _beginning(_start_of(base), inputs, outputs, size)
-    if size == 1:
-        return _Programs(1, begin, _placed(epoch, 1), _placed(evaluation), all_finite)
     values = {name: 0 if name in batched else None for name in (*_given(base), "noise_seed")}
     data = (None, None, None)
     return _Programs(
         size,
-        begin,
-        _for_each(epoch, (values, _AXES, *data), (_AXES, 0), donate=1),
-        _for_each(evaluation, (values, 0, *data), 0),
-        _for_each(all_finite, ((0, 0),), 0),
+        _beginning(_start_of(base), inputs, outputs, size),
+        _for_each(epoch, size, (values, _AXES, *data), (_AXES, 0), donate=1),
+        _for_each(evaluation, size, (values, 0, *data), 0),
+        _for_each(all_finite, size, ((0, 0),), 0),
     )
 
 
@@ -219,15 +209,16 @@ def _beginning(base: ImageConfig, inputs: int, outputs: int, size: int) -> Calla
         config = dataclasses.replace(base, seed=seed)
         return first_state(make_model(config, inputs, outputs), make_optimizer(config, config.epochs))
 
-    if size == 1:
-        return _placed(begin)
-    begin_all = _for_each(begin, (0,), _AXES)
+    begin_all = _for_each(begin, size, (0,), _AXES)
     return _placed(lambda seed: begin_all(jnp.broadcast_to(seed, size)))
 
 
-def _for_each(function, in_axes, out_axes, donate=()):
-    """The function of one network for a group of them, the group split over the devices."""
-    function, mesh = jax.vmap(function, in_axes, out_axes), data_mesh()
+def _for_each(function, size: int, in_axes, out_axes, donate=()):
+    """The compiled function of one network for a group of them, the group split over the devices."""
+    mesh = data_mesh()
+    if size == 1:
+        return _placed(_for_one(function, in_axes, out_axes), donate)
+    function = jax.vmap(function, in_axes, out_axes)
     if mesh.size > 1:
         in_specs, out_specs = (
             jax.tree.map(
@@ -237,6 +228,23 @@ def _for_each(function, in_axes, out_axes, donate=()):
         )
         function = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     return _placed(function, donate)
+
+
+def _for_one(function, in_axes, out_axes):
+    """The function for a group of one, without a batch: as fast as the network alone, and with its kernels."""
+
+    def call(*arguments):
+        single = _with_axes(lambda leaf: leaf[0], in_axes, arguments)
+        return _with_axes(lambda leaf: leaf[None], out_axes, function(*single))
+
+    return call
+
+
+def _with_axes(change, axes, tree):
+    """A tree with every leaf changed that has an axis of members."""
+    return jax.tree.map(
+        lambda axis, part: part if axis is None else jax.tree.map(change, part), axes, tree, is_leaf=_is_none
+    )
 
 
 def _placed(function, donate=()):
@@ -252,9 +260,7 @@ def _is_none(value) -> bool:
     return value is None
 
 
-def _pick(state: TrainState, i: int, size: int) -> TrainState:
+def _pick(state: TrainState, i: int) -> TrainState:
     """The state of one network of a group."""
-    if size == 1:
-        return state
     params, opt_state = jax.tree.map(lambda leaf: leaf[i], (state.params, state.opt_state))
     return TrainState(params, opt_state, state.step)

@@ -1,49 +1,26 @@
-"""Training a language model, as the loop wants it: a compiled step, called for each batch of windows."""
+"""The language model of a run: its Transformer, its loss, and the compiled step of training."""
 
 import hashlib
-import json
-import math
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sqs_jax.generation import Sampling, generate
-from sqs_jax.train.config import InputError, TextConfig, check
-from sqs_jax.train.memory import check_model, check_program, shapes_of
-from sqs_jax.train.optimizer import learning_rate, make_optimizer
+from sqs_jax.messages import InputError
+from sqs_jax.train.checkpoint import check_architecture, restore_params
+from sqs_jax.train.config import TextConfig
+from sqs_jax.train.config_check import check
+from sqs_jax.train.noise import add_embedding_noise, noise_key
 from sqs_jax.train.records import Facts, read_record
-from sqs_jax.train.run_folder import RunFolder
-from sqs_jax.train.step import (
-    TrainState,
-    check_devices,
-    data_mesh,
-    first_state,
-    initial_rngs,
-    noise_key,
-    replicated,
-    with_parameters,
-)
-from sqs_jax.train.task import Task
-from sqs_jax.train.text.tokens import (
-    END,
-    Stream,
-    batch_numbers,
-    count_windows,
-    decode,
-    load_text,
-    read_tokenizer,
-    windows,
-)
+from sqs_jax.train.run_folder import RunFolder, read_config
+from sqs_jax.train.step import TrainState, initial_rngs, parameters, updated, with_parameters
+from sqs_jax.train.text.tokenizer import read_tokenizer
 from sqs_jax.transformer import Transformer, TransformerConfig
 
 _LOGITS = 2**24  # that are there at a time
-# How stories are sampled unless asked otherwise: without the tail, of which a story of some hundred tokens draws a few.
-SAMPLING = Sampling(temperature=0.8, top_p=0.95)
 
 
 def make_model(config: TextConfig, vocab: int) -> Transformer:
@@ -74,10 +51,6 @@ def load_language(run_dir: Path, number: int | None = None) -> tuple[Transformer
 
     Raises InputError where that is no such run, or the tokenizer does not fit the checkpoint.
     """
-    from sqs_jax.train.checkpoint import check_architecture, restore_params
-    from sqs_jax.train.run_folder import read_config
-    from sqs_jax.train.step import parameters
-
     run = RunFolder(Path(run_dir))
     config = read_config(run)
     check(config)
@@ -90,7 +63,7 @@ def load_language(run_dir: Path, number: int | None = None) -> tuple[Transformer
     vocab = tokenizer.get_vocab_size()
     if "embedding" in params and len(params["embedding"]) != vocab:
         raise InputError(f"{run.tokenizer} has {vocab} tokens, and the checkpoint {len(params['embedding'])}")
-    if read_facts(run).get("tokenizer", _fingerprint(tokenizer)) != _fingerprint(tokenizer):
+    if read_facts(run).get("tokenizer", fingerprint(tokenizer)) != fingerprint(tokenizer):
         raise InputError(f"{run.tokenizer} is not the tokenizer that {run.text} says the run was trained with")
     model = make_model(config, vocab)
     check_architecture(params, parameters(model), run.checkpoints)
@@ -102,68 +75,9 @@ def read_facts(run: RunFolder) -> Facts:
     return read_record(run.text, Facts)
 
 
-def _fingerprint(tokenizer: Any) -> str:
+def fingerprint(tokenizer: Any) -> str:
+    """The checksum of a tokenizer."""
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
-
-
-def make_task(config: TextConfig, data_dir: Path | None) -> Task:
-    """Loads the text, builds and lays out all that is trained. Raises InputError for what does not fit."""
-    check_devices(config.batch_size // config.accumulate, "batch_size` / `accumulate")
-    text = load_text(config, data_dir)
-    count = count_windows(text.train, config.context)
-    steps = config.steps or -(-config.epochs * count // config.batch_size)
-    optimizer = make_optimizer(config, steps)
-    mesh = data_mesh()
-    check_model(lambda: make_model(config, text.tokenizer.get_vocab_size()))
-    model = make_model(config, text.tokenizer.get_vocab_size())
-    train_step, score = make_step(config, model, optimizer, mesh), make_score(model)
-    across = NamedSharding(mesh, PartitionSpec("data"))
-    state = jax.eval_shape(lambda: first_state(model, optimizer))
-    windows_shape = jax.ShapeDtypeStruct((config.batch_size, config.context), jnp.int32, sharding=across)
-    check_program(train_step, shapes_of(state, replicated(mesh)), windows_shape, windows_shape)
-
-    def run(state, end, stopping):
-        losses = []
-        for step in range(int(state.step), end):
-            # The step before the last has ended: its loss costs no wait, and no more than two steps lie in the queue.
-            if stopping() or (len(losses) > 1 and not np.isfinite(losses[-2])):
-                break
-            numbers = batch_numbers(step, config.batch_size, count, config.seed)
-            batch = jax.device_put(windows(text.train, config.context, numbers), across)
-            state, loss = train_step(state, *batch)
-            losses.append(loss)
-        return state, np.array([np.asarray(loss) for loss in losses], np.float32)
-
-    def measure(params, stream: Stream) -> dict[str, float]:
-        nats = stream_nats(lambda *batch: score(params, *batch), stream, config, mesh)
-        return {"loss": nats / (len(stream.tokens) - 1), "bits_per_byte": nats / math.log(2) / stream.bytes}
-
-    def evaluate(params) -> dict[str, Any]:
-        row: dict[str, Any] = {}
-        if config.validation:
-            row = {f"validation_{name}": value for name, value in measure(params, text.validation).items()}
-        if config.samples:
-            row["samples"] = _samples(with_parameters(model, params), text.tokenizer, config)
-        return row
-
-    facts: dict[str, Any] = {"sha256": text.sha256, "vocab": text.tokenizer.get_vocab_size()}
-    facts["tokenizer"] = _fingerprint(text.tokenizer)
-    for part in ("train", "validation", "test"):
-        stream = getattr(text, part)
-        facts[part] = {"stories": stream.stories, "tokens": len(stream.tokens) - 1, "bytes": stream.bytes}
-    ends = [*range(config.evaluate_every, steps, config.evaluate_every), steps]
-    return Task(
-        begin=lambda: jax.device_put(first_state(model, optimizer), replicated(mesh)),
-        rate=learning_rate(config, steps),
-        ends=ends,
-        epoch=lambda step: round(step * config.batch_size / count, 4),
-        checkpoint=lambda step: step,
-        run=run,
-        evaluate=evaluate,
-        test=lambda params: measure(params, text.test),
-        files={"tokenizer.json": text.tokenizer.to_str(), "text.json": json.dumps(facts, indent=2) + "\n"},
-        tokens=config.batch_size * config.context,
-    )
 
 
 def make_step(config: TextConfig, model: Transformer, optimizer: optax.GradientTransformation, mesh: Mesh):
@@ -176,9 +90,7 @@ def make_step(config: TextConfig, model: Transformer, optimizer: optax.GradientT
     def loss_of(params, inputs, targets, key):
         network = with_parameters(model, params)
         x = network.embed(inputs)
-        if config.noise_std:
-            size = jax.lax.stop_gradient(jnp.sqrt(jnp.mean(x.astype(jnp.float32) ** 2)))
-            x += (config.noise_std * size * jax.random.normal(key, x.shape, jnp.float32)).astype(x.dtype)
+        x = add_embedding_noise(x, key, config.noise_std)
         return stream_loss(network, network.stream(x), targets)
 
     def gradient_of(params, inputs, targets, key):
@@ -199,9 +111,7 @@ def make_step(config: TextConfig, model: Transformer, optimizer: optax.GradientT
         nats, gradient = gradient_of(state.params, inputs, targets, noise_key(config.seed, state.step))
         count = jnp.maximum(1, jnp.sum(targets >= 0))
         gradient = jax.tree.map(lambda array: array / count, gradient)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state, state.step + 1), nats / count
+        return updated(state, gradient, optimizer), nats / count
 
     return step
 
@@ -242,20 +152,3 @@ def make_score(model: Transformer):
         return stream_loss(network, network.stream(network.embed(inputs)), targets)
 
     return score
-
-
-def stream_nats(score, stream: Stream, config: TextConfig, mesh: Mesh) -> float:
-    """The nats of a whole stream, window by window: each token but the first counts once. `score`: a batch → nats."""
-    across = NamedSharding(mesh, PartitionSpec("data"))
-    count, batch = count_windows(stream, config.context), config.batch_size // config.accumulate
-    total = 0.0
-    for start in range(0, count, batch):
-        numbers = np.arange(start, start + batch)
-        numbers = np.where(numbers < count, numbers, -1)
-        total += float(score(*jax.device_put(windows(stream, config.context, numbers), across)))
-    return total
-
-
-def _samples(model: Transformer, tokenizer: Any, config: TextConfig) -> list[str]:
-    found = generate(model, [[END]] * config.samples, seed=config.seed, stop=END, sampling=SAMPLING)
-    return [decode(tokenizer, tokens) for tokens in found]

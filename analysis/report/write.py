@@ -1,0 +1,56 @@
+"""The report of whatever a folder holds: a run on images, a run on text, or a sweep."""
+
+from pathlib import Path
+
+from sqs_jax.analysis.calibration import Method
+from sqs_jax.messages import InputError
+from sqs_jax.start import extra
+
+
+@extra()
+def write_report(
+    path: str | Path,
+    *,
+    data_dir: Path | None = None,
+    method: Method | None = None,
+    against: tuple[Path, ...] = (),
+    outputs: tuple[int, ...] = (),
+) -> Path:
+    """Reads the weights of a finished run, or the table of a sweep, and writes `report.html` into its folder.
+
+    Args:
+      path: the folder of a run or of a sweep.
+      data_dir: where the original files of its data lie, as for `train`.
+      method: of a run: the gains that its spectrum is read with, as in `calibrate`; by default "joint".
+      against: of a run: folders of other runs of the same kind, to be shown beside it; on images two or more.
+      outputs: of a run on images: numbers of the classes to read, from 0; by default all, of more than 64 the first 64.
+
+    Returns the page's path.
+
+    Raises InputError, a ValueError, where that is no such folder, it is not finished, its data cannot be had, or an
+    argument is not for it.
+    """
+    from sqs_jax.train.config import TextConfig
+    from sqs_jax.train.run_folder import RunFolder, SweepFolder, read_config
+
+    path = Path(path)
+    if SweepFolder(path).grid.is_file():
+        if method or against or outputs:
+            raise InputError("a sweep is shown by its table alone: no --method, no --against, no --outputs")
+        from sqs_jax.analysis.report.sweep_page import write_sweep_report
+
+        return write_sweep_report(path)
+    method = method or "joint"
+    if isinstance(read_config(RunFolder(path)), TextConfig):
+        if outputs:
+            raise InputError("--outputs belongs to a run on images, or to --weights: tokens are looked up on the page")
+        from sqs_jax.analysis.report.language_page import write_language_report
+
+        return write_language_report(path, data_dir=data_dir, method=method, against=against)
+    from sqs_jax.analysis.report.image_page import write_image_report
+    from sqs_jax.analysis.runs.compare import compare_runs
+
+    comparison = None
+    if against:
+        comparison = compare_runs([path], list(against), method=method, k=None, data_dir=data_dir)
+    return write_image_report(path, data_dir=data_dir, method=method, comparison=comparison, outputs=outputs)

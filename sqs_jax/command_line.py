@@ -1,0 +1,197 @@
+"""What every command has in common: its flags from a dataclass, one line for a mistake, and exit codes."""
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from sqs_jax.messages import InputError, one_line, quoted
+from sqs_jax.options import plain_type, types_of, value_of
+from sqs_jax.start import missing
+
+_HELP = {"-h", "--help"}
+
+
+def read(kind: Any, args: Sequence[str], *, prog: str, description: str = "") -> Any:
+    """The dataclass that a command line describes; its fields are declared by `option`.
+
+    Prints the flags and exits where --help is asked for. Raises InputError for a flag that is unknown, a value that is
+    none of its kind, and a required one that is missing.
+    """
+    if asks_help(args):
+        print_help([kind], prog=prog, description=description or kind.__doc__)
+    values = given([kind], args, prog=prog)
+    for field in dataclasses.fields(kind):
+        if field.default is dataclasses.MISSING and field.name not in values:
+            raise InputError(f"{field.name} is missing: {field.metadata['help']} ({prog} --help lists the flags)")
+    return kind(**values)
+
+
+def asks_help(args: Sequence[str]) -> bool:
+    """Whether a command line asks for help."""
+    return not _HELP.isdisjoint(args)
+
+
+def given(kinds: Sequence[Any], args: Sequence[str], *, prog: str) -> dict[str, Any]:
+    """What a command line sets of the fields of several dataclasses, by name; fields of one name are one flag.
+
+    Raises InputError as `read`, but for what is missing.
+    """
+    parser, positionals = _parser(kinds, prog)
+    args = [_dashed(arg) for arg in args if arg not in _HELP]
+    values, rest = parser.parse_known_args(args)
+    words = [word for word in rest if not word.startswith("--")]
+    unknown = [word for word in rest if word.startswith("--")]
+    found = vars(values)
+    for name, annotation in positionals.items():
+        count = len(words) if get_origin(plain_type(annotation)) is tuple else 1
+        taken, words = words[:count], words[count:]
+        if taken:
+            found[name] = _positional(name, taken, annotation, prog)
+    if unknown or words:
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        likely = difflib.get_close_matches((unknown or words)[0], flags, 1)
+        hint = f"; did you mean {likely[0]}?" if likely else ""
+        parser.error(f"unrecognized: {', '.join([*unknown, *words])}{hint}")
+    return found
+
+
+def print_help(groups: Sequence[Any], *, prog: str, description: str) -> NoReturn:
+    """Prints the flags of dataclasses, or of instances whose values are the defaults, and exits."""
+    parser, _ = _parser(groups, prog, description)
+    print(parser.format_help(), end="")
+    sys.exit(0)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=28, width=110)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} ({self.prog} --help lists the flags)")
+
+
+def _parser(groups: Sequence[Any], prog: str, description: str = "") -> tuple[_Parser, dict[str, Any]]:
+    """A parser of the flags of all groups, and the annotations of what stands without a flag."""
+    parser = _Parser(
+        prog=prog,
+        description=description,
+        formatter_class=_Formatter,
+        add_help=False,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        usage=f"{prog} [flags]",
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="Show this help.")
+    positionals, names = {}, set()
+    for group in groups:
+        kind = group if isinstance(group, type) else type(group)
+        section = parser.add_argument_group((kind.__doc__ or kind.__name__).partition(".")[0])
+        for field in dataclasses.fields(kind):
+            if field.name in names:
+                continue
+            names.add(field.name)
+            annotation = types_of(kind)[field.name]
+            default = field.default if isinstance(group, type) else getattr(group, field.name)
+            if field.metadata["positional"]:
+                positionals[field.name] = annotation
+                parser.usage = f"{prog} [{field.name}] [flags]"
+                section.add_argument(field.name, nargs="?", help=_help(field, default)) if description else None
+            else:
+                section.add_argument(_flag(field.name), **_settings(field, annotation, default))
+    return parser, positionals
+
+
+def _settings(field: dataclasses.Field, annotation: Any, default: Any) -> dict[str, Any]:
+    """How argparse takes a field."""
+    kind = plain_type(annotation)
+    settings: dict[str, Any] = {"dest": field.name, "help": _help(field, default)}
+    if kind is bool:
+        return settings | {"action": argparse.BooleanOptionalAction}
+    if get_origin(kind) is tuple:
+        return settings | {"type": _reader(get_args(kind)[0]), "nargs": "*", "action": _Tuple, "metavar": "VALUE"}
+    is_choice = get_origin(kind) is Literal
+    metavar = "{" + ",".join(get_args(kind)) + "}" if is_choice else kind.__name__.upper().replace("STR", "TEXT")
+    return settings | {"type": _reader(kind), "metavar": field.metadata["metavar"] or metavar}
+
+
+class _Tuple(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, tuple(values or ()))
+
+
+def _help(field: dataclasses.Field, default: Any) -> str:
+    text = field.metadata["help"].replace("%", "%%")
+    if default in (None, "", (), dataclasses.MISSING) or isinstance(default, bool):
+        return f"{text} (default: {str(default).lower()})" if isinstance(default, bool) else text
+    return f"{text} (default: {default})".replace("%%", "%").replace("%", "%%")
+
+
+def _reader(kind: Any):
+    def read_value(text: str) -> Any:
+        try:
+            return value_of(text, kind)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{quoted(text)}: {error}") from None
+
+    return read_value
+
+
+def _positional(name: str, words: list[str], annotation: Any, prog: str) -> Any:
+    kind = plain_type(annotation)
+    many = get_origin(kind) is tuple
+    try:
+        values = tuple(value_of(word, get_args(kind)[0] if many else kind) for word in words)
+    except ValueError as error:
+        raise InputError(f"{name} is {quoted(words[0])}: {error} ({prog} --help lists the flags)") from None
+    return values if many else values[0]
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _dashed(arg: str) -> str:
+    """A flag with dashes, however it was written."""
+    name, equals, value = arg.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else arg
+
+
+@contextlib.contextmanager
+def one_line_errors(*mistakes: type[Exception], interrupted: str = "interrupted") -> Iterator[None]:
+    """Turns these errors and OSError into one line and exit code 2, Ctrl-C into a line of its own and 130."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # σ and λ on a terminal that has no such letters
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail(interrupted, 130)
+    except mistakes as error:
+        fail(str(error), 2)
+    except ModuleNotFoundError as error:
+        fail(missing(error), 2)
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Says it on stderr, in one line, and exits."""
+    line = one_line(message)
+    print(f"error: {line}" if code in (1, 2) else line, file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def program(folder: str, installed: str | None = None) -> str:
+    """How `folder`'s command was called: from a clone's root, as an installed module, or by its installed name."""
+    main_module = getattr(sys.modules["__main__"], "__spec__", None)
+    if main_module and main_module.name == f"sqs_jax.{folder}.__main__":
+        return f"python -m sqs_jax.{folder}"
+    return installed if installed and Path(sys.argv[0]).stem == installed else f"python -m {folder}"

@@ -1,0 +1,119 @@
+"""The classifier of images and its compiled programs: an epoch as one scan over batches, and evaluation."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sqs_jax.modules import GLUClassifier
+from sqs_jax.train.config import ImageConfig
+from sqs_jax.train.noise import add_pixel_noise, noise_key
+from sqs_jax.train.step import TrainState, initial_rngs, step_key, updated, with_parameters
+
+_EVALUATION_BATCH = 2048
+
+
+class Metrics(NamedTuple):
+    """Mean cross-entropy in nats, and the share of right answers."""
+
+    loss: jax.Array
+    accuracy: jax.Array
+
+
+def make_model(config: ImageConfig, inputs: int, outputs: int, *, implementation: str | None = None) -> GLUClassifier:
+    """The classifier of a configuration, its initial weights drawn from the run's seed."""
+    return GLUClassifier(
+        inputs,
+        outputs,
+        width=config.width or None,
+        hidden=config.hidden,
+        layers=config.layers,
+        gate=config.sigma,
+        residual=config.residual,
+        bias=config.bias,
+        learnable=config.learnable,
+        dtype=jnp.dtype(config.dtype),
+        implementation=implementation,
+        rngs=initial_rngs(config.seed),
+    )
+
+
+def scale_pixels(images: jax.Array) -> jax.Array:
+    """Images uint8 (n, …) as the network reads them: float32 (n, inputs) in [0, 1]."""
+    return images.reshape(len(images), -1).astype(jnp.float32) / 255
+
+
+Epoch = Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainState, jax.Array]]
+
+
+def make_epoch(config: ImageConfig, model: GLUClassifier, optimizer: optax.GradientTransformation, mesh: Mesh) -> Epoch:
+    """The compiled epoch, as `epoch_function`, each batch split over the devices. The state that goes in is used up."""
+    across = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.jit(epoch_function(config, model, optimizer, config.seed, across), donate_argnums=0)
+
+
+def epoch_function(
+    config: ImageConfig,
+    model: GLUClassifier,
+    optimizer: optax.GradientTransformation,
+    noise_seed: Any,
+    across: NamedSharding | None = None,
+) -> Epoch:
+    """(state, images, labels, indices) → (state, losses (steps,)), a function to be compiled.
+
+    One scan over the batches of a shuffle of `indices` (n,), which point into uint8 images (m, …) and
+    labels (m,) on the device. Whatever is random comes from the two seeds and the step alone; seed, learning rate,
+    weight decay, noise, c and λ of the configuration may be traced.
+    """
+
+    def loss_of(params, x, labels):
+        logits = with_parameters(model, params)(x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def epoch(state, images, labels, indices):
+        steps = len(indices) // config.batch_size
+        order = jax.random.permutation(step_key(config.seed, "order", state.step), indices)
+        batches = order[: steps * config.batch_size].reshape(steps, config.batch_size)
+
+        def step(state, batch):
+            x = scale_pixels(images[batch])
+            x = x if across is None else jax.lax.with_sharding_constraint(x, across)
+            x = add_pixel_noise(x, noise_key(noise_seed, state.step), config.noise_std, config.noise_prob)
+            loss, gradient = jax.value_and_grad(loss_of)(state.params, x, labels[batch])
+            return updated(state, gradient, optimizer), loss
+
+        return jax.lax.scan(step, state, batches)
+
+    return epoch
+
+
+def make_evaluation(model: GLUClassifier, mesh: Mesh) -> Callable[..., Metrics]:
+    """The compiled evaluation, as `evaluation_function`, each batch split over the devices."""
+    across = NamedSharding(mesh, PartitionSpec(None, "data"))
+    return jax.jit(evaluation_function(model, mesh.size, across))
+
+
+def evaluation_function(model: GLUClassifier, devices: int = 1, across: NamedSharding | None = None):
+    """(params, images, labels, indices) → Metrics, without noise: a function to be compiled."""
+
+    def evaluation(params, images, labels, indices):
+        network = with_parameters(model, params)
+        # Whole batches that every device shares evenly; what they lack is filled up and counts for nothing.
+        batch = min(_EVALUATION_BATCH, -(-len(indices) // devices) * devices)
+        batches = -(-len(indices) // batch)
+        padded = jnp.pad(indices, (0, batches * batch - len(indices)), constant_values=-1).reshape(batches, batch)
+        padded = padded if across is None else jax.lax.with_sharding_constraint(padded, across)
+
+        def part(index):
+            counts = index >= 0
+            logits = network(scale_pixels(images[index]))
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[index])
+            right = logits.argmax(-1) == labels[index]
+            return Metrics(jnp.sum(losses, where=counts), jnp.sum(right, where=counts))
+
+        return jax.tree.map(lambda sums: sums.sum() / len(indices), jax.lax.map(part, padded))
+
+    return evaluation

@@ -1,0 +1,165 @@
+"""Where stories come from: the embedded ones, a text file, or TinyStories; what they are is known by a checksum."""
+
+import codecs
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sqs_jax.files import write
+from sqs_jax.messages import InputError
+from sqs_jax.train.config import TextConfig
+from sqs_jax.train.originals import Examples, Original, Source, exclusive, find_originals, prepare
+from sqs_jax.train.text.stories import stories
+
+END_OF_TEXT = "<|endoftext|>"
+_BATCH = 1000  # stories that are read at a time
+
+
+# Stories of the training text and, where they have a file of their own, of the test.
+Read = Callable[[], tuple[list[Any] | Any, list[Any] | Any | None]]
+
+
+def read_corpus(config: TextConfig, data_dir: Path | None, cache_dir: Path) -> tuple[Any, Read]:
+    """What a text is, as JSON has it, and what reads it."""
+    if config.data == "stories":
+        found = stories()
+        return _sha256("\n".join(found).encode()), lambda: (found, None)
+    if config.data == "text":
+        content = _read_file(Path(config.text))
+        return [_sha256(content.encode()), config.separator], lambda: (_parted(content, config.separator), None)
+    local = find_originals(TINYSTORIES, data_dir)
+    files = {name: _text_sha256(path) for name, path in sorted(local.items())}
+    # tensorflow-datasets knows a set by its name alone: other files go to another place.
+    place = cache_dir / "local" / _sha256(json.dumps(files).encode())[:16] if files else cache_dir
+
+    @functools.cache
+    def read():
+        records = prepare(TINYSTORIES, data_dir, place)
+        return _Records(records["train"]), _Records(records["test"])
+
+    checksum = place / "tfds" / "tinystories.sha256"
+    if not checksum.is_file():
+        with exclusive(checksum):
+            if not checksum.is_file():
+                write(checksum, _records_sha256(read()))
+    return ["tinystories", checksum.read_text()], read
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _records_sha256(splits) -> str:
+    """The checksum of a prepared set's stories, wherever its files came from; kept in a file, for it takes a while."""
+    checksum = hashlib.sha256()
+    for split in splits:
+        for story in split:
+            checksum.update(story.encode() + b"\0")
+        checksum.update(b"\0")
+    return checksum.hexdigest()
+
+
+class _Records:
+    """The stories of a prepared set, read in batches."""
+
+    def __init__(self, source):
+        self._source = source
+
+    def __len__(self):
+        return len(self._source)
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), _BATCH):
+            found = self._source.__getitems__(range(start, min(start + _BATCH, len(self))))
+            yield from (record["text"].decode() for record in found)
+
+
+def _read_file(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"`text` is {path}: {error.strerror}") from None
+    try:
+        found = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"`text` is {path}: not UTF-8, byte {content[error.start]:#04x} at {error.start}") from None
+    if not found.strip():
+        raise InputError(f"`text` is {path}: it is empty")
+    return found
+
+
+def _text_sha256(path: Path) -> str:
+    """The checksum of a file of any size; InputError where it is empty or not UTF-8."""
+    checksum, decoder, size, blank = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")(), 0, True
+    with path.open("rb") as file:
+        while part := file.read(2**22):
+            checksum.update(part)
+            found = _decoded(path, decoder, part, size)
+            blank = blank and not found.replace(END_OF_TEXT, "").strip()
+            size += len(part)
+    _decoded(path, decoder, b"", size)
+    if blank:
+        raise InputError(f"{path} is empty")
+    return checksum.hexdigest()
+
+
+def _decoded(path: Path, decoder, part: bytes, start: int) -> str:
+    try:
+        return decoder.decode(part, final=not part)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: {error.reason} near byte {start + error.start}") from None
+
+
+_PATTERNS = {
+    "endoftext": re.escape(END_OF_TEXT),
+    "blank_line": r"\r?\n[ \t]*\r?\n",
+    "newline": r"(?<!\n)\n(?!\n)",
+}
+
+
+def _parted(content: str, separator: str) -> list[str]:
+    content = content.replace("\r\n", "\n").strip()
+    if separator == "auto":
+        separator = next((name for name, pattern in _PATTERNS.items() if re.search(pattern, content)), "newline")
+    # A literal end inside of a story would become the token that ends it.
+    parts = [part.replace(END_OF_TEXT, "").strip() for part in re.split(_PATTERNS[separator], content)]
+    return [part for part in parts if part]
+
+
+def _read_tinystories(split, paths) -> Examples:
+    """Stories with a line `<|endoftext|>` between them."""
+    part = {"train": "train", "test": "valid"}[split]
+    for story in read_stories(paths[f"TinyStories-{part}.txt"]):
+        yield {"text": story}
+
+
+def read_stories(path: Path, separator: str = END_OF_TEXT) -> Iterator[str]:
+    """The texts of a UTF-8 file between separators, stripped, empty ones left out; the file may be any size.
+
+    Raises UnicodeDecodeError for a file that is not UTF-8.
+    """
+    rest = ""
+    with path.open(encoding="utf-8", newline="") as file:
+        while part := file.read(2**20):
+            *whole, rest = (rest + part).split(separator)
+            yield from filter(None, map(str.strip, whole))
+    if rest.strip():
+        yield rest.strip()
+
+
+_TINYSTORIES = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/"
+# Eldan and Li 2023 (arXiv 2305.07759). No checksum of its files is known here.
+TINYSTORIES = Source(
+    "tinystories",
+    None,
+    (),
+    tuple(
+        Original(name, None, None, _TINYSTORIES + name) for name in ("TinyStories-train.txt", "TinyStories-valid.txt")
+    ),
+    _read_tinystories,
+    ("tinystories",),
+)

@@ -1,0 +1,141 @@
+"""Training a language model: a compiled step, called for each batch of windows; a round ends with an evaluation."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sqs_jax.generation import Sampling, generate
+from sqs_jax.train.config import TextConfig
+from sqs_jax.train.memory import check_model, check_program, shapes_of
+from sqs_jax.train.optimizer import learning_rate, make_optimizer
+from sqs_jax.train.step import (
+    Parameters,
+    TrainState,
+    check_devices,
+    data_mesh,
+    first_state,
+    replicated,
+    with_parameters,
+)
+from sqs_jax.train.text.language_model import fingerprint, make_model, make_score, make_step
+from sqs_jax.train.text.tokenizer import END, decode
+from sqs_jax.train.text.tokens import Stream, batch_numbers, count_windows, load_text, windows
+from sqs_jax.transformer import Transformer
+
+# How stories are sampled unless asked otherwise: without the tail, of which a story of some hundred tokens draws a few.
+SAMPLING = Sampling(temperature=0.8, top_p=0.95)
+
+
+class LanguageTask:
+    """A run on text, ready to be trained: a `Task`."""
+
+    def __init__(self, config: TextConfig, data_dir: Path | None):
+        """Loads the text and compiles the step. Raises InputError for what does not fit."""
+        check_devices(config.batch_size // config.accumulate, "batch_size` / `accumulate")
+        self._config, self._text = config, load_text(config, data_dir)
+        self._windows = count_windows(self._text.train, config.context)
+        steps = config.steps or -(-config.epochs * self._windows // config.batch_size)
+        vocab = self._text.tokenizer.get_vocab_size()
+        self._rate, self._optimizer = learning_rate(config, steps), make_optimizer(config, steps)
+        self._mesh = data_mesh()
+        self._across = NamedSharding(self._mesh, PartitionSpec("data"))
+        check_model(lambda: make_model(config, vocab))
+        self._model = make_model(config, vocab)
+        self._step, self._score = make_step(config, self._model, self._optimizer, self._mesh), make_score(self._model)
+        self.ends = [*range(config.evaluate_every, steps, config.evaluate_every), steps]
+        self.files = {"tokenizer.json": self._text.tokenizer.to_str(), "text.json": self._facts()}
+        state = jax.eval_shape(lambda: first_state(self._model, self._optimizer))
+        batch = jax.ShapeDtypeStruct((config.batch_size, config.context), jnp.int32, sharding=self._across)
+        check_program(self._step, shapes_of(state, replicated(self._mesh)), batch, batch)
+
+    def _facts(self) -> str:
+        """The content of `text.json`: what the model is trained on."""
+        text = self._text
+        facts: dict[str, Any] = {"sha256": text.sha256, "vocab": text.tokenizer.get_vocab_size()}
+        facts["tokenizer"] = fingerprint(text.tokenizer)
+        for part in ("train", "validation", "test"):
+            stream = getattr(text, part)
+            facts[part] = {"stories": stream.stories, "tokens": len(stream.tokens) - 1, "bytes": stream.bytes}
+        return json.dumps(facts, indent=2) + "\n"
+
+    def begin(self) -> TrainState:
+        """The state that training begins with."""
+        return jax.device_put(first_state(self._model, self._optimizer), replicated(self._mesh))
+
+    def train(self, state: TrainState, end: int, stopping: Callable[[], Any]) -> tuple[TrainState, np.ndarray]:
+        """Trains step by step up to the step `end`, or until `stopping()`."""
+        losses = []
+        for step in range(int(state.step), end):
+            if stopping():
+                break
+            numbers = batch_numbers(step, self._config.batch_size, self._windows, self._config.seed)
+            batch = jax.device_put(windows(self._text.train, self._config.context, numbers), self._across)
+            state, loss = self._step(state, *batch)
+            losses.append(loss)
+        return state, np.array([np.asarray(loss) for loss in losses], np.float32)
+
+    def evaluate(self, params: Parameters) -> dict[str, Any]:
+        """Loss and bits per byte on validation, and stories."""
+        row: dict[str, Any] = {}
+        if self._config.validation:
+            row = {f"validation_{name}": value for name, value in self._measured(params, self._text.validation).items()}
+        if self._config.samples:
+            row["samples"] = self._stories(params)
+        return row
+
+    def test(self, params: Parameters) -> dict[str, float]:
+        """Loss and bits per byte on the test stories."""
+        return self._measured(params, self._text.test)
+
+    def learning_rate(self, step: int) -> Any:
+        """The learning rate of a step."""
+        return self._rate(step)
+
+    def epoch(self, step: int) -> float:
+        """Passes over the training text at a step."""
+        return round(step * self._config.batch_size / self._windows, 4)
+
+    def checkpoint_number(self, step: int) -> int:
+        """Checkpoints are numbered by step."""
+        return step
+
+    def speed(self, steps: int, seconds: float) -> dict[str, float]:
+        """Tokens that were trained on a second."""
+        return {"tokens_per_second": self._config.batch_size * self._config.context * steps / seconds}
+
+    def progress_line(self, row: dict[str, Any], seconds: float) -> str:
+        """Every evaluation is printed."""
+        line = f"step {row['step']:>6}  epoch {row['epoch']:.2f}  train loss {row['train_loss']:.4f}"
+        if "validation_loss" in row:
+            line += f"  validation loss {row['validation_loss']:.4f}"
+            line += f"  {row['validation_bits_per_byte']:.4f} bits per byte"
+        return f"{line}  {row['tokens_per_second']:,.0f} tokens/s"
+
+    def _measured(self, params: Parameters, stream: Stream) -> dict[str, float]:
+        nats = stream_nats(lambda *batch: self._score(params, *batch), stream, self._config, self._mesh)
+        return {"loss": nats / (len(stream.tokens) - 1), "bits_per_byte": nats / math.log(2) / stream.bytes}
+
+    def _stories(self, params: Parameters) -> list[str]:
+        model: Transformer = with_parameters(self._model, params)
+        prompts = [[END]] * self._config.samples
+        rows = generate(model, prompts, seed=self._config.seed, stop=END, sampling=SAMPLING)
+        return [decode(self._text.tokenizer, tokens) for tokens in rows]
+
+
+def stream_nats(score, stream: Stream, config: TextConfig, mesh: Mesh) -> float:
+    """The nats of a whole stream, window by window: each token but the first counts once. `score`: a batch → nats."""
+    across = NamedSharding(mesh, PartitionSpec("data"))
+    count, batch = count_windows(stream, config.context), config.batch_size // config.accumulate
+    total = 0.0
+    for start in range(0, count, batch):
+        numbers = np.arange(start, start + batch)
+        numbers = np.where(numbers < count, numbers, -1)
+        total += float(score(*jax.device_put(windows(stream, config.context, numbers), across)))
+    return total
