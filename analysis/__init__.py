@@ -7,16 +7,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 from sqs_jax.analysis.calibration import Calibration, calibrate, calibrated
-from sqs_jax.analysis.eigen import (
-    Eigenpairs,
-    NotConvergedError,
-    effective_rank,
-    eigengaps,
-    eigenpairs,
-    extremes,
-    spectrum,
-    top_eigenpairs,
-)
+from sqs_jax.analysis.eigen import Eigenpairs, NotConvergedError, eigenpairs, spectrum, top_eigenpairs
+from sqs_jax.analysis.eigenvalues import effective_rank, eigengaps, extremes
 from sqs_jax.analysis.fidelity import Fidelity, ablation, deep_fidelity, fidelity, truncation
 from sqs_jax.analysis.interaction import GLUWeights, interaction_matrices
 from sqs_jax.analysis.runs.load import Run, layer_weights, load_run, load_weights

@@ -189,8 +189,7 @@ def top_eigenpairs(
     """The k eigenpairs of each output's interaction matrix that are largest in size.
 
     "krylov" never forms a matrix: it needs the weights and 2·(4k + 16)·d numbers an output. "dense" is `spectrum`.
-    "auto" takes "krylov" for sizes where it is faster, and "dense" after all where the spectrum is so flat that
-    Krylov does not converge.
+    "auto" takes "krylov" where it is faster, and "dense" where that does not converge, as for a flat spectrum.
 
     Args:
       weights, basis, gain: as in `interaction_matrices`.
@@ -202,35 +201,23 @@ def top_eigenpairs(
 
     Returns values (outputs, k), vectors (outputs, k, d) and residuals (outputs, k). A pair of eigenvalues that
     are closer than the residual stands for a plane: its vectors are any two orthonormal ones of it.
-
-    Krylov is host code: under jit, vmap or grad "auto" takes "dense".
-
-    Raises ValueError for arguments out of range, TypeError for "krylov" where the weights are traced, and
-    NotConvergedError where "krylov" does not reach `tol`.
+    Krylov is host code: under jit, vmap or grad "auto" takes "dense". Raises ValueError for arguments out of range,
+    TypeError for "krylov" where the weights are traced, and NotConvergedError where "krylov" does not reach `tol`.
 
     References: Golub and Underwood 1977 (block Lanczos); Wu and Simon 2000 (thick restart).
     """
     weights, gain = _checked(weights, gain)
     rank, d = rank_bound(weights, basis), dimension(weights, basis)
-    if not 1 <= k <= rank:
-        raise ValueError(f"`k` is {k}: a number from 1 to {rank}, the rank that the weights allow, is needed")
-    if method not in ("auto", "dense", "krylov"):
-        raise ValueError(f"`method` is {method!r}: 'auto', 'dense' or 'krylov' is needed")
-    if not 0 < tol < 1:
-        raise ValueError(f"`tol` is {tol}: a number between 0 and 1 is needed")
-    _check_memory(memory)
     # A restart keeps k + BLOCK rows of the basis and needs room for a block beside them.
     least = 2 * -(-(k + 2 * BLOCK) // BLOCK) * BLOCK
-    if method == "krylov" and d < least:
-        raise ValueError(f"`method` 'krylov' needs d ≥ {least} for k = {k}, and d is {d}: take 'dense'")
     traced = is_traced((weights, gain))
-    if traced and method == "krylov":
-        raise TypeError("`weights` is traced: `method` 'krylov' runs on the host, outside of jit, vmap and grad")
+    _check_top(k, method, tol, rank=rank, d=d, least=least, traced=traced)
+    _check_memory(memory)
     if traced or method == "dense" or (method == "auto" and rank < max(_LEAST_FOR_KRYLOV, 12 * k, least)):
         return spectrum(weights, basis=basis, count=k, gain=gain, memory=memory)
     # Where "auto" gives up, it has spent about what the dense solution costs.
     pairs = _krylov(weights, gain, k, tol, basis, memory, most_products=rank // 2 if method == "auto" else 4 * d)
-    worst = jnp.max(pairs.residuals / jnp.maximum(jnp.abs(pairs.values[:, :1]), jnp.finfo(weights.w.dtype).tiny))
+    worst = _worst_residual(pairs)
     if worst <= tol:
         return pairs
     if method == "auto":
@@ -239,6 +226,25 @@ def top_eigenpairs(
         f"`tol` is {tol:g}, and after {4 * d} products, or as many more for copies, a largest residual is {worst:.2g}: "
         "a larger `tol`, or `method` 'dense', is needed"
     )
+
+
+def _worst_residual(pairs: Eigenpairs) -> Array:
+    """The largest residual, over |λ₁| of its output."""
+    return jnp.max(pairs.residuals / jnp.maximum(jnp.abs(pairs.values[:, :1]), jnp.finfo(pairs.values.dtype).tiny))
+
+
+def _check_top(k: int, method: str, tol: float, *, rank: int, d: int, least: int, traced: bool) -> None:
+    """Raises as `top_eigenpairs`; `least` is the smallest d that Krylov's method takes."""
+    if not 1 <= k <= rank:
+        raise ValueError(f"`k` is {k}: a number from 1 to {rank}, the rank that the weights allow, is needed")
+    if method not in ("auto", "dense", "krylov"):
+        raise ValueError(f"`method` is {method!r}: 'auto', 'dense' or 'krylov' is needed")
+    if not 0 < tol < 1:
+        raise ValueError(f"`tol` is {tol}: a number between 0 and 1 is needed")
+    if method == "krylov" and d < least:
+        raise ValueError(f"`method` 'krylov' needs d ≥ {least} for k = {k}, and d is {d}: take 'dense'")
+    if traced and method == "krylov":
+        raise TypeError("`weights` is traced: `method` 'krylov' runs on the host, outside of jit, vmap and grad")
 
 
 def _krylov(weights, gain, k, tol, basis, memory, most_products) -> Eigenpairs:
@@ -331,66 +337,3 @@ def _turned(vectors):
     """Rows with their entry of largest size positive."""
     largest = jnp.take_along_axis(vectors, jnp.argmax(jnp.abs(vectors), axis=2)[:, :, None], axis=2)
     return vectors * jnp.where(largest < 0, -1, 1).astype(vectors.dtype)
-
-
-def extremes(pairs: Eigenpairs, count: int) -> Eigenpairs:
-    """The `count` most positive pairs of each output, then the `count` most negative, the largest in size first.
-
-    Returns values (outputs, 2·count) and vectors (outputs, 2·count, d). Where an output has fewer of
-    a sign, the value is NaN and the vector 0. Raises ValueError for a `count` below 1.
-    """
-    if count < 1:
-        raise ValueError(f"`count` is {count}: a whole number ≥ 1 is needed")
-    kept = min(count, pairs.values.shape[1])
-    order = jnp.argsort(pairs.values, axis=1)
-    order = jnp.concatenate([order[:, ::-1][:, :kept], order[:, :kept]], axis=1)
-    values = jnp.take_along_axis(pairs.values, order, axis=1)
-    vectors = jnp.take_along_axis(pairs.vectors, order[:, :, None], axis=1)
-    right = jnp.concatenate([values[:, :kept] > 0, values[:, kept:] < 0], axis=1)
-    missing = ((0, 0), (0, count - kept))
-    values = jnp.where(right, values, jnp.nan).reshape(len(values), 2, kept)
-    vectors = jnp.where(right[:, :, None], vectors, 0).reshape(len(vectors), 2, kept, -1)
-    values = jnp.pad(values, ((0, 0), *missing), constant_values=jnp.nan)
-    vectors = jnp.pad(vectors, ((0, 0), *missing, (0, 0)))
-    residuals = jnp.take_along_axis(pairs.residuals, order, axis=1).reshape(len(order), 2, kept)
-    residuals = jnp.pad(residuals, ((0, 0), *missing), constant_values=jnp.nan).reshape(len(order), 2 * count)
-    return Eigenpairs(values.reshape(len(values), -1), vectors.reshape(len(vectors), 2 * count, -1), residuals)
-
-
-def effective_rank(
-    values: Float[Array, "*outputs k"], kind: Literal["participation", "entropy"] = "participation"
-) -> Float[Array, "*outputs"]:
-    """How many eigenvalues (..., k) count: (...,), from 1 to k; 0 where all are 0, NaN where one is NaN.
-
-        participation: (Σ|λ|)² / Σλ²        entropy: exp(-Σ p log p), p = |λ| / Σ|λ|
-
-    Of a spectrum that was cut off, it is that of the part at hand. Raises ValueError for another `kind`.
-
-    Source: Roy and Vetterli 2007 for the entropy.
-    """
-    sizes = jnp.abs(values)
-    sizes = jnp.ldexp(sizes, -jnp.frexp(jnp.max(sizes, axis=-1, keepdims=True))[1])  # or their sum may overflow
-    total = jnp.sum(sizes, axis=-1)
-    share = sizes / jnp.where(total == 0, 1, total)[..., None]
-    if kind == "participation":
-        squares = jnp.sum(share**2, axis=-1)
-        return jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, squares))
-    if kind == "entropy":
-        return jnp.where(total == 0, 0, jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share), axis=-1)))
-    raise ValueError(f"`kind` is {kind!r}: 'participation' or 'entropy' is needed")
-
-
-def eigengaps(values: Float[Array, "*outputs k"]) -> Float[Array, "*outputs k"]:
-    """Distance of each eigenvalue (..., k), as sorted by size, to its nearest neighbour, over |λ₁|: (..., k).
-
-    Where it is small, the eigenvector is arbitrary within the span of its neighbours' and its own: compare subspaces.
-    NaN for a single eigenvalue.
-    """
-    order = jnp.sort(values, axis=-1)
-    gaps = jnp.diff(order, axis=-1)
-    infinite = jnp.full((*gaps.shape[:-1], 1), jnp.inf, gaps.dtype)
-    nearest = jnp.minimum(jnp.concatenate([infinite, gaps], -1), jnp.concatenate([gaps, infinite], -1))
-    back = jnp.argsort(jnp.argsort(values, axis=-1), axis=-1)
-    nearest = jnp.take_along_axis(nearest, back, axis=-1)
-    largest = jnp.max(jnp.abs(values), axis=-1, keepdims=True)
-    return jnp.where(jnp.isfinite(nearest), nearest / jnp.where(largest > 0, largest, 1), jnp.nan)

@@ -181,31 +181,63 @@ def compare(
     """
     _check_groups(a, b)
     rng = np.random.default_rng(seed)
-    outputs = len(a[0].vectors)
-    others = [(o, (o + shift) % outputs) for o in range(outputs) for shift in range(1, min(outputs, _SHIFTS))]
     left, right, initial = ([_factors(reading, second_moment) for reading in group] for group in (a, b, untrained))
+    arms = _arms(left, right, initial, rng)
+    return {measure: _intervals(arms, measure) for measure in MEASURES}
+
+
+class _Arm(NamedTuple):
+    """Pairs of networks that are compared, and how often each is in each draw of the bootstrap."""
+
+    pairs: dict[tuple[int, int], dict[str, np.ndarray]]
+    """The measures of a pair, by its places in the two groups."""
+    draws: np.ndarray
+    """(draws, left, right), whole numbers."""
+    is_symmetric: bool = False
+    """Whether a pair stands for the same two networks as its mirror image."""
+
+    def values(self, measure: str) -> tuple[np.ndarray, np.ndarray]:
+        """A measure of every pair (left, right, …), and which pairs there are (left, right)."""
+        sides = self.draws.shape[1:]
+        shape = np.shape(next(iter(self.pairs.values()))[measure])
+        values, exists = np.zeros((*sides, *shape)), np.zeros(sides, bool)
+        for pair, measures in self.pairs.items():
+            values[pair], exists[pair] = measures[measure], True
+        return values, exists
+
+    def samples(self, measure: str) -> np.ndarray | None:
+        """The mean of a measure in each draw; None for a single pair, of which nothing can be drawn anew."""
+        if len({frozenset(pair) if self.is_symmetric else pair for pair in self.pairs}) < 2:
+            return None
+        values, exists = self.values(measure)
+        return _drawn_means(values, self.draws * exists)
+
+
+def _arms(left: list[_Factors], right: list[_Factors], initial: list[_Factors], rng) -> dict[str, _Arm]:
+    """The arms of a comparison that have a pair."""
 
     def table(rows, partners=None):
-        pairs = itertools.product(range(len(rows)), range(len(b)))
+        pairs = itertools.product(range(len(rows)), range(len(right)))
         return {(i, j): _similarities(rows[i], right[j], partners) for i, j in pairs}
 
+    outputs = len(left[0].reading.vectors)
+    others = [(o, (o + shift) % outputs) for o in range(outputs) for shift in range(1, min(outputs, _SHIFTS))]
     across = table(left)
-    shared = {(i, j) for i, j in across if a[i].seed == b[j].seed}
+    shared = {(i, j) for i, j in across if left[i].reading.seed == right[j].reading.seed}
     within = {}
-    for i, j in itertools.combinations(range(len(b)), 2):
+    for i, j in itertools.combinations(range(len(right)), 2):
         within[i, j] = within[j, i] = _similarities(right[i], right[j])
     chance = [x._replace(reading=x.reading._replace(vectors=_random_like(x.reading.vectors, rng))) for x in left]
-    arms = {
+    pairs = {
         "shared": {pair: across[pair] for pair in shared},
         "disjoint": _without(across, shared),
         "ceiling": within,
         "classes": _without(table(left, others), shared) if others else {},
         "untrained": _without(table(initial), shared),
-        "random": {(i, i): _similarities(left[i], chance[i]) for i in range(len(a))},
+        "random": {(i, i): _similarities(left[i], chance[i]) for i in range(len(left))},
     }
-    arms = {name: pairs for name, pairs in arms.items() if pairs}
-    draws = _draws(rng, len(a), len(b), sorted(shared))
-    return {measure: _intervals(arms, measure, draws, len(a), len(b)) for measure in MEASURES}
+    draws = _draws(rng, len(left), len(right), sorted(shared))
+    return {name: _Arm(found, draws[name], name == "ceiling") for name, found in pairs.items() if found}
 
 
 def _without(pairs, shared):
@@ -242,30 +274,23 @@ def _check_groups(a, b):
         raise ValueError(f"`a` and `b` have eigenvectors of shapes {sorted(shapes)}: one shape is needed")
 
 
-def _intervals(arms, measure, draws, size_a, size_b) -> dict[str, Any]:
-    means, samples, alone = {}, {}, None
-    for name, pairs in arms.items():
-        if name == "random" and "form" in measure:
-            continue
-        shape = np.shape(next(iter(pairs.values()))[measure])
-        sides = {"ceiling": (size_b, size_b), "random": (size_a, size_a)}.get(name, (size_a, size_b))
-        values, exists = np.zeros((*sides, *shape)), np.zeros(sides, bool)
-        for pair, found in pairs.items():
-            values[pair], exists[pair] = found[measure], True
-        means[name] = values[exists].mean(0)
-        alone = values[exists] if name == "shared" else alone
-        # With one pair alone nothing can be drawn anew: the arm has no interval.
-        if len({frozenset(pair) if name == "ceiling" else pair for pair in pairs}) > 1:
-            samples[name] = _drawn_means(values, draws[name] * exists)
+def _intervals(arms: dict[str, _Arm], measure: str) -> dict[str, Any]:
+    """Mean and interval of a measure, by arm."""
+    used = {name: arm for name, arm in arms.items() if not (name == "random" and "form" in measure)}
+    means, samples = {}, {}
+    for name, arm in used.items():
+        values, exists = arm.values(measure)
+        means[name], samples[name] = values[exists].mean(0), arm.samples(measure)
     if "disjoint" in means and measure != "angle":  # whose ceiling is 0
         with np.errstate(invalid="ignore", divide="ignore"):
             means["fraction"] = means["disjoint"] / means["ceiling"]
-            if {"disjoint", "ceiling"} <= set(samples):
+            if samples["disjoint"] is not None and samples["ceiling"] is not None:
                 samples["fraction"] = samples["disjoint"] / samples["ceiling"]
-    found = {name: _summary(mean, samples.get(name)) for name, mean in means.items()}
-    if alone is not None:
-        found["shared"]["values"] = as_json(alone)
-    return found
+    intervals = {name: _summary(mean, samples.get(name)) for name, mean in means.items()}
+    if "shared" in used:
+        values, exists = used["shared"].values(measure)
+        intervals["shared"]["values"] = as_json(values[exists])
+    return intervals
 
 
 def _drawn_means(values, counts):

@@ -53,6 +53,15 @@ def in_its_own_process(module: str, flags: Sequence[str]) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def in_turns(module: str, names: Sequence[str], flags: Sequence[str], rounds: int) -> dict[str, list[float]]:
+    """The seconds that each contender prints, in rounds of processes of their own (without torch: fewer)."""
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            seconds[name] += in_its_own_process(module, [*flags, "--only", name]) or []
+    return {name: values for name, values in seconds.items() if values}
+
+
 def spread(values: Sequence[float], digits: int) -> str:
     """Mean of values and, of more than one, ± their standard deviation."""
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""

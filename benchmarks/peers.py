@@ -241,7 +241,6 @@ _HEADS = {
 
 def write(options: Options, rows: dict[str, dict], pairs: dict[str, dict]) -> None:
     """Writes the figures, a page with their tables, and their plot."""
-    from sqs_jax.train import PRESETS
     from sqs_jax.train.run_folder import provenance
 
     flags = f"--gates {' '.join(options.gates)} --seeds {options.seeds} --data {options.data} --epochs {options.epochs}"
@@ -253,15 +252,17 @@ def write(options: Options, rows: dict[str, dict], pairs: dict[str, dict]) -> No
     for path in (data, page, picture):
         path.parent.mkdir(parents=True, exist_ok=True)
     data.write_text(json.dumps({"training": rows, "eigenpairs": pairs} | about, indent=2) + "\n")
-    heads = {part: head for part, head in _HEADS.items() if any(row.get(part) is not None for row in rows.values())}
-    body = [(name, *(_number(row.get(part)) for part in heads), _ratio(rows, name)) for name, row in rows.items()]
-    spectra_body = [
-        (name, f"{row['seconds']:.3f}", f"{row['seconds'] / pairs['ours']['seconds']:.2f}", f"{row['peak_mb']:.0f}")
-        for name, row in pairs.items()
-    ]
+    page.write_text(_page(options, rows, pairs, about, picture.name))
+    _plot(rows, pairs, picture)
+    print(f"{data}\n{page}\n{picture}")
+
+
+def _page(options: Options, rows: dict[str, dict], pairs: dict[str, dict], about: dict[str, Any], picture: str) -> str:
+    from sqs_jax.train import PRESETS
+
     versions = ", ".join(f"{name} {version}" for name, version in (about["versions"] | _torch_version()).items())
     config = PRESETS[options.data]
-    text = _PAGE.format(
+    return _PAGE.format(
         command=about["command"],
         count=len(options.gates) * options.seeds,
         data=options.data,
@@ -269,19 +270,28 @@ def write(options: Options, rows: dict[str, dict], pairs: dict[str, dict]) -> No
         width=config.width,
         batch=config.batch_size,
         noise=config.noise_std,
-        training=markdown_table(("", *heads.values(), f"time over that of {SWEEP!r}"), body),
+        training=_training_table(rows),
         method=_SHORT if options.short else _WHOLE,
-        picture=picture.name,
-        pairs=_PAIRS + markdown_table(("", "seconds", "over ours", "peak memory, MB"), spectra_body) + "\n\n"
-        if pairs
-        else "",
+        picture=picture,
+        pairs=f"{_PAIRS}{_pairs_table(pairs)}\n\n" if pairs else "",
         machine=f"{about['machine']['processor']}, {about['machine']['cores']} cores"
         + ("" if about["device"]["platform"] == "cpu" else f", {about['device']['kind']}"),
         versions=versions,
     )
-    page.write_text(text)
-    _plot(rows, pairs, picture)
-    print(f"{data}\n{page}\n{picture}")
+
+
+def _training_table(rows: dict[str, dict]) -> str:
+    heads = {part: head for part, head in _HEADS.items() if any(row.get(part) is not None for row in rows.values())}
+    body = [(name, *(_number(row.get(part)) for part in heads), _ratio(rows, name)) for name, row in rows.items()]
+    return markdown_table(("", *heads.values(), f"time over that of {SWEEP!r}"), body)
+
+
+def _pairs_table(pairs: dict[str, dict]) -> str:
+    body = [
+        (name, f"{row['seconds']:.3f}", f"{row['seconds'] / pairs['ours']['seconds']:.2f}", f"{row['peak_mb']:.0f}")
+        for name, row in pairs.items()
+    ]
+    return markdown_table(("", "seconds", "over ours", "peak memory, MB"), body)
 
 
 _PAGE = """# Beside its peers
@@ -311,7 +321,6 @@ this size can be trained faster in float32 on this machine."""
 _SHORT = """A network's seconds are its
 share of the time; of the commands, one of each gate was run, and stands for all its seeds."""
 
-_PAIR_HEADS = ("", "seconds", "over ours", "peak memory, MB")
 _PAIRS = """## All eigenpairs of one network
 
 Ten outputs, a matrix over the pixels each, formed from the weights; more by `python -m benchmarks.spectra`.

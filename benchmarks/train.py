@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.common import RESULTS, in_its_own_process, parsed
+from benchmarks.common import RESULTS, in_turns, parsed
 
 BATCH, WIDTH, STEPS = 2048, 512, 29
 
@@ -40,16 +40,9 @@ def main() -> None:
     if options.only:
         print(json.dumps(MEASURES[options.only](options)))
         return
-    seconds = {name: [] for name in MEASURES}
-    for _ in range(options.rounds):
-        for name in MEASURES:
-            seconds[name] += (
-                in_its_own_process(
-                    "benchmarks.train", ["--epochs", str(options.epochs), "--gate", options.gate, "--only", name]
-                )
-                or []
-            )
-    medians = {name: statistics.median(values) for name, values in seconds.items() if values}
+    flags = ["--epochs", str(options.epochs), "--gate", options.gate]
+    seconds = in_turns("benchmarks.train", list(MEASURES), flags, options.rounds)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
     for name, median in medians.items():
         spread = f"{1e3 * min(seconds[name]) / STEPS:.1f}-{1e3 * max(seconds[name]) / STEPS:.1f}"
         print(f"{name:<10} {1e3 * median / STEPS:6.1f} ms a step ({spread}), {median / medians['ours']:.2f} x ours")

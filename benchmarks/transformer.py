@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import RESULTS, in_its_own_process, parsed
+from benchmarks.common import RESULTS, in_turns, parsed
 
 BATCH, CONTEXT, VOCAB, WIDTH, HIDDEN, LAYERS, HEADS = 16, 256, 4096, 256, 704, 4, 4
 NEW = 200
@@ -45,13 +45,9 @@ def main() -> None:
     if options.only:
         print(json.dumps(MEASURES[options.only](options)))
         return
-    seconds: dict[str, list[float]] = {name: [] for name in MEASURES}
-    for _ in range(options.rounds):
-        for name in MEASURES:
-            seconds[name] += (
-                in_its_own_process("benchmarks.transformer", ["--steps", str(options.steps), "--only", name]) or []
-            )
-    medians = {name: statistics.median(values) for name, values in seconds.items() if values}
+    flags = ["--steps", str(options.steps)]
+    seconds = in_turns("benchmarks.transformer", list(MEASURES), flags, options.rounds)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
     for name, median in medians.items():
         count = NEW if "generation" in name else BATCH * CONTEXT
         spread = f"{min(seconds[name]):.3f}-{max(seconds[name]):.3f}"
@@ -174,12 +170,9 @@ def _timed(run) -> float:
     return time.perf_counter() - start
 
 
-def _torch_model():
-    """The same model as one writes it in PyTorch."""
-    import torch  # pyright: ignore[reportMissingImports] - nothing else needs it, so no extra brings it
-    from torch import nn  # pyright: ignore[reportMissingImports]
-    from torch.nn import functional  # pyright: ignore[reportMissingImports]
-
+def _torch_block(torch):
+    """A block of the model in PyTorch, a class."""
+    nn, functional = torch.nn, torch.nn.functional
     half = WIDTH // HEADS // 2
     angle = torch.arange(CONTEXT)[:, None] * 10_000.0 ** (-torch.arange(half) / half)
     cos, sin = angle.cos(), angle.sin()
@@ -209,6 +202,16 @@ def _torch_model():
             z = self.norms[1](x)
             u = self.v(z)
             return x + self.down(self.w(z) * ((u - 0.01 * torch.sign(u)) / (1 + 0.5 * torch.abs(u))))
+
+    return Block
+
+
+def _torch_model():
+    """The same model as one writes it in PyTorch."""
+    import torch  # pyright: ignore[reportMissingImports] - nothing else needs it, so no extra brings it
+    from torch import nn  # pyright: ignore[reportMissingImports]
+
+    Block = _torch_block(torch)  # noqa: N806 - a class
 
     class Model(nn.Module):
         def __init__(self):

@@ -1,7 +1,7 @@
 """The paper's claims, experiments and predicted failures, each a function of saved tables: arXiv 2509.01874."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.common import GATES
@@ -260,28 +260,10 @@ def failures(
     by a machine's seconds of epochs for each p.
     """
     cosines = {
-        place: [at(found["rank_cosine"]["shared"], rank) if found else interval([]) for rank in range(3)]
-        for place, found in comparisons.items()
+        parameters: [at(measures["rank_cosine"]["shared"], rank) if measures else interval([]) for rank in range(3)]
+        for parameters, measures in comparisons.items()
     }
-    body = []
-    for lam, c in sorted({(row["lam"], row["c"]) for row in rows}):
-        ends, own = final(rows, lam=lam, c=c), with_settings(readings, lam=lam, c=c)
-        similar = [cosines[lam, c][rank].text(2) if (lam, c) in cosines else "–" for rank in (0, 2)]
-        parts = [mean(own, name, 3) for name in ("r2_joint", "template", "variation")]
-        body.append((lam, c, diverged(rows, lam=lam, c=c), mean(ends, "test_accuracy"), *parts, *similar))
-    seeds = {row["seed"] for row in small}
-    lost = share(sum(diverged(small, seed=seed) > 0 for seed in seeds), len(seeds))
-    claim = f"Failure 1: training diverges for λ of {' or '.join(f'{x:g}' for x in sorted({r['lam'] for r in small}))}"
-    verdicts = [Verdict(claim, f"share of {len(seeds)} seeds with a network that does > 0.5", lost, above(lost, 0.5))]
-    for lam, c in cosines:
-        if lam > 1 or c > 0.1:
-            found = cosines[lam, c][2]
-            claim = f"Failure 2: similarity to bilinear is lost at λ = {lam:g}, c = {c:g}"
-            criterion = f"|cos| at rank 3, one initialisation, < {_SIMILAR}"
-            verdicts.append(Verdict(claim, criterion, found, below(found, _SIMILAR)))
-    ratio = interval([two / one for one, two in zip(seconds[1.0], seconds[2.0], strict=True)])
-    claim = "Failure 3: steps are slower for p = 2 than for p = 1"
-    verdicts.append(Verdict(claim, "seconds of an epoch, over those for p = 1, > 1", ratio, above(ratio, 1)))
+    verdicts = [_divergence(small), *_lost_similarity(cosines), _slower_steps(seconds)]
     text = (
         "One layer, noise 1.0, p = 1; |cos| with the bilinear network of the same initialisation, joint gains. A "
         "network diverges where a loss or a weight is no finite number. Failure 1's interval is Clopper and Pearson's. "
@@ -289,8 +271,45 @@ def failures(
         f"p = 1, measured on: {machine}."
     )
     heads = ("λ", "c", "diverged", "test accuracy", "R², joint gains", "own template", "total variation")
+    body = _failure_rows(rows, readings, cosines)
     tables = [table((*heads, "|cos|, rank 1", "|cos|, rank 3"), body)]
     return Section("failures", "Predicted failures", text, verdicts, tables, None)
+
+
+def _failure_rows(rows: Rows, readings: Readings, cosines) -> list[tuple[Any, ...]]:
+    """A row for each λ and c: how many diverged, accuracy, readings, and likeness to bilinear networks."""
+    body = []
+    for lam, c in sorted({(row["lam"], row["c"]) for row in rows}):
+        ends, readings_here = final(rows, lam=lam, c=c), with_settings(readings, lam=lam, c=c)
+        similar = [cosines[lam, c][rank].text(2) if (lam, c) in cosines else "–" for rank in (0, 2)]
+        parts = [mean(readings_here, name, 3) for name in ("r2_joint", "template", "variation")]
+        body.append((lam, c, diverged(rows, lam=lam, c=c), mean(ends, "test_accuracy"), *parts, *similar))
+    return body
+
+
+def _divergence(small: Rows) -> Verdict:
+    """Failure 1, on networks of a small λ."""
+    seeds = {row["seed"] for row in small}
+    lost = share(sum(diverged(small, seed=seed) > 0 for seed in seeds), len(seeds))
+    claim = f"Failure 1: training diverges for λ of {' or '.join(f'{x:g}' for x in sorted({r['lam'] for r in small}))}"
+    return Verdict(claim, f"share of {len(seeds)} seeds with a network that does > 0.5", lost, above(lost, 0.5))
+
+
+def _lost_similarity(cosines) -> Iterator[Verdict]:
+    """Failure 2, for each λ > 1 and each c > 0.1."""
+    for lam, c in cosines:
+        if lam > 1 or c > 0.1:
+            third = cosines[lam, c][2]
+            claim = f"Failure 2: similarity to bilinear is lost at λ = {lam:g}, c = {c:g}"
+            criterion = f"|cos| at rank 3, one initialisation, < {_SIMILAR}"
+            yield Verdict(claim, criterion, third, below(third, _SIMILAR))
+
+
+def _slower_steps(seconds: dict[float, list[float]]) -> Verdict:
+    """Failure 3, by seconds of epochs for each p."""
+    ratio = interval([two / one for one, two in zip(seconds[1.0], seconds[2.0], strict=True)])
+    claim = "Failure 3: steps are slower for p = 2 than for p = 1"
+    return Verdict(claim, "seconds of an epoch, over those for p = 1, > 1", ratio, above(ratio, 1))
 
 
 def _by_gate(rows: Rows, noise: float) -> dict[str, list[Row]]:

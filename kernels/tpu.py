@@ -33,8 +33,8 @@ def candidates(m: int, k: int, n: int, dtype) -> list[tuple[int, int, int]]:
 def dual_product(epilogue, gate, x, w, v, biases, extra, precision, *, tile=None, interpret=False):
     """An epilogue of a = x W (+ b_w) and u = x V (+ b_v), which never leave VMEM: x (m, k), w and v (k, n).
 
-    One pass over x feeds two float32 accumulators. The grid is (m, n, k), k innermost; blocks that stick out of
-    an array hold garbage, which is masked along k and discarded along m and n.
+    One pass over x feeds two float32 accumulators. The grid is (m, n, k), k innermost. What lies beyond an array is
+    masked along k and discarded along m and n.
     """
     (m, k), n, dtype = x.shape, w.shape[1], x.dtype
     tile_m, tile_k, tile_n = fitted(m, k, n, tile) if tile else tiles(m, k, n, dtype)
@@ -48,14 +48,12 @@ def dual_product(epilogue, gate, x, w, v, biases, extra, precision, *, tile=None
 
         @pl.when(step == 0)
         def _():
-            acc_a[...] = jnp.zeros_like(acc_a)
-            acc_u[...] = jnp.zeros_like(acc_u)
+            acc_a[...] = acc_u[...] = jnp.zeros((tile_m, tile_n), jnp.float32)
 
-        left = x_ref[...]
-        if k % tile_k:
-            left = _inside(left, k - step * tile_k, axis=1)
+        valid = k - step * tile_k if k % tile_k else None
+        left = _inside(x_ref[...], valid, axis=1)
         for acc, ref in ((acc_a, w_ref), (acc_u, v_ref)):
-            right = _inside(ref[...], k - step * tile_k, axis=0) if k % tile_k else ref[...]
+            right = _inside(ref[...], valid, axis=0)
             acc[...] += jnp.dot(left, right, precision=precision, preferred_element_type=jnp.float32)
 
         @pl.when(step == last)
@@ -65,23 +63,16 @@ def dual_product(epilogue, gate, x, w, v, biases, extra, precision, *, tile=None
             if biases:
                 pair = [acc + ref[...].astype(jnp.float32) for acc, ref in zip(pair, bias_refs, strict=True)]
             a, u = (acc.astype(dtype).astype(jnp.float32) for acc in pair)
-            results = epilogue(gate, a, u, *(ref[...].astype(jnp.float32) for ref in extra_refs))
-            for ref, result in zip(out_refs, results, strict=True):
+            further = (ref[...].astype(jnp.float32) for ref in extra_refs)
+            for ref, result in zip(out_refs, epilogue(gate, a, u, *further), strict=True):
                 ref[...] = result.astype(dtype)
 
-    outer = pl.BlockSpec((tile_m, tile_n), lambda i, j, step: (i, j))
-    weights = pl.BlockSpec((tile_k, tile_n), lambda i, j, step: (step, j))
-    bias = pl.BlockSpec((1, tile_n), lambda i, j, step: (0, j))
+    in_specs, outer = _blocks(tile_m, tile_k, tile_n, len(biases), len(extra))
     return pl.pallas_call(
         kernel,
         out_shape=(struct((m, n), x),) * outputs,
         grid=(pl.cdiv(m, tile_m), pl.cdiv(n, tile_n), last + 1),
-        in_specs=[
-            pl.BlockSpec((tile_m, tile_k), lambda i, j, step: (i, step)),
-            *[weights] * 2,
-            *[bias] * len(biases),
-            *[outer] * len(extra),
-        ],
+        in_specs=in_specs,
         out_specs=(outer,) * outputs,
         scratch_shapes=[pltpu.VMEM((tile_m, tile_n), jnp.float32)] * 2,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
@@ -89,6 +80,15 @@ def dual_product(epilogue, gate, x, w, v, biases, extra, precision, *, tile=None
         interpret=pltpu.InterpretParams() if interpret else False,
         name=f"glu_{epilogue.__name__}",
     )(x, w, v, *(jnp.expand_dims(b, 0) for b in biases), *extra)
+
+
+def _blocks(tile_m: int, tile_k: int, tile_n: int, biases: int, extra: int):
+    """The blocks of x, w and v, biases and extra inputs, and the block of an output, by program (i, j, step)."""
+    x = pl.BlockSpec((tile_m, tile_k), lambda i, j, step: (i, step))
+    weights = pl.BlockSpec((tile_k, tile_n), lambda i, j, step: (step, j))
+    bias = pl.BlockSpec((1, tile_n), lambda i, j, step: (0, j))
+    outer = pl.BlockSpec((tile_m, tile_n), lambda i, j, step: (i, j))
+    return [x, *[weights] * 2, *[bias] * biases, *[outer] * extra], outer
 
 
 def elementwise(epilogue, gate, arrays, *, interpret=False):
@@ -117,6 +117,8 @@ def elementwise(epilogue, gate, arrays, *, interpret=False):
 
 
 def _inside(block, valid, axis):
-    """The block with 0 beyond its first `valid` rows (axis 0) or columns (axis 1): what lies there may be NaN."""
+    """The block with 0 beyond its first `valid` rows (axis 0) or columns (axis 1), where NaN may lie; None for all."""
+    if valid is None:
+        return block
     index = jax.lax.broadcasted_iota(jnp.int32, block.shape, axis)
     return jnp.where(index < valid, block, jnp.zeros_like(block))

@@ -32,7 +32,7 @@ def _fit(size, limit):
 def dual_product(epilogue, gate, x, w, v, biases, extra, precision, *, tile=None, interpret=False):
     """An epilogue of a = x W (+ b_w) and u = x V (+ b_v), which never leave registers: x (m, k), w and v (k, n).
 
-    One pass over x feeds two float32 accumulators. Programs run down groups of rows of tiles; masks cut the edges.
+    One pass over x feeds two float32 accumulators. Tiles are taken in the order of `_swizzled`; masks cut the edges.
     """
     (m, k), n, dtype = x.shape, w.shape[1], x.dtype
     tile_m, tile_k, tile_n = tile or tiles(m, k, n, dtype)
@@ -44,11 +44,7 @@ def dual_product(epilogue, gate, x, w, v, biases, extra, precision, *, tile=None
     def kernel(x_ref, w_ref, v_ref, *rest):
         bias_refs, rest = rest[: len(biases)], rest[len(biases) :]
         extra_refs, out_refs = rest[: len(extra)], rest[len(extra) :]
-        program = pl.program_id(0)
-        first = program // (_GROUP * columns) * _GROUP
-        group = jnp.minimum(rows - first, _GROUP)
-        i = first + program % (_GROUP * columns) % group
-        j = program % (_GROUP * columns) // group
+        i, j = _swizzled(pl.program_id(0), rows, columns)
         at_m, at_n = pl.ds(i * tile_m, tile_m), pl.ds(j * tile_n, tile_n)
         in_m, in_n = _within(i, tile_m, m)[:, None], _within(j, tile_n, n)[None, :]
 
@@ -80,6 +76,13 @@ def dual_product(epilogue, gate, x, w, v, biases, extra, precision, *, tile=None
         interpret=interpret,
         name=f"glu_{epilogue.__name__}",
     )(x, w, v, *biases, *extra)
+
+
+def _swizzled(program, rows: int, columns: int):
+    """Row and column of a program's tile: programs run down groups of rows of tiles, one column after the other."""
+    first = program // (_GROUP * columns) * _GROUP
+    group = jnp.minimum(rows - first, _GROUP)
+    return first + program % (_GROUP * columns) % group, program % (_GROUP * columns) // group
 
 
 def elementwise(epilogue, gate, arrays, *, interpret=False):

@@ -83,39 +83,48 @@ def stream(
     chunk: int = 16,
 ) -> Iterator[list[list[int]]]:
     """As `generate`, while it happens: yields up to `chunk` tokens of each row, an empty list where it ended."""
-    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    padded, lengths = _padded(prompts, model)
     context = model.config.context
-    if not len(prompts) or min(lengths) < 1:
-        raise ValueError("`prompts` has an empty one: one token or more is needed in each of one or more")
-    if max(lengths) >= context:
-        raise ValueError(f"`prompts` has one of {max(lengths)} tokens: fewer than the context, {context}, are needed")
     if not 0 <= seed < 2**31:
         raise ValueError(f"`seed` is {seed}: a whole number from 0 to {2**31 - 1} is needed")
     if stop is not None and not 0 <= stop < model.config.vocab:
         raise ValueError(f"`stop` is {stop}: a token from 0 to {model.config.vocab - 1} is needed")
     if tokens is not None and tokens < 1:
         raise ValueError(f"`tokens` is {tokens}: a whole number ≥ 1 is needed")
-    # Padded to a power of two, so that few programs serve all prompts; what pads is never looked at.
+    left = np.minimum(context - lengths, context if tokens is None else tokens)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(lengths), dtype=jnp.int32))
+    settings = (jnp.float32(sampling.temperature), jnp.int32(sampling.top_k), jnp.float32(sampling.top_p))
+    draw = functools.partial(_continue, keys=keys, settings=settings, end=jnp.int32(-1 if stop is None else stop))
+    return _chunks(model, padded, lengths, left, draw, stop, chunk)
+
+
+def _padded(prompts: Sequence[Sequence[int]], model: Transformer) -> tuple[np.ndarray, np.ndarray]:
+    """The prompts as one array (batch, length), and their lengths (batch,). Raises ValueError as `generate`.
+
+    Padded to a power of two, so that few programs serve all prompts; what pads is never looked at.
+    """
+    lengths, context = np.array([len(prompt) for prompt in prompts], np.int32), model.config.context
+    if not len(prompts) or min(lengths) < 1:
+        raise ValueError("`prompts` has an empty one: one token or more is needed in each of one or more")
+    if max(lengths) >= context:
+        raise ValueError(f"`prompts` has one of {max(lengths)} tokens: fewer than the context, {context}, are needed")
     padded = np.zeros((len(prompts), min(context, 1 << int(max(lengths) - 1).bit_length())), np.int32)
     for row, prompt in enumerate(prompts):
         check_tokens(np.asarray(prompt)[None], model.config)
         padded[row, : len(prompt)] = prompt
+    return padded, lengths
+
+
+def _chunks(model: Transformer, padded, lengths, left, draw, stop, chunk: int) -> Iterator[list[list[int]]]:
+    """Chunks of new tokens, until no row has any `left` (batch,). `draw` is `_continue` for these rows."""
     graph, params = nnx.split(model)
-    return _chunks(graph, params, padded, lengths, context, seed, tokens, sampling, stop, chunk)
-
-
-def _chunks(graph, params, padded, lengths, context, seed, tokens, sampling, stop, chunk) -> Iterator[list[list[int]]]:
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(lengths), dtype=jnp.int32))
-    settings = (jnp.float32(sampling.temperature), jnp.int32(sampling.top_k), jnp.float32(sampling.top_p))
-    end = jnp.int32(-1 if stop is None else stop)
     state = _prefill(graph, params, padded, lengths)
     model = nnx.merge(graph, params)
-    parts = nnx.split([model.block(layer) for layer in range(model.config.layers)])
+    blocks = nnx.split([model.block(layer) for layer in range(model.config.layers)])
     model.blocks = None  # pyright: ignore - not passed on: the layers are now by themselves
-    graphs, params = zip(nnx.split(model), parts, strict=True)
-    left = np.minimum(context - lengths, context if tokens is None else tokens)
+    graphs, params = zip(nnx.split(model), blocks, strict=True)
     while left.max() > 0:
-        state, new = _continue(graphs, params, state, keys, settings, end, chunk)
+        state, new = draw(graphs, params, state, count=chunk)
         rows = [row[: max(0, count)].tolist() for row, count in zip(np.asarray(new), left, strict=True)]
         left = left - chunk
         for i, row in enumerate(rows):
@@ -132,8 +141,8 @@ def _prefill(graph, params, padded, lengths) -> _State:
     return _State(cache, model.logits(last), lengths, jnp.zeros(len(lengths), bool))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6), donate_argnums=2)
-def _continue(graphs, params, state, keys, settings, end, count: int) -> tuple[_State, jax.Array]:
+@functools.partial(jax.jit, static_argnums=0, static_argnames="count", donate_argnums=2)
+def _continue(graphs, params, state, *, keys, settings, end, count: int) -> tuple[_State, jax.Array]:
     """`count` more tokens a row (batch, count); a row that has ended repeats `end`."""
     model, blocks = (nnx.merge(graph, part) for graph, part in zip(graphs, params, strict=True))
 

@@ -1,5 +1,6 @@
 """The gated linear unit as a function of arrays."""
 
+import functools
 from typing import Literal
 
 import jax
@@ -35,14 +36,13 @@ def gated_linear(
 
     Args:
       x: inputs (..., d), float16, bfloat16, float32 or float64.
-      w: weights (d, h) of the linear branch, with the dtype of `x`.
-      v: weights (d, h) of the gate branch, likewise.
+      w, v: weights (d, h) of the linear branch and of the gate branch, with the dtype of `x`.
       gate: σ, a name in `sqs_jax.GATES` or any elementwise callable; `SQS(c, lam, p)` sets its parameters.
       w_bias, v_bias: biases (h,) of the two branches, or None.
       implementation: "xla", which is differentiable to any order; "pallas", a kernel of this device for the gates of
         the table, in reverse mode alone; None for the one that was measured to be faster here (`sqs_jax.kernels`).
-      residuals: what reverse mode keeps beside x and the weights. "save": a and u, so two arrays (..., h) in the dtype
-        of `x`. "recompute": nothing, and the backward pass computes both products again; the numbers are the same.
+      residuals: what reverse mode keeps beside x and the weights. "save": a and u, in the dtype of `x`. "recompute":
+        nothing, and the backward pass computes both products again; the numbers are the same.
       precision: of the products, as in `jax.lax.dot_general`.
 
     Returns:
@@ -57,27 +57,32 @@ def gated_linear(
 
     Source: Dauphin et al. 2017 and Shazeer 2020 for the unit; arXiv 2509.01874, section 3 for SQS in it.
     """
-    sigma = get_gate(gate)
-    x, w, v = jnp.asarray(x), jnp.asarray(w), jnp.asarray(v)
+    sigma, x, w, v = get_gate(gate), jnp.asarray(x), jnp.asarray(w), jnp.asarray(v)
     _check(x, w, v, w_bias, v_bias)
     if residuals not in ("save", "recompute"):
         raise ValueError(f"`residuals` is {residuals!r}: 'save' or 'recompute' is needed")
     biases = _biases(w_bias, v_bias, w.shape[1], xla.arithmetic_dtype(x.dtype))
     exact = kernels.is_exact(precision)
-    shape, reason = (kernels.rows(x)[0], *w.shape), _no_kernel(sigma)
-    if exact is None:
-        reason = "the kernels know the `precision` 'default' and 'highest', not what is asked for here or by jax.config"
-    settings = {"residuals": residuals, "exact": bool(exact)}
-    plan = kernels.plan("gated_linear", implementation, x, shape, sigma, reason, **settings)
-    if plan:
+    if plan := _plan(x, w, sigma, implementation, residuals, exact):
         known = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
         return rules.gated_linear(x, w, v, biases, sigma, plan, residuals, known)
-
-    def layer(x, w, v, biases):
-        a, u = map(checkpoint_name, xla.products(x, w, v, biases, precision), rules.BRANCH_NAMES)
-        return gated(a, u, gate=sigma, implementation="xla")
-
+    layer = functools.partial(_by_xla, sigma=sigma, precision=precision)
     return (layer if residuals == "save" else jax.checkpoint(layer))(x, w, v, biases)
+
+
+def _plan(x, w, sigma, implementation, residuals, exact: bool | None) -> kernels.Plan | None:
+    """The kernel to run, or None for XLA."""
+    reason = _no_kernel(sigma)
+    if exact is None:
+        reason = "the kernels know the `precision` 'default' and 'highest', not what is asked for here or by jax.config"
+    shape = (kernels.rows(x)[0], *w.shape)
+    settings = {"residuals": residuals, "exact": bool(exact)}
+    return kernels.plan("gated_linear", implementation, x, shape, sigma, reason, **settings)
+
+
+def _by_xla(x, w, v, biases, *, sigma, precision):
+    a, u = map(checkpoint_name, xla.products(x, w, v, biases, precision), rules.BRANCH_NAMES)
+    return gated(a, u, gate=sigma, implementation="xla")
 
 
 def gated(

@@ -27,9 +27,8 @@ def sharded_gated_linear(
 ) -> Float[jax.Array, "n *rows h"]:
     """`gated_linear` with the first axis of x over one axis of a mesh and the units of w and v over another.
 
-    A kernel does not share its work over devices by itself; here each device runs one on its own rows and units. The
-    forward pass needs no communication. The backward pass sums the gradient of x over `model`, and those of the
-    weights and biases over `data`.
+    Each device runs a kernel on its own rows and units. The forward pass needs no communication. The backward pass
+    sums the gradient of x over `model`, and those of the weights and biases over `data`.
 
     Args:
       x: inputs (n, ..., d), n divisible by the devices along `data`.
@@ -46,25 +45,27 @@ def sharded_gated_linear(
     x, w, v = jnp.asarray(x), jnp.asarray(w), jnp.asarray(v)
     if x.ndim < 2:
         raise ValueError(f"`x` has shape {x.shape}: (n, ..., d) is needed")
-    if AxisType.Explicit in mesh.axis_types:
-        raise ValueError("`mesh` has explicit axes: axis_types=(AxisType.Auto, ...) is needed")
-    for name, axis, size in (("data", data, x.shape[0]), ("model", model, w.shape[-1])):
-        if axis is not None and axis not in mesh.shape:
-            raise ValueError(f"`{name}` is {axis!r}: one of the mesh's axes {mesh.axis_names} or None is needed")
-        if axis is not None and size % mesh.shape[axis]:
-            raise ValueError(f"{size} do not divide over the {mesh.shape[axis]} devices of the mesh's axis {axis!r}")
+    _check_mesh(mesh, data=(data, x.shape[0]), model=(model, w.shape[-1]))
     settings = {"gate": gate, "implementation": implementation, "residuals": residuals, "precision": precision}
     given = {name: bias for name, bias in (("w_bias", w_bias), ("v_bias", v_bias)) if bias is not None}
-
-    def local(x, w, v, biases):
-        return gated_linear(x, w, v, **biases, **settings)
 
     units = PartitionSpec(None, model)
     rest = (None,) * (x.ndim - 2)
     return jax.shard_map(
-        local,
+        lambda x, w, v, biases: gated_linear(x, w, v, **biases, **settings),
         mesh=mesh,
         in_specs=(PartitionSpec(data, *rest, None), units, units, dict.fromkeys(given, PartitionSpec(model))),
         out_specs=PartitionSpec(data, *rest, model),
         check_vma=False,  # Pallas' interpreter for GPU kernels does not know of it; the sums are the same
     )(x, w, v, given)
+
+
+def _check_mesh(mesh: Mesh, **shared: tuple[str | None, int]) -> None:
+    """Raises ValueError for a mesh with explicit axes, and an axis that it lacks or that does not divide a size."""
+    if AxisType.Explicit in mesh.axis_types:
+        raise ValueError("`mesh` has explicit axes: axis_types=(AxisType.Auto, ...) is needed")
+    for name, (axis, size) in shared.items():
+        if axis is not None and axis not in mesh.shape:
+            raise ValueError(f"`{name}` is {axis!r}: one of the mesh's axes {mesh.axis_names} or None is needed")
+        if axis is not None and size % mesh.shape[axis]:
+            raise ValueError(f"{size} do not divide over the {mesh.shape[axis]} devices of the mesh's axis {axis!r}")

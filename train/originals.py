@@ -79,6 +79,28 @@ def _prepare(source: Source, data_dir: Path | None, cache_dir: Path) -> dict[str
     missing = [original for original in source.originals if original.file not in local]
     _check_reachable(source, missing, data_dir)
 
+    builder_class = _builder(tfds, source, local, missing)
+    if not missing:
+        tfds.disable_progress_bar()
+    builder = builder_class(data_dir=cache_dir / "tfds", file_format="array_record")
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    # A folder of its own for each set: tensorflow-datasets takes a file of the same name for the same file.
+    downloads = cache_dir / "downloads" / source.name
+    try:
+        with contextlib.redirect_stdout(None):  # it speaks of "Unknown size"
+            builder.download_and_prepare(download_dir=downloads, download_config=config)
+    except RuntimeError as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(cache_dir)) from None
+    except (util.DownloadError, download_manager.NonMatchingChecksumError) as error:
+        what = " ".join(str(error).partition("To debug")[0].split())
+        raise InputError(f"{source.name}: {what}; {_what_to_do(source, missing)}") from None
+    return {split: builder.as_data_source(split) for split in SPLITS}
+
+
+def _builder(tfds: Any, source: Source, local: dict[str, Path], missing: list[Original]) -> Any:
+    """The class that prepares a source: from the original files at hand, and those that are downloaded."""
     features = tfds.features.FeaturesDict(source.features(tfds.features))
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyright: ignore
@@ -101,23 +123,7 @@ def _prepare(source: Source, data_dir: Path | None, cache_dir: Path) -> dict[str
         def _generate_examples(self, split, paths):
             yield from enumerate(source.read(split, paths))
 
-    if not missing:
-        tfds.disable_progress_bar()
-    builder = Builder(data_dir=cache_dir / "tfds", file_format="array_record")
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
-    # A folder of its own for each set: tensorflow-datasets takes a file of the same name for the same file.
-    downloads = cache_dir / "downloads" / source.name
-    try:
-        with contextlib.redirect_stdout(None):  # it speaks of "Unknown size"
-            builder.download_and_prepare(download_dir=downloads, download_config=config)
-    except RuntimeError as error:
-        if os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(cache_dir)) from None
-    except (util.DownloadError, download_manager.NonMatchingChecksumError) as error:
-        what = " ".join(str(error).partition("To debug")[0].split())
-        raise InputError(f"{source.name}: {what}; {_what_to_do(source, missing)}") from None
-    return {split: builder.as_data_source(split) for split in SPLITS}
+    return Builder
 
 
 def tensorflow_datasets() -> Any:

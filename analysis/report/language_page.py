@@ -9,7 +9,8 @@ import numpy as np
 
 from sqs_jax.analysis.as_json import as_json
 from sqs_jax.analysis.calibration import Method
-from sqs_jax.analysis.eigen import effective_rank, spectrum, top_eigenpairs
+from sqs_jax.analysis.eigen import spectrum, top_eigenpairs
+from sqs_jax.analysis.eigenvalues import effective_rank
 from sqs_jax.analysis.language import (
     METHODS,
     counted_streams,
@@ -74,22 +75,20 @@ def write_language_report(
     summary |= {"analysis": figures | {"provenance": provenance()}}
     command = page.command("report", str(run_dir), method=method)
     command += ["--against", *map(str, against)] if against else []
-    history = read_rows(folder.metrics)
-    content = _content(summary, shown, history, config, tokenizer, model)
-    content["language"]["others"] = others
-    content["language"]["samples"] = _last_samples(folder)
-    texts = _texts(config, figures, model, command)
-    title = f"{config.data}, {config.gate}, seed {config.seed}"
-    files = {
-        folder.spectrum: page.npz(arrays),
-        folder.curves: plots.png(plots.curves(history, title=title)),
-        folder.summary: page.json_file(summary),
-        folder.report: page.render(content, texts).encode(),
-    }
+    content = _content(summary, shown, read_rows(folder.metrics), config, tokenizer, model)
+    content["language"] |= {"others": others, "samples": _last_samples(folder)}
+    words = _texts(config, figures, model, command)
+    files = {folder.spectrum: page.npz(arrays), folder.curves: _curves(content["curves"], config)}
+    files |= {folder.summary: page.json_file(summary), folder.report: page.render(content, words).encode()}
     with alone(folder.path):
         for path, data in files.items():
             write(path, data)
     return folder.report
+
+
+def _curves(history, config: TextConfig) -> bytes:
+    """The curves of training, as PNG."""
+    return plots.png(plots.curves(history, title=f"{config.data}, {config.gate}, seed {config.seed}"))
 
 
 def study_language(

@@ -40,11 +40,7 @@ def write_weights_report(
     inputs, count = input_size(weights), weights.out.shape[1]
     outputs = page.chosen_outputs(outputs, count)
     shape = shape or (1, inputs)
-    fits = len(shape) in (2, 3) and min(shape) >= 1 and shape[2:] in ((), (3,)) and int(np.prod(shape)) == inputs
-    if not fits:
-        raise ValueError(f"`shape` is {shape}: (height, width) or (height, width, 3) with {inputs} entries is needed")
-    if out_dir.exists() and (not out_dir.is_dir() or visible(out_dir)):
-        raise ValueError(f"`out_dir` is {out_dir}: something is there already")
+    _check(shape, inputs, out_dir)
     weights = weights._replace(out=weights.out[:, np.array(outputs)], out_bias=None, skip=None)
     pairs = top_eigenpairs(weights, min(kept_pairs(weights), _MOST_PAIRS))
     vectors = np.asarray(pairs.vectors[:, :, :inputs])
@@ -67,12 +63,26 @@ def write_weights_report(
         "summary.json": page.json_file(summary),
         "report.html": page.render(content, texts).encode(),
     }
-    if out_dir.is_dir():  # and empty
-        for name, data in made.items():
-            write(out_dir / name, data)
-    else:
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
-        with appearing(out_dir) as partial:
-            for name, data in made.items():
-                (partial / name).write_bytes(data)
+    _write_folder(out_dir, made)
     return out_dir / "report.html"
+
+
+def _check(shape: tuple[int, ...], inputs: int, out_dir: Path) -> None:
+    """Raises ValueError for a shape that does not fit, and for a folder that is not free."""
+    fits = len(shape) in (2, 3) and min(shape) >= 1 and shape[2:] in ((), (3,)) and int(np.prod(shape)) == inputs
+    if not fits:
+        raise ValueError(f"`shape` is {shape}: (height, width) or (height, width, 3) with {inputs} entries is needed")
+    if out_dir.exists() and (not out_dir.is_dir() or visible(out_dir)):
+        raise ValueError(f"`out_dir` is {out_dir}: something is there already")
+
+
+def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
+    """Writes files into a folder, which appears whole where there is none."""
+    if folder.is_dir():  # and empty
+        for name, content in files.items():
+            write(folder / name, content)
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with appearing(folder) as partial:
+        for name, content in files.items():
+            (partial / name).write_bytes(content)

@@ -96,28 +96,46 @@ def sweep(
     for name, value in (("at_once", at_once), ("memory", memory)):
         if not 0 <= value < math.inf:
             raise InputError(f"`{name}` is {value}: a number ≥ 0 is needed")
+    data = _begun(folder, grid, configs, Path(data_dir) if data_dir else None, resume)
+    with run_folder.alone(folder.path), StopSignals() as signals:
+        _train_left(folder, grid, configs, data, _Limits(at_once, memory, lambda: signals.received), report)
+        rows = _rows(folder, grid)
+        write(folder.results, to_csv(rows))  # also where a sweep was killed between its last network and the table
+    return rows
+
+
+def _begun(folder: SweepFolder, grid: Grid, configs, data_dir: Path | None, resume: bool) -> Dataset:
+    """The data set of a sweep whose folder is there, once all of it is known to fit."""
     if resume:
         _check_same(folder, grid)
     else:
         run_folder.check_free(folder.path, "--sweep-dir")
-    data = load_fitting(grid.base.data, Path(data_dir) if data_dir else None)
+    data = load_fitting(grid.base.data, data_dir)
     for config in configs.values():
         check_sizes(config, data)
     if not resume:
         run_folder.create(folder.path, {folder.grid.name: _to_json(grid)}, "--sweep-dir")
-    with run_folder.alone(folder.path), StopSignals() as signals:
-        folder.members.mkdir(exist_ok=True)
-        files.clean(folder.members)
-        about = run_folder.provenance()
-        noise_seed = min(config.seed for config in configs.values()) if grid.share_noise else None
-        left = _left(folder, configs)
-        for name, member, seconds in _trained(left, data, noise_seed, at_once, memory, lambda: signals.received):
-            end = _file(folder.member(name), member, seconds, about)
-            write(folder.results, to_csv(_rows(folder, grid)))
-            report(name, end, len(configs) - len(_left(folder, configs)), len(configs), seconds)
-        rows = _rows(folder, grid)
-        write(folder.results, to_csv(rows))  # also where a sweep was killed between its last network and the table
-    return rows
+    return data
+
+
+class _Limits(NamedTuple):
+    """What bounds a group of networks: their number, GiB, and a request to stop."""
+
+    at_once: int
+    memory: float
+    stopping: Callable[[], Any]
+
+
+def _train_left(folder: SweepFolder, grid: Grid, configs, data: Dataset, limits: _Limits, report: Report) -> None:
+    """Trains the networks that are not finished, and files each."""
+    folder.members.mkdir(exist_ok=True)
+    files.clean(folder.members)
+    about = run_folder.provenance()
+    noise_seed = min(config.seed for config in configs.values()) if grid.share_noise else None
+    for name, member, seconds in _trained(_left(folder, configs), data, noise_seed, limits):
+        end = _file(folder.member(name), member, seconds, about)
+        write(folder.results, to_csv(_rows(folder, grid)))
+        report(name, end, len(configs) - len(_left(folder, configs)), len(configs), seconds)
 
 
 def read_grid(sweep_dir: Path) -> Grid:
@@ -175,7 +193,7 @@ def _file(run: RunFolder, member: Member, seconds: float, about: dict[str, Any])
 
 
 def _trained(
-    configs: dict[str, ImageConfig], data: Dataset, noise_seed: int | None, at_once: int, memory: float, stopping
+    configs: dict[str, ImageConfig], data: Dataset, noise_seed: int | None, limits: _Limits
 ) -> Iterator[tuple[str, Member, float]]:
     """Trains the networks, group by group: each with its name, and its share of the group's seconds."""
     images, taken = None, None
@@ -183,7 +201,7 @@ def _trained(
         first = configs[group[0]]
         if images is None or taken != (first.batch_size, first.validation):
             images, taken = place_images(first, data, replicated(data_mesh())), (first.batch_size, first.validation)
-        yield from _train_group(group, configs, images, noise_seed, at_once, memory, stopping)
+        yield from _train_group(group, configs, images, noise_seed, limits)
 
 
 def _groups(configs: dict[str, ImageConfig]) -> list[list[str]]:
@@ -218,15 +236,19 @@ def _at_once(configs: list[ImageConfig], images: Images, noise_seed: int | None,
     return size
 
 
-def _train_group(names: list[str], configs, images: Images, noise_seed, at_once, memory, stopping):
+def _train_group(names: list[str], configs, images: Images, noise_seed, limits: _Limits):
     """Trains networks of one program, as many at once as is fastest and fits; halved where that was too many."""
-    size = _even(len(names), _at_once([configs[name] for name in names], images, noise_seed, at_once, memory))
+    size = _even(
+        len(names), _at_once([configs[name] for name in names], images, noise_seed, limits.at_once, limits.memory)
+    )
     while names:
-        if stop := stopping():
+        if stop := limits.stopping():
             raise Stopped(stop)
         part, start = names[:size], time.perf_counter()
         try:
-            found = train_together([configs[name] for name in part], images, noise_seed=noise_seed, stopping=stopping)
+            found = train_together(
+                [configs[name] for name in part], images, noise_seed=noise_seed, stopping=limits.stopping
+            )
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

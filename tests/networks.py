@@ -1,0 +1,36 @@
+"""Random layers and their inputs, and the network in float64 by numpy."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from sqs_jax import GATES
+from sqs_jax.analysis import GLUWeights
+
+
+def network(d=12, h=10, outputs=4, seed=0, biases=False, embed=0):
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape) / np.sqrt(shape[0]), jnp.float32)
+
+    weights = GLUWeights(2 * draw(d, h), 2 * draw(d, h), draw(h, outputs), draw(embed, d) if embed else None)
+    if biases:
+        weights = weights._replace(w_bias=draw(h), v_bias=draw(h), out_bias=draw(outputs))
+    return weights
+
+
+def samples(weights, n=3000, seed=1):
+    rng = np.random.default_rng(seed)
+    inputs = len(weights.w if weights.embed is None else weights.embed)
+    return (rng.normal(size=(n, inputs)) @ rng.normal(size=(inputs, inputs)) / np.sqrt(inputs)).astype(np.float32)
+
+
+def logits64(weights, x, gate):
+    """The network in float64, by numpy: (a ⊙ σ(u)) P + z L + b."""
+    parts = [None if part is None else np.asarray(part, np.float64) for part in weights]
+    w, v, out, embed, w_bias, v_bias, out_bias, skip = parts
+    z = x if embed is None else x @ embed
+    a, u = z @ w + (0 if w_bias is None else w_bias), z @ v + (0 if v_bias is None else v_bias)
+    s = np.asarray(GATES[gate](jnp.asarray(u, jnp.float32)), np.float64)
+    linear = (0 if skip is None else z @ skip) + (0 if out_bias is None else out_bias)
+    return (a * s) @ out + linear, a, u, s
