@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # The environment that drives the accelerator is the user's own.
 GPU_PYTHON ?= $(PYTHON)
 
-.PHONY: demo test test-aot fuzz kill lint bench bench-gpu clean
+.PHONY: demo test test-aot docs fuzz kill lint bench bench-gpu clean
 
 demo: $(VENV)/.train ## train the default network, and say where its pictures are
 	@if [ -f runs/demo/config.json ]; then $(RUN) -m train --run-dir runs/demo --resume; \
@@ -25,6 +25,11 @@ AOT := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 TPU_W
 test-aot: $(VENV)-aot/.done ## compile the kernels for TPUs and NVIDIA GPUs, by their real compilers, on any Linux machine
 	$(AOT) $(VENV)-aot/bin/python -m pytest --numprocesses auto tests/aot $(PYTEST_ARGS)
 
+docs: $(VENV)/.docs ## build the documentation as a site; nothing is fetched, and a warning is an error
+	rm -rf docs/reference/generated
+	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/build/html
+	@echo docs/build/html/index.html
+
 fuzz: $(VENV)/.dev ## damage every file that is read, for a minute each
 	$(RUN) -m tests.fuzz
 
@@ -43,9 +48,9 @@ bench-gpu: ## correctness, speed and memory of the kernels on this accelerator; 
 	$(GPU_PYTHON) -m benchmarks.gpu $(BENCH_ARGS)
 
 clean: ## remove the environment and what was built, but no runs
-	rm -rf $(VENV) $(VENV)-aot build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-aot build dist *.egg-info docs/build docs/reference/generated
 
-$(VENV)/.train $(VENV)/.dev: $(VENV)/.%: pyproject.toml
+$(VENV)/.train $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip

@@ -56,7 +56,7 @@ class Report:
 class Compare:
     """compare: two groups of runs, one before and one after `--`; the second gives the ceiling."""
 
-    runs: tuple[Path, ...] = option((), "Folders of the first group.", positional=True)
+    runs: tuple[Path, ...] = option(help="Folders of the first group.", positional=True)
     method: Method = option("joint", "Gains that every network is read with.")
     k: int = option(10, "Eigenvectors for each output.")
     data_dir: Path | None = option(None, "Folder with the original files of the data set; default SQS_DATA_DIR.")
@@ -139,8 +139,8 @@ def _compare(command: Compare, others: list[Path]) -> None:
     from sqs_jax.analysis.report.two_groups import free_paths, table, write_comparison
     from sqs_jax.analysis.runs.compare import compare_runs
 
-    if not command.runs or not others:
-        raise InputError("two groups of runs are needed, with `--` between: compare runs/a… -- runs/b…")
+    if not others:
+        raise InputError("a second group is needed after `--`: compare runs/a… -- runs/b…")
     free_paths(command.out_dir)  # before minutes are spent
     comparison = compare_runs(list(command.runs), others, method=command.method, k=command.k, data_dir=command.data_dir)
     print(comparison["note"])

@@ -166,8 +166,8 @@ def compare(
       second_moment: Σ = E[x xᵀ] (d, d) of the data, for the data's metric.
       seed: of the bootstrap and of the random subspaces.
 
-    Returns:
-      {measure: {arm: {"mean", "low", "high"}}}, lists (k,) or numbers, None where there is none. Arms:
+    Returns {measure: {arm: {"mean", "low", "high"}}}, lists (k,) or numbers, None where there is none. Arms:
+
         "shared"     networks of a and b of one seed, so of one initialisation; absent if no seed is in both. Has also
                      "values", those of each pair, which are independent, in the order of a
         "disjoint"   networks of a and b of different seeds

@@ -97,6 +97,7 @@ GATES: dict[str, SQS | Activation] = {
     "gelu": Activation("gelu", _gelu, _gelu_slope),  # the exact one, u·Φ(u), not the tanh approximation
     "silu": Activation("silu", _silu, _silu_slope),
 }
+"""The gates by name: what `gate="relu"` stands for. Any other elementwise callable may be passed instead."""
 
 
 def get_gate(gate: str | Gate) -> Gate:

@@ -181,13 +181,13 @@ _ON_DEVICES = """
     import json, sys
     import jax, numpy as np
     sys.path.insert(0, "tests")
-    import test_step
+    import test_classifier
     import dataclasses
     from sqs_jax.train.step import data_mesh, replicated
     from sqs_jax.train.images.classifier import make_epoch, make_evaluation
-    config = dataclasses.replace(test_step.SMALL, noise_std=0.3, noise_prob=0.5)
-    images, labels = test_step.images_and_labels(100)
-    model, optimizer, state = test_step.start(config, 24)
+    config = dataclasses.replace(test_classifier.SMALL, noise_std=0.3, noise_prob=0.5)
+    images, labels = test_classifier.images_and_labels(100)
+    model, optimizer, state = test_classifier.start(config, 24)
     mesh = data_mesh()
     everywhere = replicated(mesh)
     state, images, labels, indices = jax.device_put((state, images, labels, np.arange(100)), everywhere)

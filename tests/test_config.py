@@ -64,8 +64,8 @@ def test_fields_out_of_range_are_named(change, message):
         ("{", "is damaged: Input data was truncated"),
         ("[]", "is damaged: Expected `object`, got `array`"),
         ('{"epoch": 3}', "unknown field 'epoch': did you mean 'epochs'"),
-        ('{"epochs": "3"}', "`epochs` '3': a int is needed"),
-        ('{"epochs": true}', "`epochs` True"),
+        ('{"epochs": "3"}', "`epochs` is '3': a whole number is needed"),
+        ('{"epochs": true}', "`epochs` is True"),
         ('{"dtype": "float8"}', "one of float32, bfloat16, float16"),
     ],
 )

@@ -208,14 +208,14 @@ def test_a_run_that_another_process_finished_meanwhile_is_not_finished_twice(fin
     summary = run_dir / "summary.json"
     content = json.dumps(json.loads(summary.read_text()) | {"analysis": {"read": 1}})  # it was read already, too
     summary.unlink()
-    real = loop._make_task
+    real = loop.make_task
 
     def meanwhile(*args):
         task = real(*args)
         summary.write_text(content)
         return task
 
-    monkeypatch.setattr(loop, "_make_task", meanwhile)
+    monkeypatch.setattr(loop, "make_task", meanwhile)
     assert train(CONFIG, run_dir, resume=True, report=quiet) == json.loads(content)
     assert summary.read_text() == content
 

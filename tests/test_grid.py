@@ -52,7 +52,7 @@ def test_a_grid_is_every_combination_once():
         (["--batch-size", "128,5000"], "`batch_size` is 5000: at most the 1237 training images"),
         (["--at-once", "-1"], "`at_once` is -1"),
         (["--memory", "nan"], "`memory` is nan"),
-        (["--lamb", "1"], "Unrecognized options: --lamb"),
+        (["--lamb", "1"], "unrecognized: --lamb"),
         (["--resume"], "--resume needs the folder of a sweep"),
         (["--resume", "--sweep-dir", "nowhere"], "is not the folder of a sweep"),
     ],

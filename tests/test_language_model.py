@@ -24,6 +24,7 @@ from sqs_jax.transformer import Transformer, TransformerConfig
 
 SIZES = {"vocab": 300, "context": 32, "width": 16, "layers": 2, "heads": 2, "steps": 25, "batch_size": 4}
 
+SIZES |= {"evaluate_every": 10, "lr": 1e-2, "warmup": 2, "noise_std": 0.1}
 CONFIG = TextConfig(**SIZES)
 
 

@@ -21,7 +21,7 @@ from sqs_jax.train.checkpoint import restore_params
 from sqs_jax.train.cli.sample import in_order
 from sqs_jax.train.cli.train import main
 from sqs_jax.train.interrupt import Stopped, StopSignals
-from sqs_jax.train.text import language_model
+from sqs_jax.train.text import language_model, language_task
 from sqs_jax.train.text.stories import stories
 from sqs_jax.train.text.tokenizer import END
 from sqs_jax.train.text.tokens import load_text
@@ -97,7 +97,7 @@ def test_bits_per_byte_are_those_of_the_held_out_stories(reference):
 
 
 def test_stopping_within_a_round_and_resuming_is_exact(reference, tmp_path, monkeypatch):
-    real, calls = language_model.windows, []
+    real, calls = language_task.windows, []
 
     def interrupting(stream, context, numbers):
         calls.append(0)
@@ -108,7 +108,7 @@ def test_stopping_within_a_round_and_resuming_is_exact(reference, tmp_path, monk
     config = dataclasses.replace(CONFIG, validation=0)
     expected = tmp_path / "expected"
     train(config, expected, report=quiet)
-    monkeypatch.setattr(language_model, "windows", interrupting)
+    monkeypatch.setattr(language_task, "windows", interrupting)
     with pytest.raises(Stopped, match="SIGINT"):
         train(config, tmp_path / "run", report=quiet)
     monkeypatch.undo()
@@ -119,7 +119,7 @@ def test_stopping_within_a_round_and_resuming_is_exact(reference, tmp_path, monk
 
 
 def test_the_best_on_validation_outlives_a_stop(reference, tmp_path, monkeypatch):
-    real, calls = language_model.make_step, []
+    real, calls = language_task.make_step, []
 
     def interrupting(*args):
         step = real(*args)
@@ -133,7 +133,7 @@ def test_the_best_on_validation_outlives_a_stop(reference, tmp_path, monkeypatch
         counted.lower = step.lower
         return counted
 
-    monkeypatch.setattr(language_model, "make_step", interrupting)
+    monkeypatch.setattr(language_task, "make_step", interrupting)
     with pytest.raises(Stopped, match="SIGTERM"):
         train(CONFIG, tmp_path / "run", report=quiet)
     monkeypatch.undo()

@@ -13,6 +13,7 @@ from sqs_jax.train import PRESETS, InputError
 from sqs_jax.train.text import tokens as text
 from sqs_jax.train.text.corpus import read_stories
 from sqs_jax.train.text.stories import stories
+from sqs_jax.train.text.tokenizer import END, decode, encode, read_tokenizer, token_bytes
 
 SMALL = dataclasses.replace(PRESETS["text"], vocab=300, validation=1, test=1)
 
@@ -53,23 +54,23 @@ def test_the_embedded_stories_keep_to_the_grammar():
 
 def test_a_text_goes_through_the_tokenizer_and_back(embedded):
     for story in stories()[::40]:
-        tokens = text.encode(embedded.tokenizer, story)
-        assert tokens[0] == text.END
+        tokens = encode(embedded.tokenizer, story)
+        assert tokens[0] == END
         assert len(tokens) < len(story) / 2
-        assert text.decode(embedded.tokenizer, tokens) == story
+        assert decode(embedded.tokenizer, tokens) == story
 
 
 @given(st.text())
 def test_so_does_any_other(embedded, content):
     if "<|endoftext|>" not in content:
-        assert text.decode(embedded.tokenizer, text.encode(embedded.tokenizer, content)) == content
+        assert decode(embedded.tokenizer, encode(embedded.tokenizer, content)) == content
 
 
 def test_tokens_are_bytes_put_together(embedded):
     story = "Лиса, 狐狸 & ñandú\n"
     ids = embedded.tokenizer.encode(story).ids
-    assert b"".join(text.token_bytes(embedded.tokenizer, token) for token in ids) == story.encode()
-    assert text.token_bytes(embedded.tokenizer, text.END) == b"<|endoftext|>"
+    assert b"".join(token_bytes(embedded.tokenizer, token) for token in ids) == story.encode()
+    assert token_bytes(embedded.tokenizer, END) == b"<|endoftext|>"
 
 
 def test_the_stream_holds_every_story_once_and_in_order(embedded):
@@ -80,10 +81,10 @@ def test_the_stream_holds_every_story_once_and_in_order(embedded):
     for part in parts:
         assert part.tokens.dtype == np.uint16
         assert isinstance(part.tokens, np.memmap)
-        assert part.tokens[0] == part.tokens[-1] == text.END
-        ends = np.flatnonzero(part.tokens == text.END)
+        assert part.tokens[0] == part.tokens[-1] == END
+        ends = np.flatnonzero(part.tokens == END)
         for start, end in pairwise(ends):
-            found.append(text.decode(embedded.tokenizer, part.tokens[start:end]))
+            found.append(decode(embedded.tokenizer, part.tokens[start:end]))
     assert found == expected
     assert sum(part.bytes for part in parts) == sum(len(story.encode()) + 1 for story in expected)
 
@@ -114,7 +115,7 @@ def test_each_epoch_takes_every_window_once(batch, count):
 def test_held_out_stories_are_the_last_and_train_no_tokenizer(tmp_path):
     content = "\n\n".join(["aaaa bbbb"] * 50 + ["zqzqzqzq zqzqzqzq"] * 2)
     found = load(tmp_path, content, vocab=262)
-    assert text.decode(found.tokenizer, found.test.tokens) == "zqzqzqzq zqzqzqzq"
+    assert decode(found.tokenizer, found.test.tokens) == "zqzqzqzq zqzqzqzq"
     assert not [token for token in found.tokenizer.get_vocab() if "zq" in token]
     assert found.train.stories == 50
 
@@ -132,7 +133,7 @@ def test_held_out_stories_are_the_last_and_train_no_tokenizer(tmp_path):
 )
 def test_separators(tmp_path, content, separator, expected):
     found = load(tmp_path, content, separator=separator)
-    parts = [text.decode(found.tokenizer, getattr(found, name).tokens) for name in ("train", "validation", "test")]
+    parts = [decode(found.tokenizer, getattr(found, name).tokens) for name in ("train", "validation", "test")]
     assert parts == expected
 
 
@@ -182,7 +183,7 @@ def test_tinystories_from_its_original_files(original_files, tmp_path, capfd):
     config = dataclasses.replace(PRESETS["tinystories"], vocab=300, validation=2)
     found = text.load_text(config, tmp_path / "data", tmp_path / "cache")
     assert [part.stories for part in (found.train, found.validation, found.test)] == [3, 2, 2]
-    first = text.decode(found.tokenizer, found.train.tokens[: np.flatnonzero(found.train.tokens == 0)[1]])
+    first = decode(found.tokenizer, found.train.tokens[: np.flatnonzero(found.train.tokens == 0)[1]])
     assert first == sample.decode().split("<|endoftext|>")[0].strip()
     assert first.startswith("Once upon a time there was a little boy named Ben.")
     assert "tensorflow" not in sys.modules
@@ -220,13 +221,13 @@ def test_stories_are_read_in_pieces(tmp_path):
 def test_a_literal_end_in_a_text_or_prompt_is_text(tmp_path):
     stories = "One story.\n\nAnother <|endo<|endoftext|>ftext|> one.\n\nThe third.\n\nThe last."
     found = load(tmp_path, stories, separator="blank_line")
-    assert np.sum(found.train.tokens == text.END) == found.train.stories + 1
+    assert np.sum(found.train.tokens == END) == found.train.stories + 1
     said = "about <|endoftext|> tokens"
-    tokens = text.encode(found.tokenizer, said)
-    assert tokens.count(text.END) == 1
-    assert text.decode(found.tokenizer, tokens) == said
+    tokens = encode(found.tokenizer, said)
+    assert tokens.count(END) == 1
+    assert decode(found.tokenizer, tokens) == said
     (tmp_path / "tokenizer.json").write_text(found.tokenizer.to_str())
-    assert text.encode(text.read_tokenizer(tmp_path / "tokenizer.json"), said) == tokens
+    assert encode(read_tokenizer(tmp_path / "tokenizer.json"), said) == tokens
 
 
 @pytest.mark.parametrize("word", ["a" * 200_000, " " * 200_000, "ab" * 60_000 + " \t" * 60_000])
@@ -235,7 +236,7 @@ def test_a_word_of_any_length_is_cut_and_comes_back(word, tmp_path):
     found = load(tmp_path, f"One.\n\nx{word}y\n\nTwo.\n\nThree.", separator="blank_line")
     pieces = found.tokenizer.pre_tokenizer.pre_tokenize_str(word)
     assert max(len(piece) for piece, _ in pieces) <= 130
-    assert text.decode(found.tokenizer, found.train.tokens) == f"One.x{word}y"
+    assert decode(found.tokenizer, found.train.tokens) == f"One.x{word}y"
 
 
 def test_the_cut_of_words_changes_no_usual_text(embedded):

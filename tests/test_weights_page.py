@@ -100,8 +100,8 @@ def test_of_many_classes_some_are_shown_and_others_on_demand(tmp_path, monkeypat
     )
     names = tuple(f"class $_{{{i}" + "$" for i in range(count))  # no formula, though it begins like one
     planted = Dataset("digits", names, images, labels, images[:700], labels[:700])
-    for module in ("images", "data"):
-        monkeypatch.setattr(f"sqs_jax.train.{module}.load", lambda *_: planted)
+    for module in ("image_task", "dataset"):
+        monkeypatch.setattr(f"sqs_jax.train.images.{module}.load", lambda *_: planted)
     run_dir = tmp_path / "run"
     train(ImageConfig(epochs=3, width=24, hidden=24), run_dir, report=quiet)
     for flags, expected in (([], range(64)), (["--outputs", "69", "3"], (69, 3))):

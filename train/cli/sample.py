@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from sqs_jax.command_line import program, read
 from sqs_jax.messages import InputError, shown
+from sqs_jax.options import COUNT, ONE_OR_MORE, check_options, option
 
 _DESCRIPTION = """Continue a prompt with a language model that was trained by python -m train.
 
@@ -20,32 +19,20 @@ _DESCRIPTION = """Continue a prompt with a language model that was trained by py
 class Options:
     """What to sample, and how."""
 
-    run: tyro.conf.Positional[Path]
-    """Folder of a run on text."""
-    prompt: str = ""
-    """What each sample begins with; by default nothing but the beginning of a story."""
-    n: int = 1
-    """Number of samples."""
-    seed: int = 0
-    """Seed of the draws."""
-    tokens: int = 0
-    """Tokens that are added, at most; 0 for as many as the context has room for."""
-    temperature: float = 0.8
-    """Below 1 sharper, above 1 flatter; 0 takes the likeliest token each time."""
-    top_k: int = 0
-    """Draw among the k likeliest tokens; 0 for all."""
-    top_p: float = 0.95
-    """Draw among the likeliest tokens that add up to this probability."""
+    run: Path = option(help="Folder of a run on text.", positional=True)
+    prompt: str = option("", "What each sample begins with; by default nothing but the beginning of a story.")
+    n: int = option(1, "Number of samples.", ONE_OR_MORE)
+    seed: int = option(0, "Seed of the draws.", COUNT)
+    tokens: int = option(0, "Tokens that are added, at most; 0 for as many as the context has room for.", COUNT)
+    temperature: float = option(0.8, "Below 1 sharper, above 1 flatter; 0 takes the likeliest token each time.")
+    top_k: int = option(0, "Draw among the k likeliest tokens; 0 for all.")
+    top_p: float = option(0.95, "Draw among the likeliest tokens that add up to this probability.")
 
 
 def main(args: Sequence[str]) -> None:
     """Prints samples; they are drawn together, and each is shown when those before it are complete."""
     options = read(Options, args, prog=f"{program('train', 'sqs')} sample", description=_DESCRIPTION)
-    for name, least in (("n", 1), ("tokens", 0), ("seed", 0)):
-        if not least <= getattr(options, name) < 2**31:
-            raise InputError(
-                f"`{name}` is {getattr(options, name)}: a whole number from {least} to {2**31 - 1} is needed"
-            )
+    check_options(options)
     try:
         options.prompt.encode()
     except UnicodeEncodeError:
