@@ -114,7 +114,7 @@ def calibrate_all(
     if not ridge >= 0:
         raise ValueError(f"`ridge` is {ridge}: a number ≥ 0 is needed")
     sigma = static_gate(gate)
-    dtype, found = at_least_float32(weights).w.dtype, {}
+    dtype, calibrations = at_least_float32(weights).w.dtype, {}
     with _float64():
         wide = jax.tree.map(lambda array: jnp.asarray(np.asarray(array), jnp.float64), weights)
         batches = as_batches(wide, x)
@@ -141,8 +141,8 @@ def calibrate_all(
     for i, method in enumerate(methods):
         arrays = (*gains[method], residuals["r"][i], 1 - residuals["r²"][i] / spread)
         gain, gate_gain, offset, r2 = (jnp.asarray(array, dtype) for array in arrays)
-        found[method] = Calibration(method, gain, gate_gain, offset, r2, n)
-    return found
+        calibrations[method] = Calibration(method, gain, gate_gain, offset, r2, n)
+    return calibrations
 
 
 def variation(squares, n: int, mean, eps: float = float(np.finfo(np.float64).eps)) -> np.ndarray:

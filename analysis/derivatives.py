@@ -30,8 +30,8 @@ def pair_tangents(values, vectors, all_values, all_vectors, change) -> tuple[jax
     alike = jnp.abs(gaps) <= limit[:, :, None]
     shares = jnp.where(alike, 0, inner / jnp.where(alike, 1, gaps))
     tangents = jnp.einsum("oij,ojd->oid", shares, all_vectors)
-    own = jnp.eye(gaps.shape[1], gaps.shape[2], dtype=bool)[None]
-    ambiguous = jnp.any(alike & ~own, axis=2)
+    diagonal = jnp.eye(gaps.shape[1], gaps.shape[2], dtype=bool)[None]
+    ambiguous = jnp.any(alike & ~diagonal, axis=2)
     if all_vectors.shape[1] < all_vectors.shape[2]:
         null = jnp.abs(values) <= limit
         rest = change - jnp.einsum("oij,ojd->oid", inner, all_vectors)

@@ -262,11 +262,11 @@ def _krylov(weights, gain, k, tol, basis, memory, most_products) -> Eigenpairs:
     # All chunks have one size, so that one program serves them; what the last lacks are forms that are 0.
     columns = jnp.pad(columns, ((0, chunks * chunk - outputs), (0, 0)))
     numbers = jnp.arange(chunks * chunk, dtype=jnp.int32)
-    found = [
+    solved = [
         krylov_eigenpairs(w, v, columns[i : i + chunk].T, numbers[i : i + chunk], k, tol, most_products)
         for i in range(0, chunks * chunk, chunk)
     ]
-    joined = found[0] if chunks == 1 else tuple(jnp.concatenate(parts) for parts in zip(*found, strict=True))
+    joined = solved[0] if chunks == 1 else tuple(jnp.concatenate(parts) for parts in zip(*solved, strict=True))
     values, vectors, residuals = (array[:outputs] for array in joined)
     pairs = Eigenpairs(values, _turned(vectors), residuals)
     return pairs if exponents is None else _unscaled(pairs, exponents)

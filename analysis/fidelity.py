@@ -165,8 +165,8 @@ def ablation(
     # What the other classes have of the probability: of their own logits, for 1 - p loses it near 1.
     others = np.stack([logsumexp(np.delete(log_p, o, axis=1), axis=1) for o in range(y.shape[1])], axis=1)
     rise = np.logaddexp(others[:, :, None], log_p[:, :, None] + change)
-    own = labels[:, None] == np.arange(y.shape[1])
-    return np.mean(rise - change * own[:, :, None], axis=0)
+    is_label = labels[:, None] == np.arange(y.shape[1])
+    return np.mean(rise - change * is_label[:, :, None], axis=0)
 
 
 def linear_share(weights: GLUWeights, x: Samples, gate: str | Gate) -> float:
@@ -258,11 +258,11 @@ def _small_batches(weights, pairs, x: Samples):
 def _cut_off(weights, pairs, x, ks, basis) -> np.ndarray:
     """Linear part and forms of the first k pairs, for each k: (n, outputs, ks)."""
     pairs = Eigenpairs(*(array[:, : max(ks)] for array in pairs))
-    found = []
+    parts = []
     for batch in _small_batches(weights, pairs, x):
         sums = jnp.cumsum(_responses(weights, pairs, batch, basis), axis=2)[:, :, np.array(ks) - 1]
-        found.append(np.asarray(sums + _linear(at_least_float32(weights), batch)[:, :, None]))
-    return np.concatenate(found)
+        parts.append(np.asarray(sums + _linear(at_least_float32(weights), batch)[:, :, None]))
+    return np.concatenate(parts)
 
 
 def _compare(y, predicted, labels) -> Fidelity:

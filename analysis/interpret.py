@@ -18,13 +18,13 @@ def template_correlations(vectors: Vectors, x: Samples, labels: Labels) -> Float
     x (n, d), labels (n,) int, the classes being the outputs; NaN for a class that has no samples.
     """
     x, labels, vectors = np.asarray(x), np.asarray(labels), np.asarray(vectors)
-    found = np.full(vectors.shape[:2], np.nan)
+    correlations = np.full(vectors.shape[:2], np.nan)
     for o in np.intersect1d(labels, np.arange(len(vectors))):
         template = x[labels == o].mean(0) - x.mean(0)
         for i, vector in enumerate(vectors[o]):
             if template.std() > 0 and vector.std() > 0:
-                found[o, i] = abs(np.corrcoef(vector, template)[0, 1])
-    return found
+                correlations[o, i] = abs(np.corrcoef(vector, template)[0, 1])
+    return correlations
 
 
 def smoothness(
@@ -54,21 +54,21 @@ def selectivity(vectors: Vectors, x: Samples, labels: Labels) -> Float[np.ndarra
     that has no samples, or all.
     """
     x, labels, vectors = np.asarray(x), np.asarray(labels), np.asarray(vectors)
-    found = np.full(vectors.shape[:2], np.nan)
+    areas = np.full(vectors.shape[:2], np.nan)
     for o in range(len(vectors)):
-        own = labels == o
-        inside, outside = own.sum(), (~own).sum()
+        in_class = labels == o
+        inside, outside = in_class.sum(), (~in_class).sum()
         if inside and outside:
             ranks = rankdata((x @ vectors[o].T) ** 2, axis=0)
-            found[o] = (ranks[own].sum(0) - inside * (inside + 1) / 2) / (inside * outside)
-    return found
+            areas[o] = (ranks[in_class].sum(0) - inside * (inside + 1) / 2) / (inside * outside)
+    return areas
 
 
 def most_activating(vectors: Vectors, x: Samples, count: int) -> Int[np.ndarray, "outputs k count"]:
     """Indices (outputs, k, count) of the samples x (n, d) with the largest (x·v)², the largest first."""
     x, vectors = np.asarray(x), np.asarray(vectors)
-    found = [np.argsort(-((x @ rows.T) ** 2), axis=0, kind="stable")[:count].T for rows in vectors]
-    return np.stack(found)
+    indices = [np.argsort(-((x @ rows.T) ** 2), axis=0, kind="stable")[:count].T for rows in vectors]
+    return np.stack(indices)
 
 
 def adversarial_masks(vectors: Float[ArrayLike, "outputs d"]) -> Float[np.ndarray, "outputs d"]:
@@ -92,7 +92,7 @@ def mask_success(predict: Callable[[np.ndarray], np.ndarray], masks, x, labels, 
     """
     x, labels = np.asarray(x), np.asarray(labels)
     half = len(x) // 2
-    found = np.full((len(masks), len(norms)), np.nan)
+    success = np.full((len(masks), len(norms)), np.nan)
 
     def rate(part, others, shift, o):
         return np.mean(predict(x[part] + shift)[others[part]] == o)
@@ -103,8 +103,8 @@ def mask_success(predict: Callable[[np.ndarray], np.ndarray], masks, x, labels, 
             continue
         first, second, largest = slice(half), slice(half, None), max(norms) * mask
         sign = 1 if rate(first, others, largest, o) >= rate(first, others, -largest, o) else -1
-        found[o] = [rate(second, others, x.dtype.type(sign * norm) * mask, o) for norm in norms]
-    return found
+        success[o] = [rate(second, others, x.dtype.type(sign * norm) * mask, o) for norm in norms]
+    return success
 
 
 def frechet_distance(a: Float[ArrayLike, "n f"], b: Float[ArrayLike, "m f"]) -> float:
@@ -160,14 +160,14 @@ def reconstruction_distances(
 
     rng = np.random.default_rng(seed)
     outputs, k, d = vectors.shape
-    found = {name: np.full(outputs, np.nan) for name in ("eigenvectors", "pca", "random")}
+    distances = {name: np.full(outputs, np.nan) for name in ("eigenvectors", "pca", "random")}
     for o in range(outputs):
         images, train = x[labels == o], train_x[train_labels == o]
         if len(images) < 2 or len(train) < k:
             continue
-        own = features(images)
+        class_features = features(images)
         pca = randomized_svd(train, k, random_state=seed)[2]
         random = np.linalg.qr(rng.normal(size=(d, k)))[0].T
         for name, rows in (("eigenvectors", vectors[o]), ("pca", pca), ("random", random)):
-            found[name][o] = frechet_distance(own, features(images @ rows.T @ rows))
-    return found
+            distances[name][o] = frechet_distance(class_features, features(images @ rows.T @ rows))
+    return distances

@@ -106,13 +106,13 @@ def normalised_streams(model: Transformer, tokens: np.ndarray) -> np.ndarray:
 @functools.partial(jax.jit, static_argnums=0)
 def _streams(graph, params, tokens):
     model = nnx.merge(graph, params)
-    x, found = model.embed(tokens), []
+    x, streams = model.embed(tokens), []
     for layer in range(model.config.layers):
         block = model.block(layer)
         x = block.attend(x)[0]
-        found.append(_unit(x))
+        streams.append(_unit(x))
         x = x + block.mlp(x)
-    return jnp.stack(found).reshape(model.config.layers, -1, model.config.width)
+    return jnp.stack(streams).reshape(model.config.layers, -1, model.config.width)
 
 
 def _unit(x):
@@ -147,16 +147,16 @@ def read_mlps(
     layers, calibrations = [], []
     for layer in range(model.config.layers):
         weights, gate = mlp_weights(model, layer), model.block(layer).glu.sigma
-        found = calibrate_all(weights, seen[layer], gate, methods=METHODS)
+        by_method = calibrate_all(weights, seen[layer], gate, methods=METHODS)
         row = {}
-        for name, calibration in found.items():
+        for name, calibration in by_method.items():
             r2 = fidelity(weights, unseen[layer], gate, calibration=calibration).r2
             rise = model_loss(model, *test, {layer: calibration}) - whole
             row[name] = Reading(float(r2), rise)
         layers.append(row)
-        calibrations.append(found)
+        calibrations.append(by_method)
     together = {
-        name: model_loss(model, *test, {i: found[name] for i, found in enumerate(calibrations)}) - whole
+        name: model_loss(model, *test, {i: by_method[name] for i, by_method in enumerate(calibrations)}) - whole
         for name in METHODS
     }
     return layers, together, calibrations
@@ -216,21 +216,21 @@ def liked_tokens(vectors: np.ndarray, model: Transformer, count: int = 6) -> np.
     """
     embedding = np.asarray(_unit(model.embedding[...]))
     flat = vectors.reshape(-1, vectors.shape[-1])
-    found = []
+    parts = []
     for start in range(0, len(flat), 512):
         score = flat[start : start + 512] @ embedding.T
         order = np.argsort(score, axis=1)
-        found.append(np.stack([order[:, ::-1][:, :count], order[:, :count]], axis=1))
-    return np.concatenate(found).reshape(*vectors.shape[:-1], 2, count)
+        parts.append(np.stack([order[:, ::-1][:, :count], order[:, :count]], axis=1))
+    return np.concatenate(parts).reshape(*vectors.shape[:-1], 2, count)
 
 
 def liked_places(vectors: np.ndarray, x: np.ndarray, count: int = 3) -> np.ndarray:
     """Places among the inputs x̂ (n, d) where (x̂·v)² is largest: (..., count), the largest first."""
     flat = vectors.reshape(-1, vectors.shape[-1])
-    found = []
+    parts = []
     for start in range(0, len(flat), 512):
         response = (flat[start : start + 512] @ x.T) ** 2
         order = np.argpartition(-response, count, axis=1)[:, :count] if count < len(x) else np.argsort(-response)
         order = np.take_along_axis(order, np.argsort(-np.take_along_axis(response, order, 1), axis=1), axis=1)
-        found.append(order)
-    return np.concatenate(found).reshape(*vectors.shape[:-1], -1)
+        parts.append(order)
+    return np.concatenate(parts).reshape(*vectors.shape[:-1], -1)

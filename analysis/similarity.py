@@ -114,9 +114,9 @@ class _Factors(NamedTuple):
 def _factors(reading: Reading, second_moment: np.ndarray) -> _Factors:
     weighted = second_moment @ reading.w, second_moment @ reading.v
     traces = np.sum(reading.w * weighted[1], axis=0) @ reading.out
-    found = _Factors(reading, weighted, traces, (traces, traces))
-    plain, data = (np.diag(table) for table in _form_products(found, found))
-    return found._replace(sizes=(plain, data))
+    factors = _Factors(reading, weighted, traces, (traces, traces))
+    plain, data = (np.diag(table) for table in _form_products(factors, factors))
+    return factors._replace(sizes=(plain, data))
 
 
 def _form_products(x: _Factors, y: _Factors) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +133,7 @@ def _form_products(x: _Factors, y: _Factors) -> tuple[np.ndarray, np.ndarray]:
 
 def _similarities(x: _Factors, y: _Factors, partners=None) -> dict[str, np.ndarray]:
     a, b = x.reading, y.reading
-    found: dict[str, list[Any]] = {name: [] for name in MEASURES}
+    measures: dict[str, list[Any]] = {name: [] for name in MEASURES}
     with np.errstate(invalid="ignore", divide="ignore"):  # a form that is 0 has no direction
         cosines = [
             table / np.sqrt(np.outer(left, right))
@@ -141,13 +141,13 @@ def _similarities(x: _Factors, y: _Factors, partners=None) -> dict[str, np.ndarr
         ]
     for i, j in partners or [(o, o) for o in range(len(a.vectors))]:
         u, v = a.vectors[i], b.vectors[j]
-        found["rank_cosine"].append(rank_cosines(u, v))
-        found["matched_cosine"].append(matched_cosines(u, v))
-        found["overlap"].append([subspace_overlap(u[:k], v[:k]) for k in range(1, len(u) + 1)])
-        found["angle"].append(principal_angles(u, v))
+        measures["rank_cosine"].append(rank_cosines(u, v))
+        measures["matched_cosine"].append(matched_cosines(u, v))
+        measures["overlap"].append([subspace_overlap(u[:k], v[:k]) for k in range(1, len(u) + 1)])
+        measures["angle"].append(principal_angles(u, v))
         for name, table in zip(("form_cosine", "data_form_cosine"), cosines, strict=True):
-            found[name].append(table[i, j])
-    return {name: np.mean(values, axis=0) for name, values in found.items()}
+            measures[name].append(table[i, j])
+    return {name: np.mean(values, axis=0) for name, values in measures.items()}
 
 
 def compare(
@@ -237,7 +237,7 @@ def _arms(left: list[_Factors], right: list[_Factors], initial: list[_Factors], 
         "random": {(i, i): _similarities(left[i], chance[i]) for i in range(len(left))},
     }
     draws = _draws(rng, len(left), len(right), sorted(shared))
-    return {name: _Arm(found, draws[name], name == "ceiling") for name, found in pairs.items() if found}
+    return {name: _Arm(measures, draws[name], name == "ceiling") for name, measures in pairs.items() if measures}
 
 
 def _without(pairs, shared):
@@ -254,11 +254,11 @@ def _draws(rng, size_a, size_b, shared) -> dict[str, np.ndarray]:
             pairs.append(np.bincount(rng.integers(len(shared), size=len(shared)), minlength=len(shared)))
     i, j = np.array(left), np.array(right)
     across = i[:, :, None] * j[:, None, :]
-    own = {"ceiling": j[:, :, None] * j[:, None, :], "random": i[:, :, None] * np.eye(size_a, dtype=int)}
+    draws = {"ceiling": j[:, :, None] * j[:, None, :], "random": i[:, :, None] * np.eye(size_a, dtype=int)}
     if shared:
-        own["shared"] = np.zeros_like(across)
-        own["shared"][:, *np.transpose(shared)] = pairs
-    return {"disjoint": across, "classes": across, "untrained": across} | own
+        draws["shared"] = np.zeros_like(across)
+        draws["shared"][:, *np.transpose(shared)] = pairs
+    return {"disjoint": across, "classes": across, "untrained": across} | draws
 
 
 def _check_groups(a, b):

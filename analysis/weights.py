@@ -55,14 +55,14 @@ def read_weights(path: str | os.PathLike[str], names: dict[str, str], *, transpo
     if torch and not transpose:
         message = f"{torch[0]} has a name as PyTorch's: its matrices stand as (outputs, inputs), and need `transpose`"
         warnings.warn(one_line(message), stacklevel=3)  # over `extra`, too
-    found = {part: _plain(array, transpose) for part, array in arrays.items()}
-    if _FUSED in found:
-        found |= _halves(found.pop(_FUSED), path, names[_FUSED])
-    if found["w"].ndim != 2:
-        raise ValueError(f"{path}: {quoted(names['w'])} for `w` has shape {found['w'].shape}: (d, h) is needed")
-    if "out" not in found:
-        found["out"] = jnp.eye(found["w"].shape[-1], dtype=found["w"].dtype)
-    weights = GLUWeights(**found)
+    parts = {part: _plain(array, transpose) for part, array in arrays.items()}
+    if _FUSED in parts:
+        parts |= _halves(parts.pop(_FUSED), path, names[_FUSED])
+    if parts["w"].ndim != 2:
+        raise ValueError(f"{path}: {quoted(names['w'])} for `w` has shape {parts['w'].shape}: (d, h) is needed")
+    if "out" not in parts:
+        parts["out"] = jnp.eye(parts["w"].shape[-1], dtype=parts["w"].dtype)
+    weights = GLUWeights(**parts)
     try:
         check_weights(weights)
     except ValueError as error:
@@ -85,18 +85,18 @@ def _halves(both, path: Path, name: str) -> dict[str, jnp.ndarray]:
 def _read_arrays(path: Path, names: dict[str, str]) -> dict[str, np.ndarray]:
     """The named arrays, and no others: the file may be a language model's."""
     files = _files(path)
-    known, found = set().union(*files.values()), {}
-    for file, own in files.items():
-        parts = {part: name for part, name in names.items() if name in own}
+    known, arrays = set().union(*files.values()), {}
+    for file, names_in_file in files.items():
+        parts = {part: name for part, name in names.items() if name in names_in_file}
         if parts:
             with _told(file), _opened(file) as opened:
-                found |= {part: _array(file, opened, name, part, known) for part, name in parts.items()}
+                arrays |= {part: _array(file, opened, name, part, known) for part, name in parts.items()}
     for part, name in names.items():
-        if part not in found:
+        if part not in arrays:
             has = sorted(known)
             shown = ", ".join(cut(name, 60) for name in has[:20]) + (", …" if len(has) > 20 else "")
             raise ValueError(one_line(f"{path} has no array {quoted(name)} for `{part}`: it has {shown}"))
-    return found
+    return arrays
 
 
 def _files(path: Path) -> dict[Path, set[str]]:
@@ -176,13 +176,13 @@ def _told(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     if path.suffix == ".npz":
-        found = np.load(path)
-        if not isinstance(found, np.lib.npyio.NpzFile):
+        opened = np.load(path)
+        if not isinstance(opened, np.lib.npyio.NpzFile):
             raise ValueError("it holds one array without a name, as an .npy file does")
-        with found:
-            yield found
+        with opened:
+            yield opened
         return
     from safetensors import safe_open
 
-    with safe_open(path, framework="np") as found:
-        yield found
+    with safe_open(path, framework="np") as opened:
+        yield opened

@@ -55,7 +55,7 @@ the training images give.
 def _fidelity_table(folders) -> str:
     heads, rows = ("gate", "network", "gains", "R²", "agreement", "accuracy", "KL (nats)", "range of γ"), []
     for gate, paths in folders.items():
-        found = {method: [] for method in METHODS}
+        measured_by = {method: [] for method in METHODS}
         for path in paths:
             run = load_run(path)
             weights, sigma, samples = layer_weights(run.model), run.model.layers[-1].sigma, layer_samples(run)
@@ -64,8 +64,8 @@ def _fidelity_table(folders) -> str:
                 calibration = calibrate(weights, x, sigma, method=method)
                 labels = samples.test_labels
                 measured = fidelity(weights, samples.test, sigma, calibration=calibration, labels=labels)
-                found[method].append((measured, calibration.gain))
-        for method, results in found.items():
+                measured_by[method].append((measured, calibration.gain))
+        for method, results in measured_by.items():
             columns = [spread([float(getattr(row, name)) for row, _ in results], digits) for name, digits in _COLUMNS]
             network = spread([float(row.network_accuracy) for row, _ in results], 4)
             low, high = min(float(gain.min()) for _, gain in results), max(float(gain.max()) for _, gain in results)
@@ -86,9 +86,9 @@ def _comparison_tables(folders) -> list[str]:
             if gate == "bilinear":
                 continue
             measures = compare_runs(folders[gate], folders["bilinear"], method=method)["measures"]
-            for name, place in _SHOWN:
-                label = name if place is None else f"{name}, {place + 1}"
-                rows.append((gate, label, *(cell(measures[name].get(arm), place) for arm in _ARMS)))
+            for name, rank in _SHOWN:
+                label = name if rank is None else f"{name}, {rank + 1}"
+                rows.append((gate, label, *(cell(measures[name].get(arm), rank) for arm in _ARMS)))
         heading = f"## Beside bilinear networks, read with {method} gains"
         texts += [heading, "", _COMPARED, "", markdown_table(("gate", "measure", *_ARMS), rows), ""]
     return texts

@@ -65,7 +65,7 @@ def check(backend: str, shapes) -> dict[str, float]:
 
     One rounding of the result is half a spacing. Exits with 1 above `LIMITS`.
     """
-    found: dict[str, float] = {}
+    errors: dict[str, float] = {}
     for dtype, gate in [(dtype, gate) for dtype in kernels.DTYPES[backend] for gate in GATES.values()]:
         cases = [(shape, *pair) for shape in shapes for pair in _operations(gate, shape, dtype)]
         jitted = [jax.jit(functools.partial(_value_and_pullback, function)) for _, function, _ in cases]
@@ -73,11 +73,11 @@ def check(backend: str, shapes) -> dict[str, float]:
         for (shape, function, arrays), both in zip(cases, jitted, strict=True):
             pairs = zip(both(*arrays), _reference(gate, dtype, arrays), strict=True)
             error = max(_units(one, other, dtype, jumps=gate.name == "sqs") for one, other in pairs)
-            found[dtype] = max(found.get(dtype, 0.0), error)
+            errors[dtype] = max(errors.get(dtype, 0.0), error)
             if not error <= LIMITS[dtype]:
                 sys.exit(f"wrong: {function} {dtype} {gate.name} {shape}: {error} units")
-    print("correct on this device; largest error in units of the dtype's spacing:", found, flush=True)
-    return found
+    print("correct on this device; largest error in units of the dtype's spacing:", errors, flush=True)
+    return errors
 
 
 def _operations(gate, shape: tuple[int, int, int], dtype: str) -> list[tuple[Callable, list[jax.Array]]]:
@@ -121,24 +121,24 @@ def _reference(gate, dtype, arrays):
         return a * at(gate.value, u), da @ w.T + du @ v.T, x.T @ da, x.T @ du
 
 
-def _units(got, wanted, dtype, *, jumps: bool) -> float:
-    difference = np.abs(np.asarray(got, np.float64) - wanted)
+def _units(got, exact, dtype, *, jumps: bool) -> float:
+    difference = np.abs(np.asarray(got, np.float64) - exact)
     # At the jump of SQS the sign of a sum that is nearly 0 is a matter of rounding: the few largest are no error.
     share = 0.999 if jumps else 1
     kept = np.sort(difference, axis=None)[: math.ceil(difference.size * share)]
-    return float(kept[-1] / (float(jnp.finfo(dtype).eps) * max(1e-30, np.abs(wanted).max())))
+    return float(kept[-1] / (float(jnp.finfo(dtype).eps) * max(1e-30, np.abs(exact).max())))
 
 
 def compare(shape: tuple[int, int, int], dtype: str, repeats: int) -> list[dict]:
     """A row for each variant and pass: milliseconds (median, least, most), and bytes of memory in training."""
     arrays = operands("gated_linear", shape, dtype)
     calls = calls_in_a_program(shape)
-    rows, found = [], variants()
-    timed = {name: passes(function, calls) for name, function in found.items()}
-    single = [passes(function)["training"] for function in found.values()]
+    rows, contenders = [], variants()
+    timed = {name: passes(function, calls) for name, function in contenders.items()}
+    single = [passes(function)["training"] for function in contenders.values()]
     jitted = [*single, *(part for both in timed.values() for part in both.values())]
     compiled: list[Any] = compile_all(jitted, [arrays] * len(jitted))
-    for (name, function), program in zip(found.items(), compiled[: len(single)], strict=True):
+    for (name, function), program in zip(contenders.items(), compiled[: len(single)], strict=True):
         memory = {
             "kept_bytes": kept_bytes(function, arrays[:-1]),
             "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
@@ -165,7 +165,7 @@ def _row(shape, variant, part, times):
 
 def variants() -> dict:
     """The functions (x, w, v) → h that are compared, by name."""
-    found = {
+    contenders = {
         "xla": functools.partial(gated_linear, implementation="xla"),
         "ours, save": functools.partial(gated_linear, implementation="pallas"),
         "ours, recompute": functools.partial(gated_linear, implementation="pallas", residuals="recompute"),
@@ -175,20 +175,20 @@ def variants() -> dict:
     if importlib.util.find_spec("tokamax"):
         import tokamax  # pyright: ignore[reportMissingImports]
 
-        found["tokamax, silu"] = lambda x, w, v: tokamax.gated_linear_unit(
+        contenders["tokamax, silu"] = lambda x, w, v: tokamax.gated_linear_unit(
             x, jnp.stack([v, w], axis=1), activation=jax.nn.silu
         )
-    return found
+    return contenders
 
 
 def kept_bytes(function, arrays) -> int:
     """Bytes that reverse mode keeps between forward and backward, beside the arguments themselves."""
     kept = jax.eval_shape(lambda *z: jax.vjp(function, *z)[1], *arrays)
-    own = [(array.shape, array.dtype) for array in arrays]
+    arguments = [(array.shape, array.dtype) for array in arrays]
     sizes = 0
     for leaf in jax.tree.leaves(kept):
-        if (leaf.shape, leaf.dtype) in own:
-            own.remove((leaf.shape, leaf.dtype))
+        if (leaf.shape, leaf.dtype) in arguments:
+            arguments.remove((leaf.shape, leaf.dtype))
         else:
             sizes += leaf.size * leaf.dtype.itemsize
     return sizes
@@ -220,11 +220,11 @@ def versions() -> dict[str, str]:
     """Versions of what was compared."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    installed = {}
     for name in ("jax", "jaxlib", "flax", "tokamax", "torch"):
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            installed[name] = version(name)
+    return installed
 
 
 def write(folder: Path, result: dict) -> None:

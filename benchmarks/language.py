@@ -50,15 +50,21 @@ def main(text: Path, seeds: int = 3, runs: Path = Path("runs/language")) -> None
             train(config, run_dir, resume=(run_dir / "config.json").exists())
             if "analysis" not in _summary(run_dir):
                 write_language_report(run_dir)
-    found = {gate: [_summary(runs / f"{gate}-{seed}") for seed in range(seeds)] for gate in GATES}
+    summaries = {gate: [_summary(runs / f"{gate}-{seed}") for seed in range(seeds)] for gate in GATES}
     bits = {
         gate: {seed: round(row["test"]["bits_per_byte"], 4) for seed, row in enumerate(rows)}
-        for gate, rows in found.items()
+        for gate, rows in summaries.items()
     }
     results = {"machine": described(provenance()), "bits_per_byte": bits}
     BITS.write_text(json.dumps(results, indent=1) + "\n")
     tail = f"Machine: {described(provenance())}.\n"
-    parts = [_HEAD.format(seeds=seeds, last=seeds - 1), _losses(found), _readings(found), _spectra(found), tail]
+    parts = [
+        _HEAD.format(seeds=seeds, last=seeds - 1),
+        _losses(summaries),
+        _readings(summaries),
+        _spectra(summaries),
+        tail,
+    ]
     TABLE.write_text("\n".join(parts))
     print(TABLE.read_text())
 
@@ -76,9 +82,9 @@ float32. Nothing was tuned for a gate. Mean over seeds 0 to {last}, ± their sta
 """
 
 
-def _losses(found) -> str:
+def _losses(groups) -> str:
     heads, rows = ("gate", "bits per byte", "loss (nats a token)", "bits per byte, seed by seed"), []
-    for gate, summaries in found.items():
+    for gate, summaries in groups.items():
         bits, loss = ([summary["test"][name] for summary in summaries] for name in ("bits_per_byte", "loss"))
         seeds = ", ".join(f"{value:.4f}" for value in bits)
         rows.append((gate, spread(bits, 4), spread(loss, 4), seeds))
@@ -90,10 +96,10 @@ when its quadratic form stands in its place; the last column replaces all four a
 training tokens, figures are of 8,192 test tokens."""
 
 
-def _readings(found) -> str:
-    layers = len(found["sqs"][0]["analysis"]["layers"])
+def _readings(groups) -> str:
+    layers = len(groups["sqs"][0]["analysis"]["layers"])
     heads, rows = ("gate", "gains", *_layer_names(layers), "all"), []
-    for gate, summaries in found.items():
+    for gate, summaries in groups.items():
         for name in METHODS:
             cells = []
             for layer in range(layers):
@@ -108,10 +114,10 @@ _SPECTRA = """Participation rank (Σ|λ|)² / Σλ² of the interaction matrices
 joint gains, and in brackets |λ₁₀| / |λ₁|. The matrices have 128 eigenvalues."""
 
 
-def _spectra(found) -> str:
-    layers = len(found["sqs"][0]["analysis"]["layers"])
+def _spectra(groups) -> str:
+    layers = len(groups["sqs"][0]["analysis"]["layers"])
     rows = []
-    for gate, summaries in found.items():
+    for gate, summaries in groups.items():
         cells = []
         for layer in range(layers):
             parts = [summary["analysis"]["layers"][layer] for summary in summaries]

@@ -58,8 +58,8 @@ def main() -> None:
     """Writes and prints the table."""
     from sqs_jax.train.run_folder import described, provenance
 
-    found = {name: arrays_a_layer(layer) for name, layer in VARIANTS.items()}
-    rows = [(name, f"{count:.2f}") for name, count in found.items()]
+    counts = {name: arrays_a_layer(layer) for name, layer in VARIANTS.items()}
+    rows = [(name, f"{count:.2f}") for name, count in counts.items()]
     about = provenance()
     PAGE.write_text(f"""# Memory of training
 

@@ -48,10 +48,10 @@ def train(data: dict, config: dict, gate: str, seed: int, loss, fused: bool) -> 
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config["epochs"] * steps)
     curve = []
     for _ in range(config["epochs"]):
-        for places in torch.randperm(len(labels))[: steps * batch].split(batch):
-            x = images[places]
+        for indices in torch.randperm(len(labels))[: steps * batch].split(batch):
+            x = images[indices]
             x = x + config["noise_std"] * torch.randn_like(x)
-            value = loss(params, x, labels[places], gate, config)
+            value = loss(params, x, labels[indices], gate, config)
             optimizer.zero_grad()
             value.backward()
             optimizer.step()

@@ -65,11 +65,11 @@ def main() -> None:
 
 def measure(options: Options, folder: Path) -> tuple[dict[str, dict], dict[str, dict]]:
     """Figures of training, and of eigenpairs, by contender."""
-    found = _contenders(options, folder)
+    contenders = _contenders(options, folder)
     if options.short:
-        return _figures(options, found, {}), {}
+        return _figures(options, contenders, {}), {}
     starts = _contenders(dataclasses.replace(options, epochs=1), folder / "one-epoch")
-    rows = _figures(options, found, {name: row["seconds"] for name, row in starts.items()})
+    rows = _figures(options, contenders, {name: row["seconds"] for name, row in starts.items()})
     if options.data == "mnist":
         seconds = _done(["-m", "benchmarks.train", "--only", "products", "--epochs", "5"], folder)["output"]
         epochs = options.epochs * _steps(options) / STEPS  # those of `benchmarks.train` hold no images out
@@ -82,12 +82,12 @@ def measure(options: Options, folder: Path) -> tuple[dict[str, dict], dict[str, 
 
 def _contenders(options: Options, folder: Path) -> dict[str, dict[str, Any]]:
     folder.mkdir(exist_ok=True)
-    found = {COMMANDS: _commands(options, folder), SWEEP: _sweep(options, folder)}
+    results = {COMMANDS: _commands(options, folder), SWEEP: _sweep(options, folder)}
     peers = {TORCH: []} if options.short else {TORCH: [], COMPILED: ["--compile"]}
     for name, flags in peers.items():
         if (row := _torch(options, folder, flags)) is not None:
-            found[name] = row
-    return found
+            results[name] = row
+    return results
 
 
 # This process imports JAX only when all contenders are done: a child's peak memory is at least its parent's.
@@ -184,7 +184,7 @@ def _steps(options: Options) -> int:
 
 
 def _figures(
-    options: Options, found: dict[str, dict[str, Any]], starts: dict[str, float]
+    options: Options, contenders: dict[str, dict[str, Any]], starts: dict[str, float]
 ) -> dict[str, dict[str, float | None]]:
     """Of each contender: seconds a network, images a second, peak memory, and seconds to a loss that all reach.
 
@@ -196,12 +196,15 @@ def _figures(
     # What every network of a gate reached, whoever trained it.
     targets = {
         gate: max(
-            min(curve) for row in found.values() for key, curve in row["curves"].items() if key.startswith(f"{gate}-")
+            min(curve)
+            for row in contenders.values()
+            for key, curve in row["curves"].items()
+            if key.startswith(f"{gate}-")
         )
         for gate in options.gates
     }
     rows: dict[str, dict[str, float | None]] = {}
-    for name, row in found.items():
+    for name, row in contenders.items():
         count = len(row["curves"])
         each = row["seconds"] / count
         epochs = [_epochs_to(curve, targets[key.split("-")[0]]) for key, curve in row["curves"].items()]
@@ -247,8 +250,8 @@ def write(options: Options, rows: dict[str, dict], pairs: dict[str, dict]) -> No
     flags += " --short" if options.short else ""
     about: dict[str, Any] = {"command": f"python -m benchmarks.peers {flags}"} | provenance()
     stem = f"peers-{about['device']['platform']}"
-    places = f"benchmarks/results/{stem}.json", f"docs/results/{stem}.md", f"docs/images/{stem}.png"
-    data, page, picture = (options.out / place for place in places)
+    names = f"benchmarks/results/{stem}.json", f"docs/results/{stem}.md", f"docs/images/{stem}.png"
+    data, page, picture = (options.out / name for name in names)
     for path in (data, page, picture):
         path.parent.mkdir(parents=True, exist_ok=True)
     data.write_text(json.dumps({"training": rows, "eigenpairs": pairs} | about, indent=2) + "\n")

@@ -49,21 +49,21 @@ def main() -> None:
     if options.only:
         print(json.dumps(_measure(options.only[0], options.only[1], options)))
         return
-    found = {}
+    results = {}
     for what, contenders in CONTENDERS.items():
         rounds = max(1, options.rounds // 3) if what == "large" else options.rounds
         rows = {name: [] for name in contenders}
         for _ in range(rounds):
             for name in contenders:
                 rows[name] += _in_its_own_process(what, name, options.run)
-        found[what] = {name: _summary(values) for name, values in rows.items() if values}
-        for name, row in found[what].items():
-            ratio = row["seconds"] / found[what]["ours"]["seconds"]
+        results[what] = {name: _summary(values) for name, values in rows.items() if values}
+        for name, row in results[what].items():
+            ratio = row["seconds"] / results[what]["ours"]["seconds"]
             print(
                 f"{what:<8}{name:<8}{row['seconds']:9.4f} s  {ratio:6.2f} x ours  {row['peak_mb']:7.0f} MB", flush=True
             )
-    found["growth"] = _in_its_own_process("growth", "ours", options.run)[0]
-    _write(options, found)
+    results["growth"] = _in_its_own_process("growth", "ours", options.run)[0]
+    _write(options, results)
 
 
 def measured(what: str, name: str, run: Path, rounds: int) -> dict | None:
@@ -203,11 +203,11 @@ def _ours_random(outputs: int, h: int, d: int = 1024) -> dict:
     return {"outputs": outputs, "hidden": h, "seconds": statistics.median(seconds)}
 
 
-def _write(options: Options, found: dict) -> None:
+def _write(options: Options, results: dict) -> None:
     from sqs_jax.train.run_folder import provenance
 
-    _plot(found["growth"])
-    result = {"command": f"python -m benchmarks.spectra --rounds {options.rounds}", "found": found}
+    _plot(results["growth"])
+    result = {"command": f"python -m benchmarks.spectra --rounds {options.rounds}", "found": results}
     FIGURES.parent.mkdir(exist_ok=True)
     FIGURES.write_text(json.dumps(result | provenance(), indent=2) + "\n")
     print(f"{FIGURES}\n{PLOT}")

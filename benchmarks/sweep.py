@@ -30,7 +30,7 @@ def main(widths: tuple[int, ...] = (64, 512), at_once: int = 5, epochs: int = 3)
     """
     base = dataclasses.replace(PRESETS["mnist"], validation=0, noise_std=0.5)
     images = place_images(base, load_images(base, None), replicated(data_mesh()))
-    found: dict[str, dict[str, float]] = {}
+    medians: dict[str, dict[str, float]] = {}
     for width in widths:
         config = dataclasses.replace(base, width=width, hidden=width)
         seeds = [dataclasses.replace(config, seed=seed) for seed in range(at_once)]
@@ -46,14 +46,14 @@ def main(widths: tuple[int, ...] = (64, 512), at_once: int = 5, epochs: int = 3)
         for _ in range(epochs + 1):  # in turns, so that all have the same weather
             for name, run in runs.items():
                 seconds[name].append(1e3 * next(run) / counts[name] / images.steps)
-        found[str(width)] = {name: statistics.median(values[1:]) for name, values in seconds.items()}
-        print(f"width {width}: " + ", ".join(f"{name} {value:.1f} ms" for name, value in found[str(width)].items()))
-    _write(found, f"python -m benchmarks.sweep --widths {' '.join(map(str, widths))} --at-once {at_once}")
+        medians[str(width)] = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+        print(f"width {width}: " + ", ".join(f"{name} {value:.1f} ms" for name, value in medians[str(width)].items()))
+    _write(medians, f"python -m benchmarks.sweep --widths {' '.join(map(str, widths))} --at-once {at_once}")
 
 
-def _write(found, command: str) -> None:
+def _write(medians, command: str) -> None:
     RESULTS.mkdir(exist_ok=True)
-    result = {"command": command, "milliseconds_a_step_and_network_by_width": found}
+    result = {"command": command, "milliseconds_a_step_and_network_by_width": medians}
     result |= provenance()
     path = RESULTS / f"sweep-{result['device']['platform']}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")

@@ -89,15 +89,15 @@ def measure_loop(options: Options) -> list[float]:
 
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), size)) for size in rng.integers(2, 9, 20_000)]
-    found = []
+    seconds = []
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "words.txt"
         text.write_text("\n\n".join(" ".join(rng.choice(words, 200)) for _ in range(600)))
         os.environ["SQS_CACHE_DIR"] = f"{folder}/cache"
         config = _config(text=str(text), steps=3 * options.steps, evaluate_every=options.steps, warmup=1)
         tokens = BATCH * CONTEXT
-        train(config, f"{folder}/run", report=lambda row, *_: found.append(tokens / row["tokens_per_second"]))
-    return found[1:]  # the first round compiles
+        train(config, f"{folder}/run", report=lambda row, *_: seconds.append(tokens / row["tokens_per_second"]))
+    return seconds[1:]  # the first round compiles
 
 
 def measure_step(options: Options) -> list[float]:
@@ -113,15 +113,15 @@ def measure_step(options: Options) -> list[float]:
     step = make_step(config, model, optimizer, data_mesh())
     batch = jax.device_put(np.random.default_rng(0).integers(0, VOCAB, (2, BATCH, CONTEXT)).astype(np.int32))
     state, loss = step(first_state(model, optimizer), *batch)
-    found = []
+    seconds = []
     for _ in range(2):
         loss.block_until_ready()
         start = time.perf_counter()
         for _ in range(options.steps):
             state, loss = step(state, *batch)
         loss.block_until_ready()
-        found.append((time.perf_counter() - start) / options.steps)
-    return found
+        seconds.append((time.perf_counter() - start) / options.steps)
+    return seconds
 
 
 def measure_products(options: Options) -> list[float]:
@@ -260,10 +260,10 @@ def measure_torch_generation(options: Options) -> list[float]:
     @torch.inference_mode()
     def run():
         caches = [[torch.zeros(shape), torch.zeros(shape)] for _ in range(LAYERS)]
-        logits, place = model(torch.arange(8)[None], caches)[:, -1], 8
+        logits, position = model(torch.arange(8)[None], caches)[:, -1], 8
         for _ in range(NEW):
             token = torch.multinomial(logits.softmax(-1), 1)
-            logits, place = model(token, caches, place)[:, -1], place + 1
+            logits, position = model(token, caches, position)[:, -1], position + 1
 
     run()
     return [_timed(run) for _ in range(options.steps)]

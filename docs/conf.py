@@ -96,13 +96,13 @@ def _as_markup(app, what, name, obj, options, lines):
         block = block or is_block
         text.append(line if is_block or ">>>" in line else _escaped(line))
     if fields and any(field.metadata.get("help") for field in fields.values()):
-        text += ["", *(f":{field.name}: {_escaped(_field(field))}" for field in fields.values())]
+        text += ["", *(f":param {field.name}: {_escaped(_field(field))}" for field in fields.values())]
     lines[:] = text
 
 
 def _field(field) -> str:
     within = field.metadata.get("within")
-    bounds = f" From {within.least:g} to {within.most:g}." if within else ""
+    bounds = f" A number {within}." if within else ""
     return f"{field.metadata['help']}{bounds} Default: `{field.default!r}`."
 
 

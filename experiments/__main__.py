@@ -75,8 +75,8 @@ def _write(options: Options, tables: Tables, sections: list[Section]) -> Path:
     asked = _QUICK if options.quick else _HEADS[options.page]
     paragraphs = (asked, _VERDICT.format(count=count, missed=round(count / 20)))
     head = "\n\n".join(textwrap.fill(paragraph, 120) for paragraph in paragraphs)
-    places = [f"Networks trained on: {name}." for name in tables.machines()]
-    tail = "\n\n".join([*places, f"Page written on: {described(provenance())}."])
+    machines = [f"Networks trained on: {name}." for name in tables.machines()]
+    tail = "\n\n".join([*machines, f"Page written on: {described(provenance())}."])
     page = out / f"{options.page}.md"
     write_page(page, _TITLES[options.page], head, sections, tail, pictures)
     return page

@@ -48,11 +48,11 @@ def along(name: str, title: str, label: str, lines: Mapping[str, Sequence[Point]
     body = []
     for gate, points in lines.items():
         for point in points:
-            found = {head: interval(column(point.readings, part).values()) for part, head in _PARTS.items()}
-            found |= dict(zip(_SIMILARITY, similar(point.beside), strict=True))
-            body.append((gate, f"{point.value:g}", *(value.text() for value in found.values())))
+            intervals = {head: interval(column(point.readings, part).values()) for part, head in _PARTS.items()}
+            intervals |= dict(zip(_SIMILARITY, similar(point.beside), strict=True))
+            body.append((gate, f"{point.value:g}", *(value.text() for value in intervals.values())))
             for quantity in shown:
-                panels[quantity].setdefault(gate, []).append((point.value, found[quantity]))
+                panels[quantity].setdefault(gate, []).append((point.value, intervals[quantity]))
     verdicts = _ends_differ(lines["sqs"], label) if lines["sqs"] else []
     tables = [table(("gate", label, *_PARTS.values(), *_SIMILARITY), body)]
     return Section(name, title, text, verdicts, tables, figures.along(panels, label))
@@ -72,8 +72,8 @@ def _ends_differ(points: Sequence[Point], label: str) -> list[Verdict]:
     return verdicts
 
 
-def _rank(found: Interval) -> float:
-    return found.mean if math.isfinite(found.mean) else -math.inf
+def _rank(interval_of: Interval) -> float:
+    return interval_of.mean if math.isfinite(interval_of.mean) else -math.inf
 
 
 def similar(beside: Measures | None) -> tuple[Interval, Interval]:
@@ -88,27 +88,30 @@ def calibration(
 ) -> Section:
     """Whether gains make GELU, SiLU and ReLU as readable as SQS."""
     verdicts, body = [], []
-    place = f"{data}, noise {noise}"
+    setting = f"{data}, noise {noise}"
     for other in ("gelu", "silu", "relu"):
         for part in ("r2_joint", "agreement_joint", "agreement_identity"):
             gap = difference(column(readings[other], part), column(readings["sqs"], part))
-            claim = f"{other} reads as well as sqs: {_PARTS[part]}, {place}"
+            claim = f"{other} reads as well as sqs: {_PARTS[part]}, {setting}"
             verdicts.append(Verdict(claim, f"difference > -{_AS_READABLE}", gap, above(gap, -_AS_READABLE)))
     parts = ("accuracy", "r2_identity", "r2_joint", "agreement_identity", "agreement_joint", "template", "auc")
-    for gate, own in readings.items():
-        body.append((gate, *(mean(own, part, 3) for part in parts), *(x.text(2) for x in similar(beside.get(gate)))))
+    for gate, networks in readings.items():
+        body.append(
+            (gate, *(mean(networks, part, 3) for part in parts), *(x.text(2) for x in similar(beside.get(gate))))
+        )
     fidelities = ("R², no gains", "R², joint gains", "agreement, no gains", "agreement, joint gains")
     heads = ("gate", "test accuracy", *fidelities, "own template", "AUC", *_SIMILARITY)
     shown = {"R², joint gains": "r2_joint", _PARTS["agreement_joint"]: "agreement_joint"}
     shown |= {_PARTS["agreement_identity"]: "agreement_identity"}
     panels = {
-        head: {gate: list(column(own, part).values()) for gate, own in readings.items()} for head, part in shown.items()
+        head: {gate: list(column(networks, part).values()) for gate, networks in readings.items()}
+        for head, part in shown.items()
     }
     text = (
         "A form with γ = 1 takes the gate for the identity; with joint gains, one a hidden unit, it is fitted to the "
         "logits of training images. Agreement is the share of test images to which form and network give one class."
     )
-    title = f"Do gains make every gate as readable as SQS? {place}"
+    title = f"Do gains make every gate as readable as SQS? {setting}"
     name = f"calibration_{data}_{noise}"
     return Section(name, title, text, verdicts, [table(heads, body)], figures.dots(panels))
 
@@ -116,14 +119,14 @@ def calibration(
 def learnable(learnt: Mapping[float, Networks], fixed: Mapping[float, Networks]) -> Section:
     """c and λ as parameters, from several λ, beside networks whose λ stays where it begins."""
     verdicts, body, panels = [], [], {"test accuracy": {}, "R², joint gains": {}}
-    for lam, own in learnt.items():
-        for name, rows in (("fixed", fixed[lam]), ("learnt", own)):
+    for lam, networks in learnt.items():
+        for name, rows in (("fixed", fixed[lam]), ("learnt", networks)):
             ends = (mean(rows, f"learnt_{part}", 3) if name == "learnt" else "" for part in ("lam", "c"))
             body.append((f"{lam:g}", name, *ends, *(mean(rows, part) for part in _PARTS)))
             for lines, part in zip(panels.values(), ("accuracy", "r2_joint"), strict=True):
                 lines[f"λ {lam:g}, {name}"] = list(column(rows, part).values())
         for part in ("accuracy", "r2_joint"):
-            more = difference(column(own, part), column(fixed[lam], part))
+            more = difference(column(networks, part), column(fixed[lam], part))
             claim = f"Learnt λ and c, from λ = {lam:g}: higher {_PARTS[part]} than fixed ones"
             verdicts.append(Verdict(claim, f"difference > {_GAIN}", more, above(more, _GAIN)))
     text = "λ = softplus(a), c = softplus(b), one pair a layer, trained with the weights; c begins at 0.01."
@@ -153,13 +156,15 @@ GOALS = (
 def defaults(cells: Mapping[Setting, Networks], others: Mapping[str, Networks]) -> Section:
     """The (λ, c, p) that are best for accuracy and fidelity together, and what follows for each goal."""
     verdicts, chosen = zip(*(_choice(goal, cells) for goal in GOALS), strict=True)
-    named = {_text(cell): own for cell, own in cells.items()} | {name: own for name, own in others.items() if own}
-    places = {part: {name: _place(own, part) for name, own in named.items()} for part in _FIDELITIES}
-    fronts = {part: front(found) for part, found in places.items()}
+    named = {_text(cell): networks for cell, networks in cells.items()} | {
+        name: networks for name, networks in others.items() if networks
+    }
+    points = {part: {name: _place(networks, part) for name, networks in named.items()} for part in _FIDELITIES}
+    fronts = {part: front(point_of) for part, point_of in points.items()}
     body = []
-    for name, own in named.items():
+    for name, networks in named.items():
         on = "; ".join(_FIDELITIES[part] for part, members in fronts.items() if name in members)
-        body.append((name, *(mean(own, part) for part in _PARTS), on))
+        body.append((name, *(mean(networks, part) for part in _PARTS), on))
     text = (
         f"A setting is recommended instead of the default where its score is shown to be more than {_GAIN} higher, on "
         "the same seeds. The best of many is chosen on the seeds that judge it, so a small gain may be luck. A network "
@@ -172,11 +177,11 @@ def defaults(cells: Mapping[Setting, Networks], others: Mapping[str, Networks]) 
     tables = [table(heads, chosen), table(("network", *_PARTS.values(), "on the front of"), body)]
     panels = {
         _FIDELITIES[part]: (
-            {name: place for name, place in found.items() if name not in others},
+            {name: point for name, point in point_of.items() if name not in others},
             fronts[part],
-            {name: place for name, place in found.items() if name in others},
+            {name: point for name, point in point_of.items() if name in others},
         )
-        for part, found in places.items()
+        for part, point_of in points.items()
     }
     picture = figures.fronts(panels, "test accuracy")
     return Section("defaults", "Accuracy × fidelity: which λ, c and p", text, list(verdicts), tables, picture)
@@ -185,18 +190,18 @@ def defaults(cells: Mapping[Setting, Networks], others: Mapping[str, Networks]) 
 def _choice(goal: Goal, cells: Mapping[Setting, Networks]) -> tuple[Verdict, tuple[str, ...]]:
     """Whether a setting beats the default for a goal, and the goal's row of the table."""
     scores = {
-        cell: _score(own, goal)
-        for cell, own in cells.items()
-        if cell != DEFAULT and (not goal.as_accurate or _as_accurate(own, cells.get(DEFAULT, {})))
+        cell: _score(best_scores, goal)
+        for cell, best_scores in cells.items()
+        if cell != DEFAULT and (not goal.as_accurate or _as_accurate(best_scores, cells.get(DEFAULT, {})))
     }
     usual = _score(cells.get(DEFAULT, {}), goal)
     best = max(scores, key=lambda cell: _rank(interval(scores[cell].values())), default=None)
-    own = scores[best] if best else {}
-    gain = difference(own, usual)
+    best_scores = scores[best] if best else {}
+    gain = difference(best_scores, usual)
     outcome = above(gain, _GAIN)
     name = _text(best) if best else "–"
     claim = f"For {goal.name}, {name if best else 'another setting'} beats the default"
-    ends = (interval(values.values()).text() for values in (own, usual))
+    ends = (interval(values.values()).text() for values in (best_scores, usual))
     verdict = Verdict(claim, f"difference > {_GAIN}", gain, outcome)
     return verdict, (goal.name, goal.score, name if outcome == "shown" else _text(DEFAULT), name, *ends)
 
@@ -204,30 +209,30 @@ def _choice(goal: Goal, cells: Mapping[Setting, Networks]) -> tuple[Verdict, tup
 _FIDELITIES = {part: _PARTS[part] for part in ("r2_joint", "agreement_identity")}
 
 
-def front(places: Mapping[str, tuple[float, float]]) -> list[str]:
+def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     """The names that no other beats in accuracy without being beaten in fidelity, by accuracy; none of NaN."""
 
     def beaten(name):
-        a, b = places[name]
-        return any(x >= a and y >= b and (x, y) != (a, b) for x, y in places.values())
+        a, b = points[name]
+        return any(x >= a and y >= b and (x, y) != (a, b) for x, y in points.values())
 
-    known = [name for name in places if all(map(math.isfinite, places[name]))]
-    return sorted((name for name in known if not beaten(name)), key=lambda name: places[name][0])
-
-
-def _place(own: Networks, part: str) -> tuple[float, float]:
-    return interval(column(own, "accuracy").values()).mean, interval(column(own, part).values()).mean
+    known = [name for name in points if all(map(math.isfinite, points[name]))]
+    return sorted((name for name in known if not beaten(name)), key=lambda name: points[name][0])
 
 
-def _as_accurate(own: Networks, default: Networks) -> bool:
-    less = difference(column(own, "accuracy"), column(default, "accuracy"))
+def _place(networks: Networks, part: str) -> tuple[float, float]:
+    return interval(column(networks, "accuracy").values()).mean, interval(column(networks, part).values()).mean
+
+
+def _as_accurate(networks: Networks, default: Networks) -> bool:
+    less = difference(column(networks, "accuracy"), column(default, "accuracy"))
     return above(less, -_AS_ACCURATE) == "shown"
 
 
-def _score(own: Networks, goal: Goal) -> dict[int, float]:
+def _score(networks: Networks, goal: Goal) -> dict[int, float]:
     return {
         seed: math.prod(row[part] for part in goal.parts)
-        for seed, row in own.items()
+        for seed, row in networks.items()
         if all(row[part] is not None for part in goal.parts)
     }
 

@@ -15,12 +15,12 @@ _MEASURES = ("rank_cosine", "overlap")
 
 def networks(folder: SweepFolder, **settings) -> dict[int, Path]:
     """The folders of the finished networks with these settings, by seed."""
-    found = {}
+    paths = {}
     for path in folder.members.iterdir():
         config = json.loads((path / "config.json").read_text())
         if (path / "summary.json").is_file() and all(config[name] == value for name, value in settings.items()):
-            found[config["seed"]] = path
-    return dict(sorted(found.items()))
+            paths[config["seed"]] = path
+    return dict(sorted(paths.items()))
 
 
 def compared(path: Path, a: dict[int, Path], b: dict[int, Path], *, data_dir: Path | None = None) -> None:
@@ -43,6 +43,6 @@ def keep(path: Path, trained: Any, measure: Callable[[], Any]) -> None:
     """Writes what `measure` finds of these trainings as `measures`; nothing where the file has it of the same."""
     if path.is_file() and json.loads(path.read_text()).get("trained") == trained:
         return
-    found = {"trained": trained, "measures": measure()}
+    record = {"trained": trained, "measures": measure()}
     path.parent.mkdir(exist_ok=True)
-    write(path, json.dumps(found, allow_nan=False) + "\n")
+    write(path, json.dumps(record, allow_nan=False) + "\n")

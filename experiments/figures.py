@@ -23,8 +23,8 @@ def loss_curves(
     figure, axes = _panels(len(panels))
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         for i, (name, rows) in enumerate(lines.items()):
-            found = by_epoch(rows, quantity)
-            epochs, columns = list(found), list(found.values())
+            by_epoch_values = by_epoch(rows, quantity)
+            epochs, columns = list(by_epoch_values), list(by_epoch_values.values())
             color = COLORS.get(name, _MORE[i % len(_MORE)])
             axis.plot(epochs, [statistics.mean(column) for column in columns], color=color, label=name, linewidth=1.6)
             axis.fill_between(
@@ -32,8 +32,8 @@ def loss_curves(
             )
         axis.set(title=title, xlabel="epoch", ylabel=label, yscale="log")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for place in ("major", "minor"):
-            getattr(axis.yaxis, f"set_{place}_formatter")(lambda value, _: f"{value:.2g}")
+        for ticks in ("major", "minor"):
+            getattr(axis.yaxis, f"set_{ticks}_formatter")(lambda value, _: f"{value:.2g}")
         axis.legend(frameon=False, fontsize=9)
     return figure
 
@@ -44,11 +44,11 @@ def dots(
     """A panel a setting, a row a group: each network a dot, their mean a line; `marks` are the figures of the paper."""
     figure, axes = _panels(len(panels), height=0.34 * max(map(len, panels.values())) + 1.6)
     for axis, (title, groups) in zip(axes, panels.items(), strict=True):
-        for place, (name, values) in enumerate(groups.items()):
+        for position, (name, values) in enumerate(groups.items()):
             color = COLORS.get(name, _MORE[2])
-            axis.plot(values, [place] * len(values), "o", color=color, alpha=0.6, markersize=5)
+            axis.plot(values, [position] * len(values), "o", color=color, alpha=0.6, markersize=5)
             if values:
-                axis.plot([statistics.mean(values)] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2)
+                axis.plot([statistics.mean(values)] * 2, [position - 0.3, position + 0.3], color=color, linewidth=2)
         for name, value in (marks or {}).items():
             axis.axvline(value, color=COLORS.get(name, "#222222"), linewidth=1.1, linestyle=":", label=f"paper, {name}")
         if marks:
@@ -63,9 +63,9 @@ def by_rank(panels: dict[str, dict[str, dict]], label: str, bound: float) -> Fig
     """A panel a gate, a line an arm of a comparison: mean and 95 % interval by rank, and a bound."""
     figure, axes = _panels(len(panels))
     for axis, (title, arms) in zip(axes, panels.items(), strict=True):
-        for i, (name, found) in enumerate(arms.items()):
-            ranks = range(1, len(found["mean"]) + 1)
-            mean, low, high = zip(*(at(found, rank - 1) for rank in ranks), strict=True)
+        for i, (name, intervals) in enumerate(arms.items()):
+            ranks = range(1, len(intervals["mean"]) + 1)
+            mean, low, high = zip(*(at(intervals, rank - 1) for rank in ranks), strict=True)
             axis.plot(ranks, mean, color=_MORE[i], label=name, linewidth=1.6)
             axis.fill_between(ranks, low, high, color=_MORE[i], alpha=0.15, linewidth=0)
         axis.axhline(bound, color="#222222", linewidth=0.9, linestyle=":")
@@ -80,12 +80,12 @@ def along(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Interval]]]], 
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         values = sorted({value for points in lines.values() for value, _ in points})
         for name, points in lines.items():
-            places = [values.index(value) for value, _ in points]
-            mean, low, high = zip(*(found for _, found in points), strict=True)
+            positions = [values.index(value) for value, _ in points]
+            mean, low, high = zip(*(interval for _, interval in points), strict=True)
             if not any(map(math.isfinite, mean)):
                 continue  # what is not measured of a gate has no line, and no name
-            axis.plot(places, mean, "o-", color=COLORS.get(name), label=name, linewidth=1.6, markersize=4)
-            axis.fill_between(places, low, high, color=COLORS.get(name), alpha=0.15, linewidth=0)
+            axis.plot(positions, mean, "o-", color=COLORS.get(name), label=name, linewidth=1.6, markersize=4)
+            axis.fill_between(positions, low, high, color=COLORS.get(name), alpha=0.15, linewidth=0)
         axis.set(title=title, xlabel=label)
         if axis.get_ylim()[0] < -1:  # R² has no lower end: what lies that low only says that nothing is left
             axis.set_ylim(-1, 1.05)
@@ -106,13 +106,13 @@ def fronts(panels: Mapping[str, tuple[Places, Sequence[str], Places]], label: st
     figure, axes = _panels(len(panels), width=6.6, height=4.4)
     for axis, (title, (settings, front, others)) in zip(axes, panels.items(), strict=True):
         axis.plot(*zip(*settings.values(), strict=True), "o", color="#9a9a9a", markersize=4, label="sqs")
-        places = {**settings, **others}
-        axis.plot(*zip(*(places[name] for name in front), strict=True), "o-", color=COLORS["sqs"], label="front")
+        points = {**settings, **others}
+        axis.plot(*zip(*(points[name] for name in front), strict=True), "o-", color=COLORS["sqs"], label="front")
         for i, name in enumerate(front, 1):
-            axis.annotate(str(i), places[name], xytext=(3, 4), textcoords="offset points", fontsize=8)
+            axis.annotate(str(i), points[name], xytext=(3, 4), textcoords="offset points", fontsize=8)
             axis.plot([], [], " ", label=f"{i}  {name}")
-        for name, place in others.items():
-            axis.plot(*place, "D", color=COLORS[name], markersize=6, label=name)
+        for name, point in others.items():
+            axis.plot(*point, "D", color=COLORS[name], markersize=6, label=name)
         axis.set(xlabel=label, ylabel=title)
         axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -51,11 +51,11 @@ def beyond_sections(tables: Tables) -> Iterator[Section]:
             yield beyond.calibration(gates, _gates_beside(tables, name, noise), tables.plan[name].base.data, noise)
     cells = _cells(tables)
     others = {gate: with_settings(tables.readings("mnist"), gate=gate, noise_std=1.0) for gate in GATES[1:]}
-    yield beyond.defaults({cell: own for cell, (_, own) in cells.items()}, others)
-    for name, label, place in (("lam", "λ", 0), ("c", "c", 1), ("p", "p", 2)):
-        along = sorted(cell for cell in cells if all(cell[i] == beyond.DEFAULT[i] for i in range(3) if i != place))
+    yield beyond.defaults({cell: networks for cell, (_, networks) in cells.items()}, others)
+    for name, label, index in (("lam", "λ", 0), ("c", "c", 1), ("p", "p", 2)):
+        along = sorted(cell for cell in cells if all(cell[i] == beyond.DEFAULT[i] for i in range(3) if i != index))
         points = [
-            beyond.Point(cell[place], cells[cell][1], _beside_cell(tables, cells[cell][0], *cell)) for cell in along
+            beyond.Point(cell[index], cells[cell][1], _beside_cell(tables, cells[cell][0], *cell)) for cell in along
         ]
         yield beyond.along(name, f"Along {label}", label, {"sqs": points}, _AT_DEFAULT)
     yield beyond.along("noise", "Along the noise", "noise", _lines(tables, ("noise", "mnist"), "noise_std"), _NOISE)
@@ -84,14 +84,14 @@ _WIDE = "Embedding and GLU are of one width."
 
 def _cells(tables: Tables) -> dict[beyond.Setting, tuple[str, dict[int, Row]]]:
     """The sweep and the readings of every (λ, c, p) of noise 1.0, the default among them."""
-    found: dict[beyond.Setting, tuple[str, dict[int, Row]]] = {}
+    cells: dict[beyond.Setting, tuple[str, dict[int, Row]]] = {}
     for name in ("extremes", "sensitivity"):
         grid, readings = tables.plan[name], tables.readings(name)
         for config in members(grid.base, grid.axes).values():
-            own = with_settings(readings, lam=config.lam, c=config.c, p=config.p)
-            if own:  # none where all diverged
-                found[config.lam, config.c, config.p] = name, own
-    return found
+            networks = with_settings(readings, lam=config.lam, c=config.c, p=config.p)
+            if networks:  # none where all diverged
+                cells[config.lam, config.c, config.p] = name, networks
+    return cells
 
 
 def _usual(tables: Tables) -> dict[str, Any]:
@@ -108,11 +108,11 @@ def _lines(tables: Tables, names: tuple[str, ...], field: str) -> dict[str, list
             grid, readings = tables.plan[name], tables.readings(name)
             for value in grid.axes.get(field, (getattr(grid.base, field),)):
                 settings = _usual(tables) | {field: value}
-                if own := with_settings(readings, gate=gate, **settings):
+                if networks := with_settings(readings, gate=gate, **settings):
                     other = with_settings(readings, gate="bilinear", **settings)
                     compare = gate != "bilinear" and min(column(other, "accuracy").values(), default=0.0) > _LEARNT
                     beside = tables.beside(name, {"gate": gate} | settings, name, settings) if compare else None
-                    points.append(beyond.Point(value, own, beside))
+                    points.append(beyond.Point(value, networks, beside))
         lines[gate] = sorted(points, key=lambda point: point.value)
     return lines
 

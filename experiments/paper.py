@@ -28,17 +28,17 @@ def accuracy(data: str, rows: Rows, claimed: dict[str, float], number: int) -> S
     """Claims 1 and 2: the accuracy of one GLU layer."""
     verdicts, body, panels = [], [], {}
     for noise in NOISES:
-        found = {gate: column(final(rows, gate=gate, noise_std=noise), "test_accuracy") for gate in GATES}
-        panels[f"{data}, noise {noise}"] = {gate: list(values.values()) for gate, values in found.items()}
-        for gate, values in found.items():
+        accuracies = {gate: column(final(rows, gate=gate, noise_std=noise), "test_accuracy") for gate in GATES}
+        panels[f"{data}, noise {noise}"] = {gate: list(values.values()) for gate, values in accuracies.items()}
+        for gate, values in accuracies.items():
             seeds = ", ".join(f"{value:.4f}" for value in values.values())
             body.append((noise, gate, interval(values.values()).text(), seeds, claimed.get(gate, "")))
         for gate, figure in claimed.items():
-            mean = interval(found[gate].values())
+            mean = interval(accuracies[gate].values())
             claim = f"Claim {number}: {gate} reaches {figure} on {data}, noise {noise}"
             outcome = within(mean, figure - _TOLERANCE, figure + _TOLERANCE)
             verdicts.append(Verdict(claim, f"mean within {figure} ± {_TOLERANCE}", mean, outcome))
-        more = difference(found["sqs"], found["bilinear"])
+        more = difference(accuracies["sqs"], accuracies["bilinear"])
         claim = f"Claim {number}: sqs above bilinear on {data}, noise {noise}"
         verdicts.append(Verdict(claim, "difference of accuracy > 0", more, above(more, 0)))
     text = (
@@ -61,7 +61,7 @@ def loss(tables: dict[str, Rows]) -> Section:
             starts = {gate: at_epoch(rows, 1, gate=gate, noise_std=noise) for gate in GATES}
             for gate in GATES:
                 parts = ((starts, "validation_loss"), (ends, "validation_loss"), (ends, "test_loss"))
-                body.append((data, noise, gate, *(mean(found[gate], name) for found, name in parts)))
+                body.append((data, noise, gate, *(mean(columns[gate], name) for columns, name in parts)))
             verdicts += _loss_verdicts(starts, ends, f"{data}, noise {noise}")
     text = (
         "Losses in nats, mean over seeds [95 %]. Differences are between networks of one seed, which share their "
@@ -72,19 +72,19 @@ def loss(tables: dict[str, Rows]) -> Section:
     return Section("loss", "Claim 3: loss and accuracy by gate", text, verdicts, [table(heads, body)], picture)
 
 
-def _loss_verdicts(starts, ends, place: str) -> list[Verdict]:
+def _loss_verdicts(starts, ends, setting: str) -> list[Verdict]:
     verdicts = []
     for other in ("relu", "bilinear"):
-        for found, name, words in (
+        for columns, name, words in (
             (starts, "validation_loss", "has the lower loss after one epoch"),
             (ends, "test_loss", "ends with a lower test loss"),
         ):
-            less = difference(column(found["sqs"], name), column(found[other], name))
-            claim = f"Claim 3: sqs {words} than {other}, {place}"
+            less = difference(column(columns["sqs"], name), column(columns[other], name))
+            claim = f"Claim 3: sqs {words} than {other}, {setting}"
             verdicts.append(Verdict(claim, "difference of loss < 0", less, below(less, 0)))
     for other in ("gelu", "silu"):
         gap = difference(column(ends["sqs"], "test_accuracy"), column(ends[other], "test_accuracy"))
-        claim = f"Claim 3: accuracy of sqs on par with {other}, or better, {place}"
+        claim = f"Claim 3: accuracy of sqs on par with {other}, or better, {setting}"
         verdicts.append(Verdict(claim, f"difference of accuracy > -{_ON_PAR}", gap, above(gap, -_ON_PAR)))
     return verdicts
 
@@ -95,8 +95,8 @@ _ARMS = ("shared", "disjoint", "ceiling", "classes", "random")
 def similarity(comparisons: Comparisons, data: str) -> Section:
     """Claim 4 and experiment 3: |cos| of eigenvectors of each gate's and of bilinear networks, by rank."""
     verdicts, body, panels = [], [], {}
-    for gate, found in comparisons.items():
-        arms = {arm: found["rank_cosine"].get(arm) for arm in _ARMS} if found else {}
+    for gate, measures in comparisons.items():
+        arms = {arm: measures["rank_cosine"].get(arm) for arm in _ARMS} if measures else {}
         arms = {arm: values for arm, values in arms.items() if values}
         if arms:
             panels[f"{data}: {gate}"] = {arm: values for arm, values in arms.items() if arm != "random"}
@@ -129,15 +129,17 @@ def classes(readings: Readings, data: str) -> Section:
     verdicts, body, panels = [], [], {}
     names = ("template", "template_others", "auc", "variation", "r2_joint", "r2_identity")
     for noise in NOISES:
-        found = {gate: with_settings(readings, gate=gate, noise_std=noise) for gate in GATES}
-        panels[f"{data}, noise {noise}"] = {gate: list(column(own, "template").values()) for gate, own in found.items()}
-        body += [(noise, gate, *(mean(own, name, 3) for name in names)) for gate, own in found.items()]
-        own, place = found["sqs"], f"{data}, noise {noise}"
-        more = difference(column(own, "template"), column(own, "template_others"))
-        claim = f"Claim 5: leading eigenvectors of sqs look more like their class than like others, {place}"
+        by_gate = {gate: with_settings(readings, gate=gate, noise_std=noise) for gate in GATES}
+        panels[f"{data}, noise {noise}"] = {
+            gate: list(column(networks, "template").values()) for gate, networks in by_gate.items()
+        }
+        body += [(noise, gate, *(mean(networks, name, 3) for name in names)) for gate, networks in by_gate.items()]
+        networks, setting = by_gate["sqs"], f"{data}, noise {noise}"
+        more = difference(column(networks, "template"), column(networks, "template_others"))
+        claim = f"Claim 5: leading eigenvectors of sqs look more like their class than like others, {setting}"
         verdicts.append(Verdict(claim, "difference of |correlation| with the templates > 0", more, above(more, 0)))
-        auc = interval(column(own, "auc").values())
-        claim = f"Claim 5: leading eigenvectors of sqs tell their class, {place}"
+        auc = interval(column(networks, "auc").values())
+        claim = f"Claim 5: leading eigenvectors of sqs tell their class, {setting}"
         verdicts.append(Verdict(claim, "AUC of (x·v)² > 0.8", auc, above(auc, 0.8)))
     text = (
         "Of each class's eigenvector with the largest positive eigenvalue, mean over classes: |correlation| with the "
@@ -175,13 +177,15 @@ def ablation(rows: Rows, by_gate: Rows) -> Section:
         f"sqs, λ {lam}": [row for row in rows if (row["lam"], row["c"], row["p"]) == (lam, 0.01, 1)]
         for lam in (0.1, 0.5, 1.0)
     }
-    ends = {name: final(own) for name, own in (lines | {"relu": relu}).items()}
+    ends = {name: final(networks) for name, networks in (lines | {"relu": relu}).items()}
     verdicts = []
     for name in lines:
         less = difference(column(ends[name], "test_loss"), column(ends["relu"], "test_loss"))
         claim = f"Experiment 2: {name} ends with a lower test loss than relu"
         verdicts.append(Verdict(claim, "difference of loss < 0", less, below(less, 0)))
-    body = [(name, *(mean(own, part) for part in ("test_loss", "test_accuracy"))) for name, own in ends.items()]
+    body = [
+        (name, *(mean(networks, part) for part in ("test_loss", "test_accuracy"))) for name, networks in ends.items()
+    ]
     text = "c = 0.01, p = 1, noise 1.0. Differences are between networks of one seed."
     tables = [table(("network", "test loss [95 %]", "test accuracy [95 %]"), body)]
     picture = figures.loss_curves({"by λ": lines | {"relu": relu}})
@@ -198,11 +202,11 @@ def sensitivity(rows: Rows, readings: Readings) -> Section:
         for i, lam in enumerate(lams):
             for j, c in enumerate(shifts):
                 settings = {"lam": lam, "c": c, "p": p}
-                ends, own = final(rows, **settings), with_settings(readings, **settings)
-                parts = {name: _merged(ends, own, field) for name, field in shown.items()}
-                for name, found in parts.items():
-                    cells[f"{name}, p = {p:g}"][i][j] = found.mean
-                means = [found.text() for found in parts.values()]
+                ends, networks = final(rows, **settings), with_settings(readings, **settings)
+                parts = {name: _merged(ends, networks, field) for name, field in shown.items()}
+                for name, columns in parts.items():
+                    cells[f"{name}, p = {p:g}"][i][j] = columns.mean
+                means = [columns.text() for columns in parts.values()]
                 body.append((f"{p:g}", lam, c, mean(ends, "test_loss"), *means, diverged(rows, **settings)))
         panels |= cells
     text = "Noise 1.0; means over seeds [95 %]."
@@ -213,8 +217,8 @@ def sensitivity(rows: Rows, readings: Readings) -> Section:
 
 def frechet(distances: dict[str, dict[str, list[float]]]) -> Section:
     """Experiment 5: Fréchet distance of images rebuilt from eigenvectors."""
-    own = distances["sqs"]
-    less = interval([a - b for a, b in zip(own["eigenvectors"], own["random"], strict=True)])
+    networks = distances["sqs"]
+    less = interval([a - b for a, b in zip(networks["eigenvectors"], networks["random"], strict=True)])
     claim = "Experiment 5: images rebuilt from eigenvectors of sqs are closer to the class than from random directions"
     verdicts = [Verdict(claim, "difference of distances < 0", less, below(less, 0))]
     body = [(gate, *(interval(values).text(2) for values in kinds.values())) for gate, kinds in distances.items()]
@@ -223,7 +227,7 @@ def frechet(distances: dict[str, dict[str, list[float]]]) -> Section:
         "eigenvectors, on its ten principal components and on ten random directions, in the features of a small "
         "classifier of the same data; mean over classes, networks of noise 1.0."
     )
-    tables = [table(("gate", *own), body)]
+    tables = [table(("gate", *networks), body)]
     picture = figures.dots(distances, "Fréchet distance")
     return Section("frechet", "Experiment 5: rebuilt images", text, verdicts, tables, picture)
 
@@ -236,7 +240,9 @@ def stress(rows: Rows) -> Section:
         gap = difference(column(ends["sqs"], "test_accuracy"), column(ends[other], "test_accuracy"))
         claim = f"Experiment 6: sqs on par with {other}, or better, on cifar10_jpeg"
         verdicts.append(Verdict(claim, f"difference of accuracy > -{_ON_PAR}", gap, above(gap, -_ON_PAR)))
-    body = [(gate, *(mean(own, name) for name in ("test_loss", "test_accuracy"))) for gate, own in ends.items()]
+    body = [
+        (gate, *(mean(networks, name) for name in ("test_loss", "test_accuracy"))) for gate, networks in ends.items()
+    ]
     text = (
         "cifar10_jpeg is CIFAR-10 saved as JPEG, which loses detail: nothing here is comparable with figures of "
         "CIFAR-10. CIFAR-100 was not at hand: its part of the experiment is not decided."

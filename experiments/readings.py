@@ -73,18 +73,18 @@ def _reading(run_dir: Path, data_dir: Path | None) -> dict[str, float | None]:
     images = run.data.train_images[drawn(len(run.data.train_images), CALIBRATION_SAMPLES)]
     inputs = [layer_inputs(run, images, layer) for layer in range(count)]
     test, labels = layer_inputs(run, run.data.test_images, 0), np.asarray(run.data.test_labels)
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     gains: dict[Method, list[Calibration]] = {}
     for method in METHODS:
         gains[method] = [calibrate(*each, method=method) for each in zip(layers, inputs, gates, strict=True)]
         measured = deep_fidelity(layers, test, gates, calibrations=gains[method], labels=labels)
-        found |= {f"{name}_{method}": getattr(measured, name) for name in ("r2", "agreement")}
-        found["accuracy"] = measured.network_accuracy
+        figures |= {f"{name}_{method}": getattr(measured, name) for name in ("r2", "agreement")}
+        figures["accuracy"] = measured.network_accuracy
     if run.config.learnable:
-        found |= learnt(run.model.layers[0])
+        figures |= learnt(run.model.layers[0])
     if count == 1:
-        found |= _leading(run, calibrated(layers[0], gains["joint"][0]), test)
-    return {name: as_json(value) for name, value in found.items()}
+        figures |= _leading(run, calibrated(layers[0], gains["joint"][0]), test)
+    return {name: as_json(value) for name, value in figures.items()}
 
 
 def learnt(glu: GLU) -> dict[str, float]:
@@ -96,13 +96,13 @@ def _leading(run: Run, read: GLUWeights, test: np.ndarray) -> dict[str, float]:
     """Means over the classes of what each one's leading eigenvector shows."""
     x, labels = layer_inputs(run, run.data.train_images, 0), np.asarray(run.data.train_labels)
     pairs = spectrum(read, count=_PAIRS)
-    places = first_positive(pairs.values)
-    vectors = np.asarray(pairs.vectors)[np.arange(len(places)), places][:, None, : x.shape[1]]
-    own, others = template_matches(vectors[:, 0], x, labels)
+    ranks = first_positive(pairs.values)
+    vectors = np.asarray(pairs.vectors)[np.arange(len(ranks)), ranks][:, None, : x.shape[1]]
+    correlations, others = template_matches(vectors[:, 0], x, labels)
     images = vectors.reshape(len(vectors), *run.data.shape)
     images = np.moveaxis(images, -1, 1) if images.ndim == 4 else images[:, None]
     return {
-        "template": own,
+        "template": correlations,
         "template_others": others,
         "auc": float(np.mean(interpret.selectivity(vectors, test, np.asarray(run.data.test_labels)))),
         "variation": float(np.mean(interpret.smoothness(images))),

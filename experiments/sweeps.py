@@ -71,8 +71,8 @@ class Sweeps(Tables):
         """As of `Tables`: measured once, on this machine."""
         self.folder("mnist")
         if not self._seconds.is_file():
-            found = {"machine": described(provenance()), "seconds": _epochs(self.plan["mnist"].base, self.data_dir)}
-            write(self._seconds, json.dumps(found) + "\n")
+            record = {"machine": described(provenance()), "seconds": _epochs(self.plan["mnist"].base, self.data_dir)}
+            write(self._seconds, json.dumps(record) + "\n")
         return super().seconds()
 
     def export(self, to: Path) -> None:
@@ -106,8 +106,8 @@ def _epochs(base: ImageConfig, data_dir: Path | None) -> dict[float, list[float]
     images = place_images(base, load_images(base, data_dir), replicated(data_mesh()))
     configs = {p: dataclasses.replace(base, p=p) for p in (1.0, 2.0)}
     runs = {p: epoch_seconds([config], images) for p, config in configs.items()}
-    found: dict[float, list[float]] = {p: [] for p in configs}
+    seconds: dict[float, list[float]] = {p: [] for p in configs}
     for i in range(_ROUNDS + 1):
         for p in sorted(runs, reverse=i % 2 == 1):
-            found[p].append(next(runs[p]))
-    return {p: values[1:] for p, values in found.items()}  # the first compiles
+            seconds[p].append(next(runs[p]))
+    return {p: values[1:] for p, values in seconds.items()}  # the first compiles

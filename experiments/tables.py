@@ -47,8 +47,8 @@ class Tables:
 
     def seconds(self) -> tuple[str, dict[float, list[float]]]:
         """A machine, and its seconds of epochs for p = 1 and p = 2, in pairs."""
-        found = _read(self._seconds)
-        return found["machine"], {float(p): values for p, values in found["seconds"].items()}
+        record = _read(self._seconds)
+        return record["machine"], {float(p): values for p, values in record["seconds"].items()}
 
     def machines(self) -> list[str]:
         """On what the networks were trained."""
@@ -57,9 +57,9 @@ class Tables:
 
     def bits_per_byte(self) -> tuple[str, dict[str, dict[int, float]]]:
         """A machine, and the bits per byte of language models trained there, by gate and seed."""
-        found = _read(LANGUAGE, "python -m benchmarks.language")
-        rows = found["bits_per_byte"].items()
-        return found["machine"], {gate: {int(seed): value for seed, value in row.items()} for gate, row in rows}
+        record = _read(LANGUAGE, "python -m benchmarks.language")
+        rows = record["bits_per_byte"].items()
+        return record["machine"], {gate: {int(seed): value for seed, value in row.items()} for gate, row in rows}
 
     def _comparison(self, name: str, settings: Settings) -> Path:
         label = "-".join(f"{value}" if field == "gate" else f"{field}{value:g}" for field, value in settings.items())

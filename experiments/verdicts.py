@@ -57,32 +57,32 @@ def difference(a: dict[int, float], b: dict[int, float]) -> Interval:
     return interval([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
 
 
-def above(found: Interval, bound: float) -> Outcome:
+def above(figure: Interval, bound: float) -> Outcome:
     """Shown where the whole interval lies above the bound, refuted where it lies below."""
-    if not (math.isfinite(found.low) and math.isfinite(found.high)):
+    if not (math.isfinite(figure.low) and math.isfinite(figure.high)):
         return "not decided"
-    if found.low > bound:
+    if figure.low > bound:
         return "shown"
-    return "refuted" if found.high < bound else "not decided"
+    return "refuted" if figure.high < bound else "not decided"
 
 
-def below(found: Interval, bound: float) -> Outcome:
+def below(figure: Interval, bound: float) -> Outcome:
     """Shown where the whole interval lies below the bound, refuted where it lies above."""
-    return above(Interval(-found.mean, -found.high, -found.low), -bound)
+    return above(Interval(-figure.mean, -figure.high, -figure.low), -bound)
 
 
-def apart(found: Interval, bound: float) -> Outcome:
+def apart(figure: Interval, bound: float) -> Outcome:
     """Shown where the whole interval lies on one side of the bound; no interval refutes that two figures differ."""
-    return "shown" if found.low > bound or found.high < bound else "not decided"
+    return "shown" if figure.low > bound or figure.high < bound else "not decided"
 
 
-def within(found: Interval, low: float, high: float) -> Outcome:
+def within(figure: Interval, low: float, high: float) -> Outcome:
     """Shown where the whole interval lies from low to high, refuted where none of it does."""
-    if not (math.isfinite(found.low) and math.isfinite(found.high)):
+    if not (math.isfinite(figure.low) and math.isfinite(figure.high)):
         return "not decided"
-    if low <= found.low and found.high <= high:
+    if low <= figure.low and figure.high <= high:
         return "shown"
-    return "refuted" if found.high < low or found.low > high else "not decided"
+    return "refuted" if figure.high < low or figure.low > high else "not decided"
 
 
 def all_of(outcomes: Sequence[Outcome]) -> Outcome:

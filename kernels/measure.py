@@ -32,14 +32,14 @@ def milliseconds(
     start = time.perf_counter()
     wait(function(*arrays))
     queue = max(1, int(0.01 / (time.perf_counter() - start)))
-    found = []
+    times = []
     for _ in range(repeats):
         start = time.perf_counter()
         for _ in range(queue - 1):
             function(*arrays)
         wait(function(*arrays))
-        found.append(1e3 * (time.perf_counter() - start) / (queue * calls))
-    return found
+        times.append(1e3 * (time.perf_counter() - start) / (queue * calls))
+    return times
 
 
 def compile_all(functions: Iterable[jax.stages.Wrapped], arrays: Iterable[Iterable]) -> list[Any]:
@@ -57,14 +57,14 @@ def compile_all(functions: Iterable[jax.stages.Wrapped], arrays: Iterable[Iterab
             (pool.submit(contextvars.copy_context().run, compiled, *pair), pair)
             for pair in zip(functions, arrays, strict=True)
         ]
-    found = []
+    executables = []
     for future, pair in started:
         try:
             # Many compilers at once may lack memory that one alone has.
-            found.append(compiled(*pair) if future.exception() else future.result())
+            executables.append(compiled(*pair) if future.exception() else future.result())
         except jax.errors.JaxRuntimeError as error:
-            found.append(error)
-    return found
+            executables.append(error)
+    return executables
 
 
 def calls_in_a_program(shape: tuple[int, ...]) -> int:
@@ -132,11 +132,11 @@ def measure(op: str, shape: tuple[int, ...], dtype: str, gate, *, repeats: int =
     tiles = kernels.load(backend).candidates(*shape, dtype) if op == "gated_linear" else [None]
     for residuals in ("save", "recompute") if op == "gated_linear" else ("save",):
         plans = {"xla": None} | {tile: kernels.plan_for(backend, tile) for tile in tiles}
-        found = {name: passes(_operation(op, gate, residuals, plan), calls) for name, plan in plans.items()}
-        both = [(name, function) for name, parts in found.items() for function in parts.values()]
+        programs = {name: passes(_operation(op, gate, residuals, plan), calls) for name, plan in plans.items()}
+        both = [(name, function) for name, parts in programs.items() for function in parts.values()]
         compiled = compile_all([function for _, function in both], [arrays] * len(both))
         failed = {name for (name, _), one in zip(both, compiled, strict=True) if isinstance(one, Exception)}
-        tried = {name: _times(parts, arrays, repeats, calls) for name, parts in found.items() if name not in failed}
+        tried = {name: _times(parts, arrays, repeats, calls) for name, parts in programs.items() if name not in failed}
         xla = tried.pop("xla")
         if not tried:
             raise NotImplementedError(f"no tile of {tiles} compiles for {op} {shape} {dtype} on this device")

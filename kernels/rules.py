@@ -186,8 +186,8 @@ def _same_axes(*arrays):
     axes = [_varying(array) for array in arrays]
     every = frozenset().union(*axes)
     return [
-        jax.lax.pcast(array, tuple(every - own), to="varying") if every - own else array
-        for array, own in zip(arrays, axes, strict=True)
+        jax.lax.pcast(array, tuple(every - axis), to="varying") if every - axis else array
+        for array, axis in zip(arrays, axes, strict=True)
     ]
 
 

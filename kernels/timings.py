@@ -46,9 +46,9 @@ class Measurement:
 def lookup(kind: str, op: str, dtype: str, shape: tuple[int, ...], residuals: str, gate: str) -> Measurement | None:
     """The measurement for this shape's class, or None: sizes are of one class where log2 rounds to the same."""
     for path in (user_path(kind), _OURS / f"{slug(kind)}.json"):
-        found = _read(path).get((op, gate, dtype, _shape_class(shape), residuals))
-        if found:
-            return found
+        row = _read(path).get((op, gate, dtype, _shape_class(shape), residuals))
+        if row:
+            return row
     return None
 
 

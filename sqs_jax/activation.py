@@ -130,24 +130,24 @@ def _sqs(p, x, c, lam):
 
 @functools.partial(_sqs.defjvp, symbolic_zeros=True)
 def _sqs_jvp(p, primals, tangents):
-    wanted = [not isinstance(t, SymbolicZero) for t in tangents]
+    needed = [not isinstance(t, SymbolicZero) for t in tangents]
 
     # Under remat the linear map is rebuilt from x in the backward pass: what is kept is x in its own
     # dtype, not one float32 array of partial derivatives for each argument.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def tangent(primals, tangents):
-        partials = _partials(*_widen(*primals), p, wanted)
+        partials = _partials(*_widen(*primals), p, needed)
         total = sum(d * t.astype(d.dtype) for d, t in zip(partials, tangents, strict=True))
         return jnp.broadcast_to(total, primals[0].shape).astype(primals[0].dtype)
 
-    moving = [t for t, w in zip(tangents, wanted, strict=True) if w]
+    moving = [t for t, w in zip(tangents, needed, strict=True) if w]
     return _sqs(p, *primals), tangent(primals, moving)
 
 
-def _partials(x, c, lam, p, wanted):
+def _partials(x, c, lam, p, needed):
     """The wanted ones of ∂sqs/∂x, ∂sqs/∂c, ∂sqs/∂λ."""
     slopes = (_slope, _slope_in_c, _slope_in_lam)
-    return [slope(x, c, lam, p) for slope, want in zip(slopes, wanted, strict=True) if want]
+    return [slope(x, c, lam, p) for slope, want in zip(slopes, needed, strict=True) if want]
 
 
 def _value(x, c, lam, p):

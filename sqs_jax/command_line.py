@@ -47,18 +47,18 @@ def given(kinds: Sequence[Any], args: Sequence[str], *, prog: str) -> dict[str, 
     values, rest = parser.parse_known_args(args)
     words = [word for word in rest if not word.startswith("--")]
     unknown = [word for word in rest if word.startswith("--")]
-    found = vars(values)
+    options = vars(values)
     for name, annotation in positionals.items():
         count = len(words) if get_origin(plain_type(annotation)) is tuple else 1
         taken, words = words[:count], words[count:]
         if taken:
-            found[name] = _positional(name, taken, annotation, prog)
+            options[name] = _positional(name, taken, annotation, prog)
     if unknown or words:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         likely = difflib.get_close_matches((unknown or words)[0], flags, 1)
         hint = f"; did you mean {likely[0]}?" if likely else ""
         parser.error(f"unrecognized: {', '.join([*unknown, *words])}{hint}")
-    return found
+    return options
 
 
 def print_help(groups: Sequence[Any], *, prog: str, description: str) -> NoReturn:

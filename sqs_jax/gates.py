@@ -117,12 +117,12 @@ def get_gate(gate: str | Gate) -> Gate:
 
 def static_gate(gate: str | Gate) -> Gate:
     """As `get_gate`, hashable, so that it may be a static argument of jit: any callable is, in a partial of its own."""
-    found = get_gate(gate)
+    sigma = get_gate(gate)
     try:
-        hash(found)
+        hash(sigma)
     except TypeError:
-        return functools.partial(found)
-    return found
+        return functools.partial(sigma)
+    return sigma
 
 
 def nearest(name, known) -> str:

@@ -155,9 +155,9 @@ def _check(x, w, v, w_bias, v_bias):
 
 def _check_operands(**arrays):
     """Raises TypeError unless all are of one real floating-point dtype."""
-    (first, wanted), *_ = arrays.items()
+    (first, reference), *_ = arrays.items()
     for name, array in arrays.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(f"`{name}` has dtype {array.dtype}: a real floating-point dtype is needed")
-        if array.dtype != wanted.dtype:
-            raise TypeError(f"`{name}` has dtype {array.dtype}: that of `{first}`, {wanted.dtype}, is needed")
+        if array.dtype != reference.dtype:
+            raise TypeError(f"`{name}` has dtype {array.dtype}: that of `{first}`, {reference.dtype}, is needed")

@@ -50,10 +50,10 @@ def cut(text: str, most: int) -> str:
     return f"{text[:head]} … {text[len(text) - (most - 3 - head) :]}"
 
 
-def is_text(found: str) -> bool:
+def is_text(text: str) -> bool:
     """Whether a string is UTF-8 without a NUL, so that it may be a path, or stand in a file."""
     try:
-        return b"\0" not in found.encode()
+        return b"\0" not in text.encode()
     except UnicodeEncodeError:  # a lone surrogate: what Python makes of bytes that are no UTF-8
         return False
 

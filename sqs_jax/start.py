@@ -24,8 +24,8 @@ def _is_command() -> bool:
     arguments = sys.orig_argv
     name = arguments[arguments.index("-m") + 1] if "-m" in arguments[:-1] else ""
     if name in _COMMANDS:  # from the root of a clone; a user's own train.py is no package of ours
-        places = getattr(sys.modules.get(name), "__path__", [])
-        return any(Path(place).resolve() == (Path(__file__).parent / name).resolve() for place in places)
+        folders = getattr(sys.modules.get(name), "__path__", [])
+        return any(Path(folder).resolve() == (Path(__file__).parent / name).resolve() for folder in folders)
     return name.removeprefix("sqs_jax.") in _COMMANDS or Path(sys.argv[0]).name == "sqs"
 
 

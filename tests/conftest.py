@@ -58,8 +58,8 @@ def browser():
     """Headless Chromium."""
     from benchmarks.screenshot import chromium  # what it imports is not everywhere where kernels are compiled
 
-    found = chromium()
-    if found is None:
+    result = chromium()
+    if result is None:
         pytest.skip("Chromium and its ChromeDriver are not installed")
-    yield found
-    found.quit()
+    yield result
+    result.quit()

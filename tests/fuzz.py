@@ -53,24 +53,24 @@ class Target:
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
     """The content after one to four changes: cut, flipped, doubled, swapped, or with something hostile put in."""
-    found = bytearray(content)
+    result = bytearray(content)
     for _ in range(rng.randint(1, 4)):
-        at, end = sorted(rng.randint(0, len(found)) for _ in range(2))
+        at, end = sorted(rng.randint(0, len(result)) for _ in range(2))
         end = min(end, at + rng.choice((1, 4, 64, 10**9)))
         match rng.randrange(6):
             case 0:
-                del found[end:]
+                del result[end:]
             case 1:
-                del found[at:end]
-            case 2 if found:
-                found[min(at, len(found) - 1)] ^= 1 << rng.randrange(8)
+                del result[at:end]
+            case 2 if result:
+                result[min(at, len(result) - 1)] ^= 1 << rng.randrange(8)
             case 3:
-                found[at:at] = found[at:end][:10_000]
+                result[at:at] = result[at:end][:10_000]
             case 4:
-                found[at:end] = rng.choice(HOSTILE)
+                result[at:end] = rng.choice(HOSTILE)
             case _:
-                found[at:end] = rng.randbytes(min(end - at, 64))
-    return bytes(found)
+                result[at:end] = rng.randbytes(min(end - at, 64))
+    return bytes(result)
 
 
 def _quiet(*_):
@@ -102,7 +102,7 @@ def targets(folder: Path) -> dict[str, Target]:
     )
     cached = next((folder / "cache").glob("text/*/splits.json"), None)
     names = {"w": "w", "v": "v"}
-    found = {
+    result = {
         "config": Target(run, "config.json", _checked),
         "summary": Target(run, "summary.json", lambda path: read_record(path, Summary)),
         "run": Target(run, "summary.json", lambda path: load_run(path.parent)),
@@ -125,11 +125,11 @@ def targets(folder: Path) -> dict[str, Target]:
     for path in sorted(path for path in last.rglob("*") if path.is_file()):
         name = str(path.relative_to(run))
         kind = "/".join("*" if len(part) == 32 else part for part in path.relative_to(last).parts)
-        found.setdefault(f"checkpoint {kind}", Target(run, name, _restore))
+        result.setdefault(f"checkpoint {kind}", Target(run, name, _restore))
     if cached:
         for name in ("splits.json", "stories.npz", "tokens.bin"):
-            found[f"stream {name}"] = Target(cached.parent, name, lambda path: open_text(words, "x", path.parent))
-    return found
+            result[f"stream {name}"] = Target(cached.parent, name, lambda path: open_text(words, "x", path.parent))
+    return result
 
 
 def _load_text(path: Path, config: TextConfig) -> None:
@@ -181,12 +181,12 @@ def main() -> None:
     faults = 0
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SQS_CACHE_DIR"] = str(Path(folder) / "cache")
-        found = targets(Path(folder))
-        for name in options.names or found:
+        result = targets(Path(folder))
+        for name in options.names or result:
             end = time.monotonic() + options.seconds
             try:
                 tries = fuzz(
-                    found[name],
+                    result[name],
                     random.Random(f"{options.seed} {name}"),
                     lambda _, end=end: time.monotonic() > end,
                     Path("fuzz"),

@@ -266,7 +266,7 @@ def test_the_whole_range_of_parameters_is_exact(size, sign, c, lam, p):
     x = np.float32(sign) * x
     point = jnp.array([x, c, lam])
     value, (_, in_c, in_lam) = compiled_sqs(x, c=c, lam=lam, p=p), compiled_gradient(point, p)
-    found = (value, compiled_slope(x, c=c, lam=lam, p=p), in_c, in_lam)
+    result = (value, compiled_slope(x, c=c, lam=lam, p=p), in_c, in_lam)
     with mpmath.workdps(60):
         exact, r = exactly(x, c, lam, p), mpmath.mpf(abs(float(x)))
         finite = np.isfinite(x)
@@ -278,7 +278,7 @@ def test_the_whole_range_of_parameters_is_exact(size, sign, c, lam, p):
         slopes = 5e-6 * p * terms + tiny * p * max(1, float(c)) * max(1, float(lam), 1 / r if r else 1)
         shrunk = lost * r**p / decay if finite else 0
         limits = (lost + tiny, slopes, tiny, shrunk + tiny * max(1, float(c)))
-        for name, ours, truth, limit in zip(("value", "slope", "c", "lam"), found, exact, limits, strict=True):
+        for name, ours, truth, limit in zip(("value", "slope", "c", "lam"), result, exact, limits, strict=True):
             ours = float(ours)
             if truth is None or abs(truth) > mpmath.mpf("3.3e38"):
                 assert not np.isnan(ours), name

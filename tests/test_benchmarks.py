@@ -72,9 +72,9 @@ def test_sizes_below_one_are_refused_in_a_line(flags, capsys):
 
 def test_seconds_to_the_same_loss_are_to_what_every_network_reached():
     curves = {"fast": {"sqs-0": [0.3, 0.1], "sqs-1": [0.4, 0.2]}, "slow": {"sqs-0": [0.5, 0.3], "sqs-1": [0.5, 0.25]}}
-    found = {name: {"seconds": 8.0, "peak_mb": 1.0, "curves": curve} for name, curve in curves.items()}
+    result = {name: {"seconds": 8.0, "peak_mb": 1.0, "curves": curve} for name, curve in curves.items()}
     options = peers.Options(gates=("sqs",), seeds=2, data="digits", epochs=2)
-    rows = peers._figures(options, found, {"fast": 6.0, "slow": 2.0})
+    rows = peers._figures(options, result, {"fast": 6.0, "slow": 2.0})
     # A loss of 0.3, after 1 epoch and after 2: 3 s for the first, most of it for the start, and 1 s for the other.
     assert rows["fast"]["seconds_to_the_same_loss"] == 3.5
     assert rows["slow"]["seconds_to_the_same_loss"] == 4
@@ -83,12 +83,12 @@ def test_seconds_to_the_same_loss_are_to_what_every_network_reached():
 
 def test_one_command_stands_for_a_gate_in_short(tmp_path):
     curves = {peers.COMMANDS: ["sqs-0", "relu-0"], peers.SWEEP: ["sqs-0", "sqs-1", "relu-0", "relu-1"]}
-    found = {
+    result = {
         name: {"seconds": 8.0, "peak_mb": 1.0, "curves": {key: [0.3, 0.1] for key in keys}}
         for name, keys in curves.items()
     }
     options = peers.Options(gates=("sqs", "relu"), seeds=2, data="digits", epochs=2, short=True, out=tmp_path)
-    rows = peers._figures(options, found, {})
+    rows = peers._figures(options, result, {})
     assert [row["networks"] for row in rows.values()] == [2, 4]
     assert [row["seconds_a_network"] for row in rows.values()] == [4, 2]
     peers.write(options, rows, {})

@@ -18,11 +18,11 @@ METHODS = ("identity", "bussgang", "output", "joint", "gaussian")
 @pytest.mark.parametrize("method", METHODS)
 def test_bilinear_networks_are_read_exactly(method, embed):
     weights = network(embed=embed)
-    found = calibrate(weights, samples(weights), "bilinear", method=method)
-    np.testing.assert_allclose(found.gain, 1, atol=2e-3)
-    np.testing.assert_allclose(found.r2, 1, atol=1e-5)
+    result = calibrate(weights, samples(weights), "bilinear", method=method)
+    np.testing.assert_allclose(result.gain, 1, atol=2e-3)
+    np.testing.assert_allclose(result.r2, 1, atol=1e-5)
     labels = np.zeros(500, int)
-    exact = fidelity(weights, samples(weights, 500, seed=2), "bilinear", calibration=found, labels=labels)
+    exact = fidelity(weights, samples(weights, 500, seed=2), "bilinear", calibration=result, labels=labels)
     np.testing.assert_allclose(exact.r2, 1, atol=1e-5)
     assert exact.kl < 1e-4
     assert exact.agreement == 1
@@ -54,11 +54,11 @@ def test_joint_is_the_best_on_its_calibration_set_and_r2_is_what_it_says(gate):
     total = np.sum((y - y.mean(0)) ** 2, axis=0)
     left = {}
     for method in METHODS[:4]:
-        found = calibrate(weights, x, gate, method=method)
+        result = calibrate(weights, x, gate, method=method)
         z = x.astype(np.float64)
-        form = np.einsum("ni,oij,nj->no", z, interaction_matrices(calibrated(weights, found)), z)
-        residual = y - form - np.asarray(found.offset)
-        np.testing.assert_allclose(found.r2, 1 - np.sum((residual - residual.mean(0)) ** 2, axis=0) / total, atol=1e-4)
+        form = np.einsum("ni,oij,nj->no", z, interaction_matrices(calibrated(weights, result)), z)
+        residual = y - form - np.asarray(result.offset)
+        np.testing.assert_allclose(result.r2, 1 - np.sum((residual - residual.mean(0)) ** 2, axis=0) / total, atol=1e-4)
         left[method] = np.sum(residual**2)
     assert left["joint"] <= min(left.values()) * (1 + 1e-5)
     assert left["joint"] < 0.98 * left["identity"]
@@ -88,10 +88,10 @@ def test_the_gain_of_sqs_near_0_counts_the_jump():
     density = lambda u: np.exp(-((u / s) ** 2) / 2) / (s * np.sqrt(2 * np.pi))  # noqa: E731
     value = lambda u: (u - 0.01) / (1 + 0.5 * u)  # noqa: E731
     expected = 2 * quad(lambda u: u * value(u) * density(u), 0, 2)[0] / s**2
-    found = gaussian_gains(gate, np.array([s**2]), np.array([0.0]))[0]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    result = gaussian_gains(gate, np.array([s**2]), np.array([0.0]))[0]
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
     slope = 2 * quad(lambda u: density(u) * 1.005 / (1 + 0.5 * u) ** 2, 0, 2)[0]
-    assert abs(found[0] - slope) > 0.05
+    assert abs(result[0] - slope) > 0.05
 
 
 @pytest.mark.parametrize("method", ["output", "joint", "gaussian"])
@@ -100,10 +100,10 @@ def test_batches_give_what_the_whole_gives(method):
     x = samples(weights)
     whole = calibrate(weights, x, "sqs", method=method)
     for parts in ([x[:7], x[7:2000], x[2000:]], iter([x[:1500], x[1500:]])):
-        found = calibrate(weights, parts, "sqs", method=method)
-        assert found.samples == 3000
-        np.testing.assert_allclose(found.gain, whole.gain, rtol=2e-4, atol=2e-4)
-        np.testing.assert_allclose(found.r2, whole.r2, atol=1e-4)
+        result = calibrate(weights, parts, "sqs", method=method)
+        assert result.samples == 3000
+        np.testing.assert_allclose(result.gain, whole.gain, rtol=2e-4, atol=2e-4)
+        np.testing.assert_allclose(result.r2, whole.r2, atol=1e-4)
 
 
 @pytest.mark.parametrize("embed", [0, 9])
@@ -149,11 +149,11 @@ def test_bad_calibration_sets_are_named(x, arguments, message):
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_bilinear_gains_are_1_whatever_the_dtype(dtype):
     weights = jax.tree.map(lambda array: array.astype(dtype), network(biases=True))
-    found = calibrate(weights, samples(weights, 2000), "bilinear")
-    assert found.gain.dtype == jnp.float32
-    np.testing.assert_allclose(found.gain, 1, rtol=1e-6)
-    np.testing.assert_allclose(found.r2, 1, atol=1e-6)
-    half = fidelity(weights, samples(weights, 500, seed=2), "bilinear", calibration=found)
+    result = calibrate(weights, samples(weights, 2000), "bilinear")
+    assert result.gain.dtype == jnp.float32
+    np.testing.assert_allclose(result.gain, 1, rtol=1e-6)
+    np.testing.assert_allclose(result.r2, 1, atol=1e-6)
+    half = fidelity(weights, samples(weights, 500, seed=2), "bilinear", calibration=result)
     np.testing.assert_allclose(half.r2, 1, atol=1e-5)
 
 
@@ -161,9 +161,9 @@ def test_bilinear_gains_are_1_whatever_the_dtype(dtype):
 def test_inputs_far_from_0_are_read_as_well(mean):
     weights = network(d=20, h=16)
     x = samples(weights, 4500) + mean
-    found = calibrate(weights, x, "bilinear")
-    np.testing.assert_allclose(found.gain, 1, rtol=1e-6)
-    np.testing.assert_allclose(found.r2, 1, atol=1e-6)
+    result = calibrate(weights, x, "bilinear")
+    np.testing.assert_allclose(result.gain, 1, rtol=1e-6)
+    np.testing.assert_allclose(result.r2, 1, atol=1e-6)
 
 
 @pytest.mark.parametrize("mean", [0, 100])
@@ -180,8 +180,8 @@ def test_joint_gains_are_those_of_numpy_in_float64(mean):
     weight = np.sqrt(ridge * np.mean(np.sum(columns**2, axis=0)))
     columns_ridge = np.concatenate([columns, weight * np.eye(10)])
     expected = np.linalg.lstsq(columns_ridge, np.concatenate([target, weight * start]), rcond=None)[0]
-    found = calibrate(weights, x.astype(np.float32), "sqs", ridge=ridge)
-    np.testing.assert_allclose(found.gain, expected, rtol=1e-4, atol=1e-6)
+    result = calibrate(weights, x.astype(np.float32), "sqs", ridge=ridge)
+    np.testing.assert_allclose(result.gain, expected, rtol=1e-4, atol=1e-6)
     assert np.max(np.abs(expected - start)) > 0.01
 
 
@@ -211,7 +211,7 @@ def test_numbers_too_large_are_told():
 
 def test_gains_are_host_code_and_say_so():
     weights, x = network(), samples(network(), 50)
-    found = calibrate(weights, x, "sqs")
+    result = calibrate(weights, x, "sqs")
     with pytest.raises(TypeError, match="`x` is traced: `calibrate` runs on the host"):
         jax.jit(lambda x: calibrate(weights, x, "sqs").gain)(x)
     with pytest.raises(TypeError, match="`weights` is traced"):
@@ -219,7 +219,7 @@ def test_gains_are_host_code_and_say_so():
     with pytest.raises(TypeError, match=r"^`calibrate` runs on the host"):
         jax.jit(lambda scale: scale * calibrate(weights, x, "sqs").gain)(2.0)
     with pytest.raises(TypeError, match="`x` is traced: `fidelity` runs on the host"):
-        jax.jit(lambda x: fidelity(weights, x, "sqs", calibration=found).r2)(x)
+        jax.jit(lambda x: fidelity(weights, x, "sqs", calibration=result).r2)(x)
 
 
 def test_a_calibration_goes_through_jit_and_any_callable_is_a_gate():
@@ -230,10 +230,10 @@ def test_a_calibration_goes_through_jit_and_any_callable_is_a_gate():
             return jnp.tanh(u)
 
     weights, x = network(), samples(network(), 200)
-    found, expected = calibrate(weights, x, Unhashable()), calibrate(weights, x, jnp.tanh)
-    np.testing.assert_array_equal(found.gain, expected.gain)
-    through = jax.jit(lambda found: found)(found)
+    result, expected = calibrate(weights, x, Unhashable()), calibrate(weights, x, jnp.tanh)
+    np.testing.assert_array_equal(result.gain, expected.gain)
+    through = jax.jit(lambda result: result)(result)
     assert (through.method, through.samples) == ("joint", 200)
-    np.testing.assert_array_equal(through.r2, found.r2)
-    read = jax.jit(calibrated)(weights, found)
-    np.testing.assert_allclose(read.w, weights.w * found.gain[None], rtol=1e-6)
+    np.testing.assert_array_equal(through.r2, result.r2)
+    read = jax.jit(calibrated)(weights, result)
+    np.testing.assert_allclose(read.w, weights.w * result.gain[None], rtol=1e-6)

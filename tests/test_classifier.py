@@ -93,8 +93,8 @@ def test_the_first_step_is_golden():
     state, losses = make_epoch(SMALL, model, optimizer, data_mesh())(state, images, labels, jnp.arange(16))
     np.testing.assert_allclose(losses, [loss], rtol=1e-5)
     flat = [state.params["embed"], *(state.params["layers"][0][k] for k in "wv"), state.params["head"]]
-    for found, expected in zip(flat, moved, strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+    for result, expected in zip(flat, moved, strict=True):
+        np.testing.assert_allclose(result, expected, atol=1e-5)
     assert int(state.step) == 1
     # Drawn from seed 0 alone: a change of the initial weights or of the order of random numbers shows here.
     np.testing.assert_allclose(losses, [GOLDEN_LOSS], rtol=1e-5)
@@ -130,10 +130,10 @@ def test_evaluation_matches_numpy_whatever_the_padding():
     log_sum = np.log(np.exp(logits).sum(1))
     evaluate = make_evaluation(model, data_mesh())
     for indices in (np.arange(5000), np.arange(7), np.arange(100, 2149)):
-        found = evaluate(state.params, images, labels, jnp.asarray(indices))
+        result = evaluate(state.params, images, labels, jnp.asarray(indices))
         chosen = np.asarray(labels)[indices]
-        np.testing.assert_allclose(found.loss, (log_sum[indices] - logits[indices, chosen]).mean(), rtol=1e-5)
-        np.testing.assert_allclose(found.accuracy, (logits[indices].argmax(1) == chosen).mean(), rtol=1e-6)
+        np.testing.assert_allclose(result.loss, (log_sum[indices] - logits[indices, chosen]).mean(), rtol=1e-5)
+        np.testing.assert_allclose(result.accuracy, (logits[indices].argmax(1) == chosen).mean(), rtol=1e-6)
 
 
 def test_same_seed_same_numbers_other_seed_others():
@@ -162,8 +162,8 @@ def test_weight_decay_spares_biases_and_learnt_parameters():
 
 def test_schedule_warms_up_then_follows_a_cosine_to_zero():
     rate = learning_rate(dataclasses.replace(SMALL, lr=2.0, warmup=10), 110)
-    found = [float(rate(step)) for step in (0, 5, 10, 35, 60, 110)]
-    np.testing.assert_allclose(found, [0, 1, 2, 1 + np.cos(np.pi / 4), 1, 0], atol=1e-6)
+    result = [float(rate(step)) for step in (0, 5, 10, 35, 60, 110)]
+    np.testing.assert_allclose(result, [0, 1, 2, 1 + np.cos(np.pi / 4), 1, 0], atol=1e-6)
     with pytest.raises(InputError, match="`warmup` is 110"):
         learning_rate(dataclasses.replace(SMALL, warmup=110), 110)
 

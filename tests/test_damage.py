@@ -267,9 +267,9 @@ def test_other_settings_of_jax_are_recorded_and_said(unfinished, finished, capsy
     flags = read_record(finished / "summary.json", dict)["flags"]
     assert flags["enable_x64"] is False
     record = unfinished / "checkpoints" / "2" / "progress" / "metadata"
-    found = json.loads(record.read_text())
-    found["flags"]["enable_x64"] = True
-    record.write_text(json.dumps(found))
+    result = json.loads(record.read_text())
+    result["flags"]["enable_x64"] = True
+    record.write_text(json.dumps(result))
     train(CONFIG, unfinished, resume=True, report=quiet)
     assert "jax_enable_x64 was True and is False now: the run goes on to other numbers" in capsys.readouterr().out
 

@@ -91,10 +91,10 @@ def test_a_truncated_file_is_named_with_both_checksums(generated, tmp_path):
     path = tmp_path / "data" / "generated" / "train-images-idx3-ubyte.gz"
     expected = hashlib.sha256(path.read_bytes()).hexdigest()
     path.write_bytes(path.read_bytes()[:-7])
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    result = hashlib.sha256(path.read_bytes()).hexdigest()
     with pytest.raises(InputError) as error:
         data.load("generated", tmp_path / "data")
-    for part in (str(path), expected, found):
+    for part in (str(path), expected, result):
         assert part in str(error.value)
     assert not list((tmp_path / "cache").glob("arrays/generated/1*[0-9]"))
 
@@ -251,8 +251,8 @@ def test_a_set_of_one_name_is_another_in_another_folder_and_version(tmp_path, mo
     for _ in range(2):
         pinned = data.load("tfds:planted_others:1.0.0", tmp_path / "a")
         for folder, arrays in (("a", first), ("b", second)):
-            found = data.load("tfds:planted_others", tmp_path / folder)
-            np.testing.assert_array_equal(found.train_images, arrays["train"])
+            result = data.load("tfds:planted_others", tmp_path / folder)
+            np.testing.assert_array_equal(result.train_images, arrays["train"])
         np.testing.assert_array_equal(pinned.train_images, first["train"])
     newer = planted_set(tmp_path / "a", seed=3, version="1.1.0")
     np.testing.assert_array_equal(data.load("tfds:planted_others", tmp_path / "a").train_images, newer["train"])

@@ -28,10 +28,10 @@ def test_where_w_and_v_share_a_column(float64):
     rng = np.random.default_rng(0)
     w, v = rng.normal(size=(8, 3)), rng.normal(size=(8, 3))
     v[:, 0] = w[:, 0]
-    found = jax.grad(lambda w: spectrum(GLUWeights(w, jnp.asarray(v), jnp.ones((3, 1)))).values[0, 0])(jnp.asarray(w))
+    result = jax.grad(lambda w: spectrum(GLUWeights(w, jnp.asarray(v), jnp.ones((3, 1)))).values[0, 0])(jnp.asarray(w))
     pairs = spectrum(GLUWeights(jnp.asarray(w), jnp.asarray(v), jnp.ones((3, 1))))
     q = np.asarray(pairs.vectors[0, 0])
-    np.testing.assert_allclose(found, q[:, None] * (q @ v)[None], atol=1e-10)  # dλ/dw_h = q (q·v_h) P_h
+    np.testing.assert_allclose(result, q[:, None] * (q @ v)[None], atol=1e-10)  # dλ/dw_h = q (q·v_h) P_h
 
 
 @pytest.mark.parametrize(
@@ -53,17 +53,17 @@ def test_forward_and_reverse_match_finite_differences(shape, options, float64):
     tangents = jax.tree.map(lambda array: jnp.asarray(rng.normal(size=array.shape)), primals)
 
     def pairs(weights, gain):
-        found = spectrum(weights, gain=gain, **options)
-        return found.values, found.vectors
+        result = spectrum(weights, gain=gain, **options)
+        return result.values, result.vectors
 
     step = 1e-6
     plus, minus = (pairs(*jax.tree.map(lambda a, t, s=s: a + s * t, primals, tangents)) for s in (step, -step))
-    _, found = jax.jvp(pairs, primals, tangents)
-    for exact, high, low in zip(found, plus, minus, strict=True):
+    _, result = jax.jvp(pairs, primals, tangents)
+    for exact, high, low in zip(result, plus, minus, strict=True):
         np.testing.assert_allclose(exact, (high - low) / (2 * step), rtol=1e-4, atol=1e-6)
-    cotangent = tuple(jnp.asarray(rng.normal(size=array.shape)) for array in found)
+    cotangent = tuple(jnp.asarray(rng.normal(size=array.shape)) for array in result)
     pulled = jax.vjp(pairs, *primals)[1](cotangent)
-    left = sum(float(jnp.sum(a * b)) for a, b in zip(found, cotangent, strict=True))
+    left = sum(float(jnp.sum(a * b)) for a, b in zip(result, cotangent, strict=True))
     right = sum(float(jnp.sum(a * b)) for a, b in zip(*map(jax.tree.leaves, (pulled, tangents)), strict=True))
     np.testing.assert_allclose(left, right, rtol=1e-9)
 
@@ -83,8 +83,8 @@ def test_second_derivatives_and_batches(float64):
 def test_a_dead_hidden_unit_has_finite_derivatives(float64):
     weights = layer(12, 4, 2, embed=30)
     weights = weights._replace(w=weights.w.at[:, 1].set(0), v=weights.v.at[:, 1].set(0))
-    found = jax.grad(lambda weights: spectrum(weights, count=3).values.sum())(weights)
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
+    result = jax.grad(lambda weights: spectrum(weights, count=3).values.sum())(weights)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(result))
 
 
 def test_an_eigenvector_has_no_derivative_where_eigenvalues_coincide(float64):

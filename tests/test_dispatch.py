@@ -122,7 +122,7 @@ def test_a_new_measurement_replaces_the_old_one_and_keeps_the_others():
     content = json.loads(path.read_text())
     assert content["device"] == "a device"
     assert [row["xla_ms"]["forward"] for row in content["entries"]] == [2.0, 1.0]
-    assert [found.name for found in path.parent.iterdir()] == ["a-device.json"]
+    assert [result.name for result in path.parent.iterdir()] == ["a-device.json"]
 
 
 def test_a_broken_table_is_named():
@@ -150,9 +150,9 @@ def test_tuning_measures_prints_and_is_used(capsys):
     for row in rows:
         assert set(row["xla_ms"]) == set(row["pallas_ms"]) == {"forward", "training"}
         assert all(time > 0 for part in ("xla_ms", "pallas_ms") for time in row[part].values())
-    found = timings.lookup("interpreted triton", "gated_linear", "float32", (32, 16, 64), "save", "sqs")
-    assert found is not None
-    assert found.xla_ms == rows[0]["xla_ms"]
+    result = timings.lookup("interpreted triton", "gated_linear", "float32", (32, 16, 64), "save", "sqs")
+    assert result is not None
+    assert result.xla_ms == rows[0]["xla_ms"]
 
 
 @pytest.mark.parametrize(

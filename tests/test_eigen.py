@@ -47,8 +47,8 @@ def test_planted_eigenvectors_are_found():
     np.testing.assert_allclose(pairs.values[:, :4], np.take_along_axis(values, order, axis=1), atol=1e-5)
     np.testing.assert_allclose(pairs.values[:, 4:], 0, atol=1e-5)
     for output in range(2):
-        found, planted = pairs.vectors[output, :4], vectors[output, order[output]]
-        np.testing.assert_allclose(np.abs(np.sum(found * planted, axis=1)), 1, atol=1e-5)
+        result, planted = pairs.vectors[output, :4], vectors[output, order[output]]
+        np.testing.assert_allclose(np.abs(np.sum(result * planted, axis=1)), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -97,10 +97,10 @@ def test_order_and_sign():
 
 def test_extremes_are_the_most_positive_and_the_most_negative():
     values, vectors = jnp.array([[5.0, -4.0, 3.0, 2.0, 1.0], [5.0, 4.0, 3.0, 0.0, -1.0]]), jnp.eye(5)
-    found = extremes(eigenpairs(jnp.stack([vectors.T @ jnp.diag(row) @ vectors for row in values])), 2)
-    np.testing.assert_allclose(found.values, [[5, 3, -4, np.nan], [5, 4, -1, np.nan]], atol=1e-6)
-    np.testing.assert_allclose(found.vectors[0, 2], vectors[1], atol=1e-6)
-    assert np.all(found.vectors[0, 3] == 0)
+    result = extremes(eigenpairs(jnp.stack([vectors.T @ jnp.diag(row) @ vectors for row in values])), 2)
+    np.testing.assert_allclose(result.values, [[5, 3, -4, np.nan], [5, 4, -1, np.nan]], atol=1e-6)
+    np.testing.assert_allclose(result.vectors[0, 2], vectors[1], atol=1e-6)
+    assert np.all(result.vectors[0, 3] == 0)
     narrow = extremes(eigenpairs(jnp.array([[[2.0]]])), 3)
     np.testing.assert_array_equal(narrow.values, [[2.0] + [np.nan] * 5])
     assert narrow.vectors.shape == (1, 6, 1)

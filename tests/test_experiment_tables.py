@@ -50,8 +50,8 @@ def test_a_quick_run_writes_a_page_with_its_verdicts_and_pictures(page, quick):
     verdicts, pictures = PAGES[page]
     text = (quick / "quick" / f"{page}.md").read_text()
     # Each twice: in the summary and in its section.
-    found = sum(text.count(f"**{outcome}**") for outcome in ("shown", "refuted", "not decided"))
-    assert found == 2 * verdicts
+    result = sum(text.count(f"**{outcome}**") for outcome in ("shown", "refuted", "not decided"))
+    assert result == 2 * verdicts
     assert f"Of the {verdicts} criteria of this page" in " ".join(text.split())
     for name in pictures:
         assert (quick / "quick" / "pictures" / f"{name}.png").stat().st_size > 5000
@@ -189,10 +189,10 @@ def test_networks_beside_which_nothing_was_learnt_have_no_similarity():
 
 def test_gates_are_compared_at_one_noise():
     tables = Recording()
-    found = gather._gates_beside(tables, "mnist", 0.5)
-    assert set(found) == set(GATES) - {"bilinear"}
+    result = gather._gates_beside(tables, "mnist", 0.5)
+    assert set(result) == set(GATES) - {"bilinear"}
     own = USUAL | {"noise_std": 0.5}
-    assert tables.asked == [("mnist", {"gate": gate} | own, "mnist", own) for gate in found]
+    assert tables.asked == [("mnist", {"gate": gate} | own, "mnist", own) for gate in result]
 
 
 def test_cells_are_those_of_both_sweeps_by_their_values():

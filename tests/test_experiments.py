@@ -15,8 +15,8 @@ from sqs_jax.train.sweep.grid import members
 
 def test_an_interval_covers_the_mean_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    found = [interval(rng.normal(3, 2, 5)) for _ in range(2000)]
-    share = np.mean([low <= 3 <= high for _, low, high in found])
+    result = [interval(rng.normal(3, 2, 5)) for _ in range(2000)]
+    share = np.mean([low <= 3 <= high for _, low, high in result])
     assert abs(share - 0.95) < 5 * math.sqrt(0.95 * 0.05 / 2000)
 
 
@@ -42,8 +42,8 @@ def test_few_values_have_no_interval_and_decide_nothing():
         (Interval(1.2, 1.1, 1.3), ("shown", "refuted", "shown")),
     ],
 )
-def test_verdicts(found, outcomes):
-    assert (above(found, 0.5), below(found, 0.5), within(found, 0.9, 1.5)) == outcomes
+def test_verdicts(result, outcomes):
+    assert (above(result, 0.5), below(result, 0.5), within(result, 0.9, 1.5)) == outcomes
 
 
 def test_a_claim_of_parts():
@@ -61,8 +61,8 @@ def test_that_figures_differ_is_never_refuted():
 
 def test_an_interval_of_a_share_covers_it_at_least_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    found = [share(int(count), 12) for count in rng.binomial(12, 0.4, 2000)]
-    assert np.mean([low <= 0.4 <= high for _, low, high in found]) > 0.95
+    result = [share(int(count), 12) for count in rng.binomial(12, 0.4, 2000)]
+    assert np.mean([low <= 0.4 <= high for _, low, high in result]) > 0.95
     assert share(0, 12).low == 0
     np.testing.assert_allclose(share(0, 12).high, 1 - 0.025 ** (1 / 12))  # no case of 12
     assert math.isnan(share(0, 0).mean)
@@ -77,8 +77,8 @@ def test_a_figure_of_pairs_has_an_interval_over_these_pairs():
 
 
 def test_differences_are_of_the_same_seeds():
-    found = difference({0: 1.0, 1: 2.0, 2: 3.0}, {1: 1.5, 2: 2.5, 3: 9.0})
-    assert found == Interval(0.5, 0.5, 0.5)
+    result = difference({0: 1.0, 1: 2.0, 2: 3.0}, {1: 1.5, 2: 2.5, 3: 9.0})
+    assert result == Interval(0.5, 0.5, 0.5)
 
 
 def row(gate, seed, noise=1.0, epoch=2, validation=0.5, loss=0.4, accuracy=0.9, **more):
@@ -110,18 +110,18 @@ def outcomes(section, place):
 
 
 def test_claims_of_accuracy_on_planted_tables():
-    found = paper.accuracy("mnist", planted(ACCURACY, EARLY, LOSSES), {"bilinear": 0.978, "sqs": 0.979}, 1)
-    assert outcomes(found, "noise 0.5") == {
+    result = paper.accuracy("mnist", planted(ACCURACY, EARLY, LOSSES), {"bilinear": 0.978, "sqs": 0.979}, 1)
+    assert outcomes(result, "noise 0.5") == {
         "Claim 1: bilinear reaches 0.978 on mnist, noise 0.5": "refuted",
         "Claim 1: sqs reaches 0.979 on mnist, noise 0.5": "shown",
         "Claim 1: sqs above bilinear on mnist, noise 0.5": "shown",
     }
-    assert "| 1.0 | sqs | 0.9790 [0.9778, 0.9802] | 0.9785, 0.9790, 0.9795 | 0.979 |" in found.tables[0]
+    assert "| 1.0 | sqs | 0.9790 [0.9778, 0.9802] | 0.9785, 0.9790, 0.9795 | 0.979 |" in result.tables[0]
 
 
 def test_claims_of_loss_on_planted_tables():
-    found = outcomes(paper.loss({"mnist": planted(ACCURACY, EARLY, LOSSES)}), "noise 1.0")
-    assert found == {
+    result = outcomes(paper.loss({"mnist": planted(ACCURACY, EARLY, LOSSES)}), "noise 1.0")
+    assert result == {
         "Claim 3: sqs has the lower loss after one epoch than relu, mnist, noise 1.0": "refuted",
         "Claim 3: sqs ends with a lower test loss than relu, mnist, noise 1.0": "shown",
         "Claim 3: sqs has the lower loss after one epoch than bilinear, mnist, noise 1.0": "shown",
@@ -140,9 +140,9 @@ def comparison(*means):
     ("means", "outcome"), [((0.9, 0.8, 0.6), "shown"), ((0.9, 0.3, 0.6), "refuted"), ((0.9, 0.8, 0.52), "not decided")]
 )
 def test_similarity_counts_every_rank(means, outcome):
-    found = paper.similarity({"sqs": comparison(*means), "gelu": None}, "mnist")
-    assert [verdict.outcome for verdict in found.verdicts] == [outcome]
-    assert found.verdicts[0].found.mean == min(means)
+    result = paper.similarity({"sqs": comparison(*means), "gelu": None}, "mnist")
+    assert [verdict.outcome for verdict in result.verdicts] == [outcome]
+    assert result.verdicts[0].found.mean == min(means)
 
 
 def test_the_rank_that_decides_similarity_is_listed():
@@ -162,14 +162,14 @@ def test_failures_on_planted_tables():
     rows = [row("sqs", seed, lam=lam, c=0.01) for seed in range(3) for lam in (0.0, 0.5, 2.0, 5.0)]
     for own in rows[:8:4]:  # 2 of the 3 of λ = 0
         own |= {"test_loss": None, "diverged_at": 7}
-    readings = {str(i): found | {"r2_joint": 0.9, "template": 0.5, "variation": 0.4} for i, found in enumerate(rows)}
+    readings = {str(i): result | {"r2_joint": 0.9, "template": 0.5, "variation": 0.4} for i, result in enumerate(rows)}
     beside = {(0.5, 0.01): comparison(0.9, 0.9, 0.9), (2.0, 0.01): comparison(0.9, 0.9, 0.8), (5.0, 0.01): None}
     small = [row("sqs", seed, lam=lam) for seed in range(8) for lam in (0.0, 0.01)]
-    found = paper.failures(rows, readings, beside, small, SECONDS, "a machine")
-    assert [verdict.outcome for verdict in found.verdicts] == ["refuted", "refuted", "not decided", "shown"]
-    assert "measured on: a machine." in found.text
-    assert found.tables[0].splitlines()[2].startswith("| 0.0 | 0.01 | 2 | 0.9000 | 0.900")
-    assert found.tables[0].splitlines()[-1].endswith("| – | – |")
+    result = paper.failures(rows, readings, beside, small, SECONDS, "a machine")
+    assert [verdict.outcome for verdict in result.verdicts] == ["refuted", "refuted", "not decided", "shown"]
+    assert "measured on: a machine." in result.text
+    assert result.tables[0].splitlines()[2].startswith("| 0.0 | 0.01 | 2 | 0.9000 | 0.900")
+    assert result.tables[0].splitlines()[-1].endswith("| – | – |")
     assert diverged(rows, lam=0.0) == 2
     assert column(final(rows, lam=0.0), "test_loss") == {2: 0.4}
 
@@ -179,8 +179,8 @@ def test_divergence_is_counted_by_seeds_whose_networks_are_not_independent(seeds
     small = [row("sqs", seed, lam=lam) for seed in range(8) for lam in (0.0, 0.01)]
     for own in small[: 2 * seeds : 2]:  # of λ = 0 alone
         own |= {"test_loss": None, "diverged_at": 7}
-    found = paper.failures([], {}, {}, small, SECONDS, "a machine").verdicts[0]
-    assert (found.found.mean, found.outcome) == (seeds / 8, outcome)
+    result = paper.failures([], {}, {}, small, SECONDS, "a machine").verdicts[0]
+    assert (result.found.mean, result.outcome) == (seeds / 8, outcome)
 
 
 def test_sections_of_networks_that_all_diverged_decide_nothing():
@@ -260,8 +260,8 @@ def three(accuracy, **values):
 
 
 def test_readability_of_gates_on_planted_readings():
-    found = {gate: three(0.97) for gate in GATES} | {"relu": three(0.97, r2=0.9), "silu": three(0.97, identity=0.9)}
-    section = beyond.calibration(found, {}, "mnist", 0.5)
+    result = {gate: three(0.97) for gate in GATES} | {"relu": three(0.97, r2=0.9), "silu": three(0.97, identity=0.9)}
+    section = beyond.calibration(result, {}, "mnist", 0.5)
     assert (section.name, section.verdicts[0].claim[-16:]) == ("calibration_mnist_0.5", "mnist, noise 0.5")
     outcomes = [verdict.outcome for verdict in section.verdicts]
     assert outcomes == ["shown"] * 5 + ["refuted", "refuted", "shown", "shown"]
@@ -274,11 +274,11 @@ def test_along_an_axis_the_ends_are_compared_seed_by_seed():
         beyond.Point(0.1, three(0.98, r2=0.999) | {9: reading(9, 0.1)}, beside),
         beyond.Point(5.0, three(0.97, r2=0.999), None),
     ]
-    found = beyond.along("lam", "Along λ", "λ", {"sqs": points})
-    assert [verdict.outcome for verdict in found.verdicts] == ["shown", "not decided", "not decided"]
-    np.testing.assert_allclose(found.verdicts[0].found, -0.01)
-    assert "0.9000 [0.8500, 0.9500] | 0.8000 [0.7000, 0.8500] |" in found.tables[0]
-    assert found.tables[0].splitlines()[-1].endswith("| – | – |")
+    result = beyond.along("lam", "Along λ", "λ", {"sqs": points})
+    assert [verdict.outcome for verdict in result.verdicts] == ["shown", "not decided", "not decided"]
+    np.testing.assert_allclose(result.verdicts[0].found, -0.01)
+    assert "0.9000 [0.8500, 0.9500] | 0.8000 [0.7000, 0.8500] |" in result.tables[0]
+    assert result.tables[0].splitlines()[-1].endswith("| – | – |")
 
 
 def test_a_default_is_recommended_where_it_is_shown_to_be_better():
@@ -289,14 +289,14 @@ def test_a_default_is_recommended_where_it_is_shown_to_be_better():
         (0.1, 0.1, 1.0): three(0.969, r2=0.995, identity=0.9),
         (2.0, 0.01, 2.0): {seed: reading(seed, 0.971 + (seed - 1) / 100, r2=0.5) for seed in range(3)},
     }
-    found = beyond.defaults(cells, {"gelu": three(0.98)})
+    result = beyond.defaults(cells, {"gelu": three(0.98)})
     outcomes = ["not decided", "shown", "shown", "shown", "refuted"]
-    assert [verdict.outcome for verdict in found.verdicts] == outcomes
-    rows = [line.split(" | ") for line in found.tables[0].splitlines()[2:]]
+    assert [verdict.outcome for verdict in result.verdicts] == outcomes
+    rows = [line.split(" | ") for line in result.tables[0].splitlines()[2:]]
     usual, small, shifted, steep = "λ 0.5, c 0.01", "λ 0.1, c 0.01", "λ 0.1, c 0.1", "λ 2, c 0.01, p 2"
     assert [row[2] for row in rows] == [usual, shifted, small, shifted, usual]
     assert [row[3] for row in rows] == [steep, shifted, small, shifted, shifted]  # small is less accurate
-    fronts = {line.split(" | ")[0]: line.split(" | ")[-1] for line in found.tables[1].splitlines()}
+    fronts = {line.split(" | ")[0]: line.split(" | ")[-1] for line in result.tables[1].splitlines()}
     assert "R², joint gains" in fronts["| gelu"]
     assert fronts["| λ 1, c 0.01"] == " |"
     alone = beyond.defaults({cell: cells[cell] for cell in (beyond.DEFAULT, (1.0, 0.01, 1.0))}, {})
@@ -306,22 +306,22 @@ def test_a_default_is_recommended_where_it_is_shown_to_be_better():
 
 def test_a_score_is_of_networks_that_have_every_part():
     cells = {beyond.DEFAULT: three(0.97), (0.1, 0.01, 1.0): three(0.98) | {1: reading(1, 0.98, r2=None)}}
-    found = beyond.defaults(cells, {}).verdicts[1]
-    np.testing.assert_allclose(found.found, 0.01 * 0.99)
+    result = beyond.defaults(cells, {}).verdicts[1]
+    np.testing.assert_allclose(result.found, 0.01 * 0.99)
 
 
 def test_the_pareto_front_has_what_nothing_beats_in_both():
     rng = np.random.default_rng(0)
     places = {str(i): tuple(rng.random(2)) for i in range(200)}
-    found = beyond.front(places | {"unknown": (math.nan, 2.0)})
-    assert 1 < len(found) < 30
-    assert [places[cell][1] for cell in found] == sorted((places[cell][1] for cell in found), reverse=True)
+    result = beyond.front(places | {"unknown": (math.nan, 2.0)})
+    assert 1 < len(result) < 30
+    assert [places[cell][1] for cell in result] == sorted((places[cell][1] for cell in result), reverse=True)
     for cell, (a, b) in places.items():
-        assert (cell in found) != any(x > a and y > b for x, y in places.values())
+        assert (cell in result) != any(x > a and y > b for x, y in places.values())
 
 
 def test_learnt_values_are_held_against_fixed_ones():
     learnt = {0.5: three(0.975, learnt_lam=0.8, learnt_c=0.02)}
-    found = beyond.learnable(learnt, {0.5: three(0.97)})
-    assert [verdict.outcome for verdict in found.verdicts] == ["shown", "refuted"]
-    assert "| 0.5 | learnt | 0.800 [0.800, 0.800] | 0.020 [0.020, 0.020] |" in found.tables[0]
+    result = beyond.learnable(learnt, {0.5: three(0.97)})
+    assert [verdict.outcome for verdict in result.verdicts] == ["shown", "refuted"]
+    assert "| 0.5 | learnt | 0.800 [0.800, 0.800] | 0.020 [0.020, 0.020] |" in result.tables[0]

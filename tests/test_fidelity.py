@@ -27,17 +27,17 @@ def deep(gate, residual=False):
 @pytest.mark.parametrize("residual", [False, True])
 def test_a_deep_network_is_replaced_layer_after_layer(residual):
     layers, inputs = deep("sqs", residual)
-    found = [calibrate(layer, x, "sqs") for layer, x in zip(layers, inputs, strict=False)]
+    result = [calibrate(layer, x, "sqs") for layer, x in zip(layers, inputs, strict=False)]
     x = samples(layers[0], 500, seed=2)
     y = h = x
-    for layer, gains in zip(layers, found, strict=True):
+    for layer, gains in zip(layers, result, strict=True):
         y = logits64(layer, y, "sqs")[0]
         scaled = layer._replace(w=np.asarray(layer.w) * np.asarray(gains.gain))
         if layer.w_bias is not None:
             scaled = scaled._replace(w_bias=np.asarray(layer.w_bias) * np.asarray(gains.gain))
         h = logits64(scaled, h, "bilinear")[0] + np.asarray(gains.offset, np.float64)
     labels = y.argmax(1)
-    measured = deep_fidelity(layers, x, ["sqs"] * 3, calibrations=found, labels=labels)
+    measured = deep_fidelity(layers, x, ["sqs"] * 3, calibrations=result, labels=labels)
     r2 = 1 - np.sum((y - h) ** 2) / np.sum((y - y.mean(0)) ** 2)
     np.testing.assert_allclose(measured.r2, r2, rtol=1e-4)
     assert measured.agreement == measured.accuracy == np.mean(h.argmax(1) == labels)
@@ -46,8 +46,8 @@ def test_a_deep_network_is_replaced_layer_after_layer(residual):
 
 def test_a_deep_bilinear_network_is_its_own_quadratic_layers():
     layers, inputs = deep("bilinear")
-    found = [calibrate(layer, x, "bilinear", method="identity") for layer, x in zip(layers, inputs, strict=False)]
-    measured = deep_fidelity(layers, inputs[0], ["bilinear"] * 3, calibrations=found)
+    result = [calibrate(layer, x, "bilinear", method="identity") for layer, x in zip(layers, inputs, strict=False)]
+    measured = deep_fidelity(layers, inputs[0], ["bilinear"] * 3, calibrations=result)
     assert measured.r2 > 1 - 1e-6
 
 
@@ -68,13 +68,13 @@ def test_of_one_layer_deep_fidelity_is_fidelity_and_lengths_must_agree():
 @pytest.mark.parametrize("gate", ["sqs", "silu"])
 def test_fidelity_is_what_numpy_finds_in_float64(gate):
     weights = network(biases=True)._replace(skip=jnp.tile(jnp.arange(4.0) / 10, (12, 1)))
-    found = calibrate(weights, samples(weights), gate)
+    result = calibrate(weights, samples(weights), gate)
     x = samples(weights, 800, seed=5)
     labels = np.random.default_rng(0).integers(4, size=800)
-    measured = fidelity(weights, x, gate, calibration=found, labels=labels)
+    measured = fidelity(weights, x, gate, calibration=result, labels=labels)
     y, a, u, _ = logits64(weights, x.astype(np.float64), gate)
     linear = x @ np.asarray(weights.skip) + np.asarray(weights.out_bias)
-    guess = (np.asarray(found.gain) * a * u) @ np.asarray(weights.out, np.float64) + linear + np.asarray(found.offset)
+    guess = (np.asarray(result.gain) * a * u) @ np.asarray(weights.out, np.float64) + linear + np.asarray(result.offset)
     p, q = log_softmax(y, axis=1), log_softmax(guess, axis=1)
     np.testing.assert_allclose(measured.r2, 1 - np.sum((y - guess) ** 2) / np.sum((y - y.mean(0)) ** 2), atol=1e-5)
     np.testing.assert_allclose(measured.kl, np.mean(np.sum(np.exp(p) * (p - q), 1)), rtol=1e-3)
@@ -90,11 +90,11 @@ def test_the_form_cut_down_to_all_its_pairs_is_the_form(biases):
     weights = network(biases=biases)
     x, other = samples(weights), samples(weights, 500, seed=3)
     labels = np.zeros(500, int)
-    found = calibrate(weights, x, "sqs")
-    pairs = spectrum(calibrated(weights, found))
+    result = calibrate(weights, x, "sqs")
+    pairs = spectrum(calibrated(weights, result))
     d = 12 + biases
     curve = truncation(weights, other, "sqs", pairs=pairs, calibration_x=x, labels=labels, ks=(1, 3, d))
-    whole = fidelity(weights, other, "sqs", calibration=found, labels=labels)
+    whole = fidelity(weights, other, "sqs", calibration=result, labels=labels)
     assert curve.r2.shape == (3,)
     np.testing.assert_allclose(curve.r2[-1], whole.r2, atol=1e-5)
     np.testing.assert_allclose(curve.kl[-1], whole.kl, rtol=1e-3, atol=1e-6)
@@ -123,13 +123,13 @@ def test_ablation_is_the_rise_of_the_loss():
 def test_bad_labels_and_ks_are_named():
     weights = network()
     x = samples(weights, 20)
-    found = calibrate(weights, x, "sqs")
+    result = calibrate(weights, x, "sqs")
     with pytest.raises(ValueError, match="`x` has 0 samples"):
-        fidelity(weights, x[:0], "sqs", calibration=found)
+        fidelity(weights, x[:0], "sqs", calibration=result)
     with pytest.raises(ValueError, match=r"`labels` is float64\(20,\): whole numbers"):
-        fidelity(weights, x, "sqs", calibration=found, labels=np.zeros(20))
+        fidelity(weights, x, "sqs", calibration=result, labels=np.zeros(20))
     with pytest.raises(ValueError, match="`labels` has values from 0 to 4: 0 to 3 are needed"):
-        fidelity(weights, x, "sqs", calibration=found, labels=np.arange(20) % 5)
+        fidelity(weights, x, "sqs", calibration=result, labels=np.arange(20) % 5)
     pairs = spectrum(weights, count=2)
     with pytest.raises(ValueError, match=r"`ks` is \(1, 3\): numbers from 1 to 2"):
         truncation(weights, x, "sqs", pairs=pairs, calibration_x=x, ks=(1, 3))
@@ -141,16 +141,16 @@ def test_constant_inputs_have_no_r2(gate, value):
     weights = network(biases=True)
     x = np.full((4100, 12), value, np.float32)
     for method in METHODS:
-        found = calibrate(weights, x, gate, method=method)
-        assert np.all(np.isnan(found.r2))
-        assert np.all(np.isfinite(found.gain))
-        assert np.isnan(fidelity(weights, x, gate, calibration=found).r2)
+        result = calibrate(weights, x, gate, method=method)
+        assert np.all(np.isnan(result.r2))
+        assert np.all(np.isfinite(result.gain))
+        assert np.isnan(fidelity(weights, x, gate, calibration=result).r2)
 
 
 def test_without_labels_there_are_no_accuracies():
     weights, x = network(), samples(network(), 200)
-    found = fidelity(weights, x, "sqs", calibration=calibrate(weights, x, "sqs"))
-    assert np.isfinite([found.r2, found.kl, found.agreement]).all()
-    assert np.isnan([found.accuracy, found.network_accuracy]).all()
+    result = fidelity(weights, x, "sqs", calibration=calibrate(weights, x, "sqs"))
+    assert np.isfinite([result.r2, result.kl, result.agreement]).all()
+    assert np.isnan([result.accuracy, result.network_accuracy]).all()
     with pytest.raises(ValueError, match="`labels` is None"):
         ablation(weights, x, "sqs", pairs=spectrum(weights), labels=None)

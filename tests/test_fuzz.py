@@ -18,8 +18,8 @@ def found(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_no_damaged_file_ends_in_anything_but_a_line(found, tmp_path):
-    assert len(found) > 25
-    for name, target in found.items():
+def test_no_damaged_file_ends_in_anything_but_a_line(result, tmp_path):
+    assert len(result) > 25
+    for name, target in result.items():
         few = 1 if name.startswith("checkpoint") else FEW
         fuzz(target, random.Random(name), lambda tries, few=few: tries >= few, tmp_path / "kept")

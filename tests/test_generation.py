@@ -45,23 +45,23 @@ def greedy(model, prompt, count):
 
 def test_greedy_rows_of_different_lengths_are_those_of_each_prompt_alone(model):
     prompts = [[1], [2, 3, 4, 5, 6], [7, 8, 9]]
-    found = generate(model, prompts, tokens=12, sampling=Sampling(temperature=0))
-    assert found == [greedy(model, prompt, 12) for prompt in prompts]
-    assert len({tuple(row) for row in found}) == 3
+    result = generate(model, prompts, tokens=12, sampling=Sampling(temperature=0))
+    assert result == [greedy(model, prompt, 12) for prompt in prompts]
+    assert len({tuple(row) for row in result}) == 3
 
 
 def test_a_row_ends_at_the_end_of_the_context(model):
-    found = generate(model, [[1], [2] * 20], sampling=Sampling(temperature=0))
-    assert [len(row) for row in found] == [23, 4]
-    assert found[1] == greedy(model, [2] * 20, 4)
+    result = generate(model, [[1], [2] * 20], sampling=Sampling(temperature=0))
+    assert [len(row) for row in result] == [23, 4]
+    assert result[1] == greedy(model, [2] * 20, 4)
 
 
 def test_a_stop_token_ends_its_row_alone(model):
     whole = generate(model, [[1], [2]], seed=3, tokens=20)
     stop = next(token for token in whole[0][3:] if token not in whole[0][:3])
-    found = generate(model, [[1], [2]], seed=3, tokens=20, stop=stop)
-    assert found[0] == whole[0][: whole[0].index(stop)]
-    assert found[1] == (whole[1][: whole[1].index(stop)] if stop in whole[1] else whole[1])
+    result = generate(model, [[1], [2]], seed=3, tokens=20, stop=stop)
+    assert result[0] == whole[0][: whole[0].index(stop)]
+    assert result[1] == (whole[1][: whole[1].index(stop)] if stop in whole[1] else whole[1])
 
 
 def test_a_row_depends_on_the_seed_its_place_and_nothing_else(model):
@@ -84,9 +84,9 @@ def shares(model, sampling, prompt=(1, 2), rows=4000):
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_tokens_are_drawn_as_often_as_they_are_likely(model, temperature):
     expected = jax.nn.softmax(model(jnp.array([[1, 2]]))[0, -1] / temperature)
-    found = shares(model, Sampling(temperature=temperature))
+    result = shares(model, Sampling(temperature=temperature))
     # Five standard deviations of a share of 4000 draws.
-    np.testing.assert_array_less(np.abs(found - expected), 5 * np.sqrt(expected * (1 - expected) / 4000) + 1e-3)
+    np.testing.assert_array_less(np.abs(result - expected), 5 * np.sqrt(expected * (1 - expected) / 4000) + 1e-3)
 
 
 def test_top_k_and_top_p_leave_out_the_rest_and_keep_proportions(model):
@@ -98,9 +98,9 @@ def test_top_k_and_top_p_leave_out_the_rest_and_keep_proportions(model):
     count = int(np.searchsorted(np.cumsum(p[order]), limit)) + 1  # the least whose sum reaches it
     assert 1 < count < 40
     nucleus = np.where(np.isin(np.arange(40), order[:count]), p, 0) / p[order[:count]].sum()
-    found = shares(model, Sampling(top_p=limit))
-    np.testing.assert_array_equal(found > 0, nucleus > 0)
-    np.testing.assert_allclose(found, nucleus, atol=0.04)
+    result = shares(model, Sampling(top_p=limit))
+    np.testing.assert_array_equal(result > 0, nucleus > 0)
+    np.testing.assert_allclose(result, nucleus, atol=0.04)
     assert shares(model, Sampling(top_p=1e-6), rows=50)[order[0]] == 1
 
 

@@ -12,8 +12,8 @@ BASE = PRESETS["digits"]
 
 
 def test_a_grid_is_every_combination_once():
-    found = members(BASE, {"gate": ("sqs", "silu"), "lam": (0.1, 0.5), "seed": (0, 1)})
-    assert list(found) == [
+    result = members(BASE, {"gate": ("sqs", "silu"), "lam": (0.1, 0.5), "seed": (0, 1)})
+    assert list(result) == [
         "sqs-lam0.1-seed0",
         "sqs-lam0.1-seed1",
         "sqs-lam0.5-seed0",
@@ -21,8 +21,8 @@ def test_a_grid_is_every_combination_once():
         "silu-seed0",
         "silu-seed1",
     ]
-    assert found["sqs-lam0.1-seed1"] == dataclasses.replace(BASE, lam=0.1, seed=1)
-    assert found["silu-seed0"] == dataclasses.replace(BASE, gate="silu")
+    assert result["sqs-lam0.1-seed1"] == dataclasses.replace(BASE, lam=0.1, seed=1)
+    assert result["silu-seed0"] == dataclasses.replace(BASE, gate="silu")
     assert list(members(BASE, {})) == ["sqs-seed0"]
     learnt = members(BASE, {"gate": ("sqs", "relu"), "learnable": (True, False), "noise_std": (0.0, 0.25)})
     assert list(learnt) == [

@@ -20,9 +20,9 @@ def classes(n=600, d=12, seed=0):
 def test_template_correlation_of_the_template_is_1():
     x, labels = classes()
     vectors = np.stack([[x[labels == o].mean(0) - x.mean(0), np.eye(12)[11]] for o in range(3)])
-    found = interpret.template_correlations(vectors, x, labels)
-    np.testing.assert_allclose(found[:, 0], 1)
-    assert np.all(found[:, 1] < 0.6)
+    result = interpret.template_correlations(vectors, x, labels)
+    np.testing.assert_allclose(result[:, 0], 1)
+    assert np.all(result[:, 1] < 0.6)
     assert np.isnan(interpret.template_correlations(vectors, x[labels != 1], labels[labels != 1])[1, 0])
 
 
@@ -40,18 +40,18 @@ def test_selectivity_is_the_area_under_the_curve():
     x, labels = classes()
     vectors = np.random.default_rng(1).normal(size=(3, 2, 12))
     vectors[:, 0] = np.eye(12)[:3]
-    found = interpret.selectivity(vectors, x, labels)
+    result = interpret.selectivity(vectors, x, labels)
     for o in range(3):
         for i in range(2):
-            assert found[o, i] == pytest.approx(roc_auc_score(labels == o, (x @ vectors[o, i]) ** 2))
-    assert np.all(found[:, 0] > 0.95)
+            assert result[o, i] == pytest.approx(roc_auc_score(labels == o, (x @ vectors[o, i]) ** 2))
+    assert np.all(result[:, 0] > 0.95)
     assert np.all(np.isnan(interpret.selectivity(vectors, x[labels == 0], labels[labels == 0])))
 
 
 def test_the_most_activating_samples():
     x = np.diag([1.0, -3.0, 2.0])
-    found = interpret.most_activating(np.array([[[1.0, 1.0, 1.0], [0, 0, 1.0]]]), x, 2)
-    np.testing.assert_array_equal(found, [[[1, 2], [2, 0]]])
+    result = interpret.most_activating(np.array([[[1.0, 1.0, 1.0], [0, 0, 1.0]]]), x, 2)
+    np.testing.assert_array_equal(result, [[[1, 2], [2, 0]]])
 
 
 def test_a_mask_moves_its_own_response_and_no_other():
@@ -67,9 +67,9 @@ def test_success_of_a_mask_of_either_sign():
     x, labels = classes()
     predict = lambda x: x[:, :3].argmax(1)  # noqa: E731
     masks = np.eye(12)[:3] * np.array([[1], [-1], [1]])
-    found = interpret.mask_success(predict, masks, x, labels, (0.0, 1.0, 5.0))
-    assert np.all(found[:, 0] < 0.02)
-    assert np.all(found[:, 2] > 0.98)
+    result = interpret.mask_success(predict, masks, x, labels, (0.0, 1.0, 5.0))
+    assert np.all(result[:, 0] < 0.02)
+    assert np.all(result[:, 2] > 0.98)
     useless = interpret.mask_success(predict, np.eye(12)[9:], x, labels, (0.0, 5.0))
     assert np.all(useless < 0.02)
 
@@ -95,7 +95,7 @@ def test_reconstructions_from_the_directions_of_the_class_are_nearer_than_random
     assert np.all(features(x) >= 0)
     np.testing.assert_array_equal(features(x), interpret.train_features(x, labels, width=16)(x))
     vectors = np.stack([np.eye(12)[[o, 5]] for o in range(3)])
-    found = interpret.reconstruction_distances(vectors, features, x, labels, x, labels)
-    assert np.all(found["eigenvectors"] < found["random"])
+    result = interpret.reconstruction_distances(vectors, features, x, labels, x, labels)
+    assert np.all(result["eigenvectors"] < result["random"])
     whole = interpret.reconstruction_distances(np.stack([np.eye(12)] * 3), features, x, labels, x, labels)
     np.testing.assert_allclose(whole["eigenvectors"], 0, atol=1e-8)

@@ -40,13 +40,13 @@ def wide(*arrays):
     return [np.asarray(array, np.float64) for array in arrays]
 
 
-def assert_rounded(found, expected, dtype, scale=0.0):
+def assert_rounded(result, expected, dtype, scale=0.0):
     """Equal but for one rounding to the dtype, and what float32 arithmetic may lose: 2e-6, of the result or `scale`."""
-    assert found.dtype == dtype
+    assert result.dtype == dtype
     rounding = float(jnp.finfo(dtype).eps) / 2 if dtype != "float32" else 0.0
     smallest = float(jnp.finfo(dtype).smallest_subnormal)
     bound = (rounding + 2e-6) * np.abs(expected) + 2e-6 * np.asarray(scale) + smallest
-    np.testing.assert_array_less(np.abs(np.asarray(found, np.float64) - expected), bound)
+    np.testing.assert_array_less(np.abs(np.asarray(result, np.float64) - expected), bound)
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -61,8 +61,8 @@ def test_each_product_kernel_gate_and_dtype_matches_float64(backend, dtype, gate
         (alone,) = run(epilogues.output, GATES[gate], x, w, v, (), (), "highest")
         da, du = run(epilogues.gradients, GATES[gate], x, w, v, (), (g,), "highest")
         x64, w64, v64, g64 = wide(x, w, v, g)
-        for found, weights in ((a, w64), (u, v64)):
-            assert_rounded(found, x64 @ weights, dtype, scale=abs(x64) @ abs(weights))
+        for result, weights in ((a, w64), (u, v64)):
+            assert_rounded(result, x64 @ weights, dtype, scale=abs(x64) @ abs(weights))
         # σ is told from the u that the kernel itself has rounded: u on the other side of a jump is no error of σ.
         a64, u64 = wide(a, u)
         assert_rounded(h, a64 * value(u64), dtype, scale=1e-1 * abs(a64 * u64))
@@ -139,8 +139,8 @@ def test_the_layer_and_its_gradients_match_float64(backend, residuals, with_bias
     flat = [z.reshape(15, -1) for z in (x, g)]
     expected, gradients = gradients_in_float64(flat[0], w, v, (b, d) if with_biases else (), flat[1])
     np.testing.assert_allclose(h.reshape(15, 33), expected, rtol=1e-5, atol=1e-5)
-    found = (dx.reshape(15, 40), dw, dv, *(d_biases[name] for name in biases))
-    for one, other in zip(found, gradients[: len(found)], strict=True):
+    result = (dx.reshape(15, 40), dw, dv, *(d_biases[name] for name in biases))
+    for one, other in zip(result, gradients[: len(result)], strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
 
 
@@ -148,14 +148,14 @@ def test_the_layer_and_its_gradients_match_float64(backend, residuals, with_bias
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_save_and_recompute_are_the_same_numbers(backend, dtype):
     x, w, v, g = draw((17, 40), (40, 33), (40, 33), (17, 33), dtype=dtype)
-    found = {}
+    result = {}
     for implementation, residuals in itertools.product(("xla", "pallas"), ("save", "recompute")):
         layer = functools.partial(gated_linear, implementation=implementation, residuals=residuals)
         with kernels.interpreted(backend):
             h, pullback = jax.vjp(layer, x, w, v)
-            found[implementation, residuals] = (h, *pullback(g))
+            result[implementation, residuals] = (h, *pullback(g))
     for implementation in ("xla", "pallas"):
-        for saved, rebuilt in zip(found[implementation, "save"], found[implementation, "recompute"], strict=True):
+        for saved, rebuilt in zip(result[implementation, "save"], result[implementation, "recompute"], strict=True):
             np.testing.assert_array_equal(saved, rebuilt)
 
 
@@ -175,15 +175,15 @@ def test_what_reverse_mode_keeps(backend):
 
 
 def test_a_scan_of_layers_keeps_half_of_what_plain_autodiff_keeps():
-    found = {}
+    result = {}
     for residuals in ("save", "recompute"):
-        found["xla", residuals] = memory.arrays_a_layer(functools.partial(gated_linear, residuals=residuals))
+        result["xla", residuals] = memory.arrays_a_layer(functools.partial(gated_linear, residuals=residuals))
         with kernels.interpreted("triton"):
             kernel = functools.partial(gated_linear, residuals=residuals, implementation="pallas")
-            found["pallas", residuals] = memory.arrays_a_layer(kernel)
-    for (_, residuals), arrays in found.items():
+            result["pallas", residuals] = memory.arrays_a_layer(kernel)
+    for (_, residuals), arrays in result.items():
         assert arrays <= {"save": 3, "recompute": 1}[residuals] * 1.01  # a, u and x; or x alone
-    assert found["xla", "save"] <= 0.55 * memory.arrays_a_layer(memory.plain)
+    assert result["xla", "save"] <= 0.55 * memory.arrays_a_layer(memory.plain)
 
 
 @pytest.mark.parametrize("backend", kernels.DTYPES)
@@ -223,12 +223,12 @@ def test_reverse_of_reverse_mode_by_xla_and_no_forward_mode(backend):
         return jax.grad(lambda x: jnp.vdot(jax.grad(loss)(x), direction))(x), loss
 
     with kernels.interpreted(backend):
-        found, loss = curvature("pallas")
+        result, loss = curvature("pallas")
         with pytest.raises(TypeError, match="forward-mode"):
             jax.jvp(loss, (x,), (direction,))
-    np.testing.assert_allclose(found, curvature("xla")[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(result, curvature("xla")[0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(
-        found, jax.jvp(jax.grad(curvature("xla")[1]), (x,), (direction,))[1], rtol=1e-4, atol=1e-4
+        result, jax.jvp(jax.grad(curvature("xla")[1]), (x,), (direction,))[1], rtol=1e-4, atol=1e-4
     )
 
 
@@ -242,8 +242,8 @@ def test_reverse_of_reverse_mode_where_a_row_is_0(backend):
         return jnp.sum(gradient**2)
 
     with kernels.interpreted(backend):
-        found = jax.grad(penalty)(x, "pallas")
-    np.testing.assert_allclose(found, jax.grad(penalty)(x, "xla"), rtol=1e-4, atol=1e-4)
+        result = jax.grad(penalty)(x, "pallas")
+    np.testing.assert_allclose(result, jax.grad(penalty)(x, "xla"), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("backend", kernels.DTYPES)

@@ -23,12 +23,12 @@ def decaying(d=300, h=260, outputs=5, seed=0, dtype=np.float32):
 def exact(weights, k):
     """The first k eigenpairs by |λ| of each output, by scipy in float64, vectors as rows."""
     w, v, out = (np.asarray(array, np.float64) for array in weights[:3])
-    found = []
+    result = []
     for column in out.T:
         values, vectors = scipy.linalg.eigh((w * column @ v.T + v * column @ w.T) / 2)
         order = np.argsort(-np.abs(values))[:k]
-        found.append((values[order], vectors[:, order].T))
-    return (np.stack(part) for part in zip(*found, strict=True))
+        result.append((values[order], vectors[:, order].T))
+    return (np.stack(part) for part in zip(*result, strict=True))
 
 
 @pytest.mark.parametrize("method", ["krylov", "dense", "auto"])
@@ -206,8 +206,8 @@ def test_outputs_that_have_converged_stay_as_they_are():
         vectors=jnp.full((2, 3, 30), 7.0),
         residuals=jnp.full((2, 3), 7.0),
     )
-    found = krylov._look(state, 3, jnp.array([True, False]))
-    for array in (found.values, found.vectors, found.residuals):
+    result = krylov._look(state, 3, jnp.array([True, False]))
+    for array in (result.values, result.vectors, result.residuals):
         np.testing.assert_array_equal(array[0], 7)
         assert np.all(np.asarray(array[1]) != 7)
 
@@ -219,5 +219,5 @@ def test_pairs_whose_rest_was_not_looked_through_do_not_count_as_found():
     weights = GLUWeights(*(jnp.asarray(part, jnp.float32) for part in (q, q, values[:, None])))
     pairs = top_eigenpairs(weights, 20)
     np.testing.assert_allclose(pairs.values[0], 2, rtol=1e-4)  # by the dense solver, if not by Krylov
-    found = krylov.krylov_eigenpairs(weights.w, weights.v, weights.out, jnp.arange(1), 20, 1e-4, 48)
-    assert np.all(np.isinf(found[2])) or np.allclose(found[0], 2, rtol=1e-3)
+    result = krylov.krylov_eigenpairs(weights.w, weights.v, weights.out, jnp.arange(1), 20, 1e-4, 48)
+    assert np.all(np.isinf(result[2])) or np.allclose(result[0], 2, rtol=1e-3)

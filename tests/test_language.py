@@ -48,8 +48,8 @@ def test_the_weights_with_the_norm_folded_in_are_the_block():
     for layer in range(2):
         block = model.block(layer)
         x = block.attend(x)[0]
-        found = network_logits(reading.mlp_weights(model, layer), jnp.asarray(streams[layer]), block.glu.sigma)
-        np.testing.assert_allclose(found.reshape(x.shape), block.mlp(x), atol=1e-4)
+        result = network_logits(reading.mlp_weights(model, layer), jnp.asarray(streams[layer]), block.glu.sigma)
+        np.testing.assert_allclose(result.reshape(x.shape), block.mlp(x), atol=1e-4)
         x = x + block.mlp(x)
 
 
@@ -66,9 +66,9 @@ def test_a_bilinear_network_is_its_own_quadratic_form():
     model = network("bilinear")
     layers, together, _ = reading.read_mlps(model, (INPUTS[:12], TARGETS[:12]), (INPUTS[12:], TARGETS[12:]))
     for row in layers:
-        for name, found in row.items():
-            np.testing.assert_allclose(found.r2, 1, atol=1e-5, err_msg=name)
-            np.testing.assert_allclose(found.loss_rise, 0, atol=1e-5, err_msg=name)
+        for name, result in row.items():
+            np.testing.assert_allclose(result.r2, 1, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(result.loss_rise, 0, atol=1e-5, err_msg=name)
     np.testing.assert_allclose(list(together.values()), 0, atol=1e-5)
 
 
@@ -76,7 +76,7 @@ def test_replacing_every_glu_by_its_plain_form_makes_the_bilinear_network():
     model = network("silu")
     streams = reading.normalised_streams(model, INPUTS)
     plain = {layer: reading.calibrate_mlp(model, layer, streams[layer], "identity") for layer in range(2)}
-    plain = {layer: dataclasses.replace(found, offset=jnp.zeros(16)) for layer, found in plain.items()}
+    plain = {layer: dataclasses.replace(result, offset=jnp.zeros(16)) for layer, result in plain.items()}
     np.testing.assert_allclose(reading.model_loss(model, INPUTS, TARGETS, {}), loss_of(model), rtol=1e-5)
     replaced = reading.model_loss(model, INPUTS, TARGETS, plain)
     np.testing.assert_allclose(replaced, loss_of(network("bilinear")), rtol=1e-5)
@@ -101,17 +101,17 @@ def test_fidelity_is_that_of_tokens_the_gains_have_not_seen():
     layers, together, calibrations = reading.read_mlps(model, train, test)
     x, seen = (reading.normalised_streams(model, part)[1][targets.reshape(-1) >= 0] for part, targets in (test, train))
     assert (len(seen), len(x)) == (16 * 16 - 11, 8 * 16 - 13)
-    weights, gate, found = reading.mlp_weights(model, 1), model.block(1).glu.sigma, calibrations[1]["output"]
-    np.testing.assert_allclose(found.gain, reading.calibrate_mlp(model, 1, seen, "output").gain, rtol=1e-5)
+    weights, gate, result = reading.mlp_weights(model, 1), model.block(1).glu.sigma, calibrations[1]["output"]
+    np.testing.assert_allclose(result.gain, reading.calibrate_mlp(model, 1, seen, "output").gain, rtol=1e-5)
     w, v, out = (np.asarray(part, np.float64) for part in (weights.w, weights.v, weights.out))
     a, u = x @ w, x @ v
-    y, form = (a * np.asarray(gate(jnp.asarray(u, jnp.float32)))) @ out, (a * u * np.asarray(found.gain)) @ out
-    np.testing.assert_allclose(layers[1]["output"].r2, r2_of(y, form + np.asarray(found.offset)), rtol=1e-4)
+    y, form = (a * np.asarray(gate(jnp.asarray(u, jnp.float32)))) @ out, (a * u * np.asarray(result.gain)) @ out
+    np.testing.assert_allclose(layers[1]["output"].r2, r2_of(y, form + np.asarray(result.offset)), rtol=1e-4)
     np.testing.assert_allclose(
-        reading.direction_r2(weights, x, gate, calibration=found), r2_of(y, form, axis=0), rtol=1e-3
+        reading.direction_r2(weights, x, gate, calibration=result), r2_of(y, form, axis=0), rtol=1e-3
     )
     # Both rises, of forms with their offsets put into the network by hand.
-    assert np.max(np.abs(found.offset)) > 0.1
+    assert np.max(np.abs(result.offset)) > 0.1
     forms = [calibrations[layer]["output"] for layer in range(2)]
     whole = loss_with(model, test, {})
     np.testing.assert_allclose(layers[1]["output"].loss_rise, loss_with(model, test, {1: forms[1]}) - whole, atol=1e-5)
@@ -155,10 +155,10 @@ def test_what_a_vector_likes_is_found_where_it_was_planted():
     embedding = np.asarray(model.embedding[...])
     vectors = np.stack([embedding[11], -embedding[30]])[None]
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
-    found = reading.liked_tokens(vectors, model, 3)
-    assert found.shape == (1, 2, 2, 3)
-    assert found[0, 0, 0, 0] == 11
-    assert found[0, 1, 1, 0] == 30
+    result = reading.liked_tokens(vectors, model, 3)
+    assert result.shape == (1, 2, 2, 3)
+    assert result[0, 0, 0, 0] == 11
+    assert result[0, 1, 1, 0] == 30
     x = np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32)
     x[17], x[40] = 9 * vectors[0, 0], -8 * vectors[0, 0]
     assert reading.liked_places(vectors, x)[0, 0, :2].tolist() == [17, 40]
@@ -209,9 +209,9 @@ def run_dir(tmp_path_factory):
 
 def test_the_report_writes_what_it_shows(run_dir):
     summary = json.loads((run_dir / "summary.json").read_text())
-    found = summary["analysis"]
-    assert len(found["layers"]) == 2
-    for row in found["layers"]:
+    result = summary["analysis"]
+    assert len(result["layers"]) == 2
+    for row in result["layers"]:
         assert set(row["gains"]) == {"identity", "bussgang", "output", "joint"}
         assert row["gains"]["joint"]["r2"] > row["gains"]["identity"]["r2"]
         assert 1 <= row["participation_rank"] <= row["eigenvalues"] == 16

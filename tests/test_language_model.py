@@ -148,8 +148,8 @@ def test_the_loss_of_a_large_vocabulary_keeps_one_part_of_the_logits():
             return language_model.stream_loss(model, model.stream(model.embed(tokens[:, :-1])), targets)
 
     params = parameters(network)
-    found = {limit: jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, limit) for limit in (2**30, 200_000)}
-    (whole, gradient), (parts, parts_gradient) = found.values()
+    result = {limit: jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, limit) for limit in (2**30, 200_000)}
+    (whole, gradient), (parts, parts_gradient) = result.values()
     np.testing.assert_allclose(parts, whole, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(parts_gradient), strict=True):
         np.testing.assert_allclose(b, a, rtol=0.02, atol=0.02 * np.abs(a).max())  # sums of bfloat16 in another order

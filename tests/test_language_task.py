@@ -90,9 +90,9 @@ def test_bits_per_byte_are_those_of_the_held_out_stories(reference):
     padded = np.array(tokens + [END] * (-count % 32))
     log_p = np.asarray(jax.nn.log_softmax(jax.jit(model)(padded[:-1].reshape(-1, 32)))).reshape(-1, model.config.vocab)
     bits = -float(np.sum(log_p[np.arange(count), tokens[1:]], dtype=np.float64)) / math.log(2)
-    found = json.loads((reference / "summary.json").read_text())["test"]
-    np.testing.assert_allclose(found["bits_per_byte"], bits / size, rtol=1e-5)
-    np.testing.assert_allclose(found["loss"], bits * math.log(2) / count, rtol=1e-5)
+    result = json.loads((reference / "summary.json").read_text())["test"]
+    np.testing.assert_allclose(result["bits_per_byte"], bits / size, rtol=1e-5)
+    np.testing.assert_allclose(result["loss"], bits * math.log(2) / count, rtol=1e-5)
     assert config == CONFIG
 
 

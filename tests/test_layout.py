@@ -106,7 +106,7 @@ def test_no_import_goes_up(name):
 def test_only_runs_reports_and_commands_know_of_training():
     for name, path in MODULES.items():
         if is_in(name, ("analysis",)) and name not in FACADES and not is_in(name, OF_RUNS):
-            assert not [found for found in imports(path) if is_in(found, ("train",))], name
+            assert not [result for result in imports(path) if is_in(result, ("train",))], name
 
 
 def test_no_two_files_have_one_name():

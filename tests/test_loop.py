@@ -41,8 +41,8 @@ def final_state(run_dir):
         items = ocp.args.Composite(
             params=ocp.args.StandardRestore(), opt_state=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore()
         )
-        found = manager.restore(manager.latest_step(), args=items)
-    return (found.params, found.opt_state), found.progress["step"], (run_dir / "metrics.jsonl").read_bytes()
+        result = manager.restore(manager.latest_step(), args=items)
+    return (result.params, result.opt_state), result.progress["step"], (run_dir / "metrics.jsonl").read_bytes()
 
 
 def assert_same_end(run_dir, reference):

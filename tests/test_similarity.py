@@ -74,14 +74,14 @@ def test_a_planted_comparison():
     a = [planted(seed, 0.05) for seed in range(5)]
     b = [planted(seed, 0.02) for seed in (3, 4, 5, 6, 7)]
     blank = [planted(seed, 1e6) for seed in range(5)]
-    found = compare(a, b, blank, np.eye(30))
-    angles = found["angle"]
+    result = compare(a, b, blank, np.eye(30))
+    angles = result["angle"]
     assert np.all(np.diff(angles["disjoint"]["mean"]) >= 0)
     assert angles["disjoint"]["mean"][0] < 0.3
     assert angles["random"]["mean"][0] > 0.5
     assert "fraction" not in angles
     for name in set(measures.MEASURES) - {"angle"}:
-        arms = found[name]
+        arms = result[name]
         if name != "form_cosine" and name != "data_form_cosine":
             assert np.shape(arms["disjoint"]["mean"]) == (4,)
         first = {arm: np.ravel(values["mean"])[0] for arm, values in arms.items()}
@@ -96,7 +96,7 @@ def test_a_planted_comparison():
         assert ("random" in arms) == ("form" not in name)
     everything = measures.similarities(a[3], b[0], np.eye(30))  # seed 3 both
     other = measures.similarities(a[4], b[1], np.eye(30))
-    shared = found["overlap"]["shared"]["mean"]
+    shared = result["overlap"]["shared"]["mean"]
     np.testing.assert_allclose(shared, (everything["overlap"] + other["overlap"]) / 2)
 
 
@@ -106,7 +106,7 @@ def test_the_interval_covers_and_narrows_with_seeds():
         for n in (4, 16)
     )
     truth = many["form_cosine"]["disjoint"]["mean"]
-    arms = [found["form_cosine"]["disjoint"] for found in (few, many)]
+    arms = [result["form_cosine"]["disjoint"] for result in (few, many)]
     assert arms[1]["high"] - arms[1]["low"] < arms[0]["high"] - arms[0]["low"]
     assert few["form_cosine"]["disjoint"]["low"] - 0.02 <= truth <= few["form_cosine"]["disjoint"]["high"] + 0.02
     assert "shared" not in few["overlap"]
@@ -121,21 +121,21 @@ def test_forms_by_their_factors_are_the_matrices():
         w, v = rng.normal(size=(2, d, h))
         readings.append(Reading(h, np.stack([orthonormal(2, d)] * outputs), w, v, rng.normal(size=(h, outputs))))
     root = rng.normal(size=(d, d))
-    found = measures.similarities(*readings, root @ root.T, [(0, 1), (2, 2)])
+    result = measures.similarities(*readings, root @ root.T, [(0, 1), (2, 2)])
     matrices = [[(r.w * r.out[:, o] @ r.v.T + r.v * r.out[:, o] @ r.w.T) / 2 for o in range(outputs)] for r in readings]
     for name, metric in (("form_cosine", None), ("data_form_cosine", root @ root.T)):
         expected = [measures.form_cosine(matrices[0][i], matrices[1][j], metric) for i, j in ((0, 1), (2, 2))]
-        np.testing.assert_allclose(found[name], np.mean(expected))
+        np.testing.assert_allclose(result[name], np.mean(expected))
 
 
 def test_an_arm_of_one_pair_has_no_interval_and_pairs_of_one_seed_are_drawn_as_pairs():
     b = [planted(seed, 0.3) for seed in (1, 2)]
-    found = compare([planted(seed, 0.3) for seed in (0, 1)], b, [], np.eye(30))["form_cosine"]
+    result = compare([planted(seed, 0.3) for seed in (0, 1)], b, [], np.eye(30))["form_cosine"]
     for arm in ("ceiling", "fraction", "shared"):
-        assert found[arm]["mean"] is not None
-        assert found[arm]["low"] is None
-        assert found[arm]["high"] is None
-    assert found["disjoint"]["low"] < found["disjoint"]["high"]
+        assert result[arm]["mean"] is not None
+        assert result[arm]["low"] is None
+        assert result[arm]["high"] is None
+    assert result["disjoint"]["low"] < result["disjoint"]["high"]
     seeds = range(5)
     a = [planted(seed, 0.8) for seed in seeds]
     b = [planted(seed + 50, 0.8)._replace(seed=seed) for seed in seeds]
@@ -148,14 +148,14 @@ def test_an_arm_of_one_pair_has_no_interval_and_pairs_of_one_seed_are_drawn_as_p
 def test_a_form_that_is_0_gives_no_number():
     a, b = [planted(0, 0.1)], [planted(1, 0.1), planted(2, 0.1)]
     a = [a[0]._replace(out=0 * a[0].out)]
-    found = compare(a, b, [], np.eye(30))
-    assert found["form_cosine"]["disjoint"]["mean"] is None
-    assert found["overlap"]["disjoint"]["mean"] is not None
+    result = compare(a, b, [], np.eye(30))
+    assert result["form_cosine"]["disjoint"]["mean"] is None
+    assert result["overlap"]["disjoint"]["mean"] is not None
 
 
 def test_one_network_beside_two_is_enough_and_less_is_named():
-    found = compare([planted(0, 0.1)], [planted(1, 0.1), planted(2, 0.1)], [planted(0, 9)], np.eye(30))
-    assert found["overlap"]["ceiling"]["mean"][0] > 0.5
+    result = compare([planted(0, 0.1)], [planted(1, 0.1), planted(2, 0.1)], [planted(0, 9)], np.eye(30))
+    assert result["overlap"]["ceiling"]["mean"][0] > 0.5
     with pytest.raises(ValueError, match="`b` has 1 networks: 2 or more are needed"):
         compare([planted(0, 0.1)], [planted(1, 0.1)], [], np.eye(30))
     with pytest.raises(ValueError, match=r"`b` has the seeds \[1, 1\]"):
@@ -166,8 +166,8 @@ def test_one_network_beside_two_is_enough_and_less_is_named():
 
 def test_intervals_are_of_95_percent():
     samples = np.random.default_rng(0).permutation(np.linspace(0, 1, 4001))
-    found = measures._summary(np.float64(0.5), samples)
-    np.testing.assert_allclose((found["low"], found["high"]), (0.025, 0.975), atol=1e-6)
+    result = measures._summary(np.float64(0.5), samples)
+    np.testing.assert_allclose((result["low"], result["high"]), (0.025, 0.975), atol=1e-6)
 
 
 def test_the_null_of_classes_leaves_out_networks_of_one_seed():
@@ -179,9 +179,9 @@ def test_the_null_of_classes_leaves_out_networks_of_one_seed():
         factors = rng.normal(size=(d, 5))
         readings[seed] = Reading(seed, np.stack([rows] * 3), factors, factors, rng.normal(size=(5, 3)))
     a, b = [readings[seed] for seed in (0, 1, 2)], [readings[seed] for seed in (0, 1, 2)]
-    found = compare(a, b, a, np.eye(d))["overlap"]
-    assert found["shared"]["mean"][-1] == pytest.approx(1)
+    result = compare(a, b, a, np.eye(d))["overlap"]
+    assert result["shared"]["mean"][-1] == pytest.approx(1)
     rows = [readings[seed].vectors[0] for seed in range(3)]
     across = [measures.subspace_overlap(x, y) for x, y in itertools.permutations(rows, 2)]
     for arm in ("classes", "disjoint", "untrained"):
-        assert found[arm]["mean"][-1] == pytest.approx(np.mean(across))
+        assert result[arm]["mean"][-1] == pytest.approx(np.mean(across))

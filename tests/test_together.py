@@ -36,13 +36,13 @@ def assert_as_alone(member, run_dir):
     summary = train(member.config, run_dir, report=quiet)
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == len(member.history)
-    for found, expected in zip(member.history, rows, strict=True):
-        assert found.keys() == expected.keys()
-        np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=2e-4, atol=1e-2 / 200)
+    for result, expected in zip(member.history, rows, strict=True):
+        assert result.keys() == expected.keys()
+        np.testing.assert_allclose(list(result.values()), list(expected.values()), rtol=2e-4, atol=1e-2 / 200)
     np.testing.assert_allclose(member.test["loss"], summary["test"]["loss"], rtol=2e-4)
     expected = jax.tree.leaves(restore_params(run_dir / "checkpoints"))
-    for found, other in zip(jax.tree.leaves(member.state.params), expected, strict=True):
-        np.testing.assert_allclose(found, other, atol=2e-4)
+    for result, other in zip(jax.tree.leaves(member.state.params), expected, strict=True):
+        np.testing.assert_allclose(result, other, atol=2e-4)
 
 
 @pytest.mark.parametrize("p", [1.0, 2.0])
@@ -99,11 +99,11 @@ def test_shared_noise_is_that_of_one_seed(images):
 def test_one_that_diverges_leaves_the_others_alone(images, tmp_path):
     wild = dataclasses.replace(BASE, gate="bilinear", lr=1e12)
     tame = dataclasses.replace(BASE, gate="bilinear")
-    found = train_together([wild, tame], images)
-    assert found[0].test is None
-    assert 1 < found[0].diverged <= 9 * 4
-    assert len(found[0].history) < 4
-    assert_as_alone(found[1], tmp_path / "tame")
+    result = train_together([wild, tame], images)
+    assert result[0].test is None
+    assert 1 < result[0].diverged <= 9 * 4
+    assert len(result[0].history) < 4
+    assert_as_alone(result[1], tmp_path / "tame")
 
 
 def test_memory_grows_with_the_networks_and_costs_no_program(images, caplog):

@@ -31,13 +31,13 @@ def load(tmp_path, content, **changes):
 
 
 def test_the_embedded_stories_are_always_the_same():
-    found = stories()
-    content = "\n".join(found)
+    result = stories()
+    content = "\n".join(result)
     assert hashlib.sha256(content.encode()).hexdigest().startswith("eae83034387dae5a")
     assert 200_000 < len(content) < 230_000
-    assert len(set(found)) == len(found)
-    assert stories(5) == found[:5]
-    assert stories(5, seed=1) != found[:5]
+    assert len(set(result)) == len(result)
+    assert stories(5) == result[:5]
+    assert stories(5, seed=1) != result[:5]
     with pytest.raises(ValueError, match="`count` is 0"):
         stories(0)
 
@@ -77,15 +77,15 @@ def test_the_stream_holds_every_story_once_and_in_order(embedded):
     expected = stories()
     parts = (embedded.train, embedded.validation, embedded.test)
     assert [part.stories for part in parts] == [290, 30, 40]
-    found = []
+    result = []
     for part in parts:
         assert part.tokens.dtype == np.uint16
         assert isinstance(part.tokens, np.memmap)
         assert part.tokens[0] == part.tokens[-1] == END
         ends = np.flatnonzero(part.tokens == END)
         for start, end in pairwise(ends):
-            found.append(decode(embedded.tokenizer, part.tokens[start:end]))
-    assert found == expected
+            result.append(decode(embedded.tokenizer, part.tokens[start:end]))
+    assert result == expected
     assert sum(part.bytes for part in parts) == sum(len(story.encode()) + 1 for story in expected)
 
 
@@ -114,10 +114,10 @@ def test_each_epoch_takes_every_window_once(batch, count):
 
 def test_held_out_stories_are_the_last_and_train_no_tokenizer(tmp_path):
     content = "\n\n".join(["aaaa bbbb"] * 50 + ["zqzqzqzq zqzqzqzq"] * 2)
-    found = load(tmp_path, content, vocab=262)
-    assert decode(found.tokenizer, found.test.tokens) == "zqzqzqzq zqzqzqzq"
-    assert not [token for token in found.tokenizer.get_vocab() if "zq" in token]
-    assert found.train.stories == 50
+    result = load(tmp_path, content, vocab=262)
+    assert decode(result.tokenizer, result.test.tokens) == "zqzqzqzq zqzqzqzq"
+    assert not [token for token in result.tokenizer.get_vocab() if "zq" in token]
+    assert result.train.stories == 50
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ def test_held_out_stories_are_the_last_and_train_no_tokenizer(tmp_path):
     ],
 )
 def test_separators(tmp_path, content, separator, expected):
-    found = load(tmp_path, content, separator=separator)
-    parts = [decode(found.tokenizer, getattr(found, name).tokens) for name in ("train", "validation", "test")]
+    result = load(tmp_path, content, separator=separator)
+    parts = [decode(result.tokenizer, getattr(result, name).tokens) for name in ("train", "validation", "test")]
     assert parts == expected
 
 
@@ -181,15 +181,15 @@ def test_tinystories_from_its_original_files(original_files, tmp_path, capfd):
     sample = (original_files / "tinystories" / "tinystories_sample.txt").read_bytes()
     tinystories(tmp_path / "data" / "tinystories", sample, sample[:1200])
     config = dataclasses.replace(PRESETS["tinystories"], vocab=300, validation=2)
-    found = text.load_text(config, tmp_path / "data", tmp_path / "cache")
-    assert [part.stories for part in (found.train, found.validation, found.test)] == [3, 2, 2]
-    first = decode(found.tokenizer, found.train.tokens[: np.flatnonzero(found.train.tokens == 0)[1]])
+    result = text.load_text(config, tmp_path / "data", tmp_path / "cache")
+    assert [part.stories for part in (result.train, result.validation, result.test)] == [3, 2, 2]
+    first = decode(result.tokenizer, result.train.tokens[: np.flatnonzero(result.train.tokens == 0)[1]])
     assert first == sample.decode().split("<|endoftext|>")[0].strip()
     assert first.startswith("Once upon a time there was a little boy named Ben.")
     assert "tensorflow" not in sys.modules
     # A text is what its stories are, whatever stands between them.
     tinystories(tmp_path / "same", b"\n\n" + sample + b"<|endoftext|>\n", sample[:1200])
-    assert text.load_text(config, tmp_path / "same", tmp_path / "cache").sha256 == found.sha256
+    assert text.load_text(config, tmp_path / "same", tmp_path / "cache").sha256 == result.sha256
     # Other files under the same names are another text.
     tinystories(tmp_path / "other", sample[:2500], sample[:1200])
     assert text.load_text(config, tmp_path / "other", tmp_path / "cache").train.stories < 3
@@ -220,23 +220,23 @@ def test_stories_are_read_in_pieces(tmp_path):
 
 def test_a_literal_end_in_a_text_or_prompt_is_text(tmp_path):
     stories = "One story.\n\nAnother <|endo<|endoftext|>ftext|> one.\n\nThe third.\n\nThe last."
-    found = load(tmp_path, stories, separator="blank_line")
-    assert np.sum(found.train.tokens == END) == found.train.stories + 1
+    result = load(tmp_path, stories, separator="blank_line")
+    assert np.sum(result.train.tokens == END) == result.train.stories + 1
     said = "about <|endoftext|> tokens"
-    tokens = encode(found.tokenizer, said)
+    tokens = encode(result.tokenizer, said)
     assert tokens.count(END) == 1
-    assert decode(found.tokenizer, tokens) == said
-    (tmp_path / "tokenizer.json").write_text(found.tokenizer.to_str())
+    assert decode(result.tokenizer, tokens) == said
+    (tmp_path / "tokenizer.json").write_text(result.tokenizer.to_str())
     assert encode(read_tokenizer(tmp_path / "tokenizer.json"), said) == tokens
 
 
 @pytest.mark.parametrize("word", ["a" * 200_000, " " * 200_000, "ab" * 60_000 + " \t" * 60_000])
 def test_a_word_of_any_length_is_cut_and_comes_back(word, tmp_path):
     # Training and encoding are quadratic in what a word has: minutes, were it not cut.
-    found = load(tmp_path, f"One.\n\nx{word}y\n\nTwo.\n\nThree.", separator="blank_line")
-    pieces = found.tokenizer.pre_tokenizer.pre_tokenize_str(word)
+    result = load(tmp_path, f"One.\n\nx{word}y\n\nTwo.\n\nThree.", separator="blank_line")
+    pieces = result.tokenizer.pre_tokenizer.pre_tokenize_str(word)
     assert max(len(piece) for piece, _ in pieces) <= 130
-    assert decode(found.tokenizer, found.train.tokens) == f"One.x{word}y"
+    assert decode(result.tokenizer, result.train.tokens) == f"One.x{word}y"
 
 
 def test_the_cut_of_words_changes_no_usual_text(embedded):

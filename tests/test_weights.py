@@ -29,8 +29,8 @@ def write_raw(path, arrays):
 
 
 def assert_read(weights, rtol=1e-7):
-    for found, expected in zip(weights[:3], (W, V, OUT), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol)
+    for result, expected in zip(weights[:3], (W, V, OUT), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=rtol, atol=rtol)
 
 
 def test_a_fused_matrix_is_both_branches_the_gate_first(tmp_path):

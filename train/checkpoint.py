@@ -56,8 +56,8 @@ class Progress:
 
     def trained(self, losses, seconds: float) -> "Progress":
         """After more steps."""
-        found = [*self.losses, *np.asarray(losses, np.float64).tolist()]
-        return dataclasses.replace(self, training=self.training + seconds, losses=found)
+        all_losses = [*self.losses, *np.asarray(losses, np.float64).tolist()]
+        return dataclasses.replace(self, training=self.training + seconds, losses=all_losses)
 
     def evaluated(self, row: dict[str, Any], seconds: float) -> "Progress":
         """After the evaluation that ends a round."""
@@ -106,13 +106,13 @@ class Checkpoints:
         One that is damaged is passed over, saying so, and moved to `checkpoints/<n>.damaged`. Raises InputError for a
         checkpoint of another architecture, and where there are checkpoints but none can be read.
         """
-        found = numbers(self._folder)
-        for number in reversed(found):
+        saved = numbers(self._folder)
+        for number in reversed(saved):
             path = self._folder / str(number)
             try:
                 return _restore(path, state)
             except DamagedError as error:
-                if number == found[0]:
+                if number == saved[0]:
                     raise
                 print(f"passed over: {error}", flush=True)
                 damaged = path.with_name(f"{number}.damaged")
@@ -176,10 +176,10 @@ def restore_params(folder: Path, epoch: int | None = None) -> Parameters:
     They need not lie as they did when they were saved: a run on many devices is read on one. Raises InputError where
     there is no such checkpoint, or it is damaged.
     """
-    found = numbers(folder)
-    if not found or epoch not in (None, *found):
+    saved = numbers(folder)
+    if not saved or epoch not in (None, *saved):
         raise InputError(f"{folder} holds no checkpoint" + (f" of epoch {epoch}" if epoch is not None else ""))
-    path = folder.absolute() / str(found[-1] if epoch is None else epoch)
+    path = folder.absolute() / str(saved[-1] if epoch is None else epoch)
     with _damage(path / "params"), _reader() as reader:
         shapes: Any = reader.metadata(path / "params").item_metadata.tree
         plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
@@ -258,7 +258,7 @@ def _closed_loops() -> Iterator[None]:
         return "Event loop is closed" not in str(error)
 
     sys.excepthook = lambda kind, error, trace: excepthook(kind, error, trace) if is_news(error) else None
-    sys.unraisablehook = lambda found: unraisablehook(found) if is_news(found.exc_value) else None
+    sys.unraisablehook = lambda report: unraisablehook(report) if is_news(report.exc_value) else None
     level = logging.getLogger("asyncio").level
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of tasks whose errors nobody waits for
     yield
@@ -268,8 +268,8 @@ def _closed_loops() -> Iterator[None]:
 
 def _error_number(error: Exception) -> int | None:
     """The system's number of an error, which the library below Orbax writes into the text of a ValueError."""
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    return int(found[1]) if found else None
+    match = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(match[1]) if match else None
 
 
 def _write_arrays(path: Path, tree: Any) -> None:
@@ -283,10 +283,10 @@ def _write_arrays(path: Path, tree: Any) -> None:
         raise OSError(number or errno.EIO, os.strerror(number) if number else first_line(error), str(path)) from None
 
 
-def check_architecture(found: Any, wanted: Parameters, checkpoint: Any) -> None:
+def check_architecture(saved: Any, needed: Parameters, checkpoint: Any) -> None:
     """Raises InputError where the parameters found in a checkpoint are not those that the configuration needs."""
-    shapes = _shapes(found)
-    for name, shape in _shapes(wanted).items():
+    shapes = _shapes(saved)
+    for name, shape in _shapes(needed).items():
         if shapes.pop(name, None) != shape:
             raise InputError(
                 f"the checkpoint {checkpoint} is of another architecture: "

@@ -133,16 +133,16 @@ def tensorflow_datasets() -> Any:
 
 def find_originals(source: Source, data_dir: Path | None) -> dict[str, Path]:
     """The original files that lie in `data_dir`, their checksums verified."""
-    found = {}
+    paths = {}
     for original in source.originals:
         for folder in [data_dir / name for name in (*source.folders, ".")] if data_dir else []:
             path = folder / original.file
             if path.is_file():
                 if original.sha256:
                     _verify(path, original)
-                found[original.file] = path
+                paths[original.file] = path
                 break
-    return found
+    return paths
 
 
 def _verify(path: Path, original: Original):

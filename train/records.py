@@ -107,13 +107,13 @@ def read_record(path: Path, shape: type[Shape]) -> Shape:
     return _parsed(path, _content(path), shape)
 
 
-def check_record(path: Path, found: Any, shape: type[Shape], where: str = "") -> Shape:
+def check_record(path: Path, value: Any, shape: type[Shape], where: str = "") -> Shape:
     """A part of a file that was read, of this shape. Raises InputError, naming the file, where it has another."""
     try:
-        msgspec.convert(found, shape)
+        msgspec.convert(value, shape)
     except msgspec.MsgspecError as error:
         raise InputError(f"{path} is damaged: {where}{one_line(error)}") from None
-    return found
+    return value
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -135,9 +135,9 @@ def _content(path: Path) -> bytes:
 
 def _parsed(path: Path, content: bytes, shape: type[Shape], where: str = "") -> Shape:
     try:
-        found = msgspec.json.decode(content)
+        value = msgspec.json.decode(content)
     except RecursionError:
         raise InputError(f"{path} is damaged: {where}it is nested too deep") from None
     except msgspec.MsgspecError as error:
         raise InputError(f"{path} is damaged: {where}{one_line(error)}") from None
-    return check_record(path, found, shape, where)
+    return check_record(path, value, shape, where)

@@ -167,8 +167,8 @@ def described(about: dict[str, Any]) -> str:
     """What `provenance` says of device and versions, in one line."""
     device, machine = about["device"], about["machine"]
     cpu = device["platform"] == "cpu"
-    place = f"{machine['processor']}, {machine['cores']} cores" if cpu else f"{device['count']} × {device['kind']}"
-    return f"{place}; {', '.join(f'{name} {version}' for name, version in about['versions'].items())}"
+    hardware = f"{machine['processor']}, {machine['cores']} cores" if cpu else f"{device['count']} × {device['kind']}"
+    return f"{hardware}; {', '.join(f'{name} {version}' for name, version in about['versions'].items())}"
 
 
 def _processor() -> str:

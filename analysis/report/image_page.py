@@ -117,8 +117,8 @@ def _files(run: Run, summary: dict[str, Any], arrays, images: np.ndarray, comman
 
 
 def _layer(run: Run, layer: int) -> dict[str, float | None]:
-    places = drawn(len(run.data.train_images), CALIBRATION_SAMPLES)
-    x, test = (layer_inputs(run, images, layer) for images in (run.data.train_images[places], run.data.test_images))
+    chosen = drawn(len(run.data.train_images), CALIBRATION_SAMPLES)
+    x, test = (layer_inputs(run, images, layer) for images in (run.data.train_images[chosen], run.data.test_images))
     return layer_fidelity(layer_weights(run.model, layer), run.model.layers[layer].sigma, x, test)
 
 

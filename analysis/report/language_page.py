@@ -102,19 +102,19 @@ def study_language(
     tokens = frequent_tokens(text.test, _SHOWN)
     rows, values, vectors, residuals, r2, likes, places = [], [], [], [], [], [], []
     for layer in range(model.config.layers):
-        found = calibrations[layer][method]
+        calibration = calibrations[layer][method]
         weights, gate = mlp_weights(model, layer, token_directions(model, tokens)), model.block(layer).glu.sigma
-        pairs = token_eigenpairs(model, layer, tokens, min(_PAIRS, model.config.width), gain=found.gain)
+        pairs = token_eigenpairs(model, layer, tokens, min(_PAIRS, model.config.width), gain=calibration.gain)
         values.append(np.asarray(pairs.values))
         vectors.append(np.asarray(pairs.vectors))
         residuals.append(np.asarray(pairs.residuals))
-        r2.append(direction_r2(weights, x[layer], gate, calibration=found))
+        r2.append(direction_r2(weights, x[layer], gate, calibration=calibration))
         likes.append(liked_tokens(vectors[-1], model))
         places.append(liked_places(vectors[-1], x[layer]))
         row = {
             name: {"r2": as_json(read.r2), "loss_rise": as_json(read.loss_rise)} for name, read in layers[layer].items()
         }
-        rows.append({"gains": row} | _spectrum_figures(weights, found.gain))
+        rows.append({"gains": row} | _spectrum_figures(weights, calibration.gain))
     figures = {
         "method": method,
         "layers": rows,
@@ -123,7 +123,7 @@ def study_language(
         "test_tokens": int(np.sum(targets >= 0)),
         "largest_residual": as_json(max(float(np.max(residuals)), 0.0)),
     }
-    gains = np.stack([np.asarray(found[method].gain) for found in calibrations])
+    gains = np.stack([np.asarray(calibration[method].gain) for calibration in calibrations])
     arrays = {"tokens": np.array(tokens), "values": np.stack(values), "vectors": np.stack(vectors), "gain": gains}
     shown = {
         "r2": np.stack(r2),
@@ -155,15 +155,15 @@ def _spectrum_figures(weights, gain) -> dict[str, Any]:
     few = weights._replace(out=weights.out[:, :_RANKED])
     d = len(few.w)
     if d <= _LARGEST_WHOLE:
-        found = np.asarray(spectrum(few, basis="hidden", gain=gain).values)
+        values = np.asarray(spectrum(few, basis="hidden", gain=gain).values)
     else:
-        found = np.asarray(top_eigenpairs(few, 2 * _DECAY, basis="hidden", gain=gain).values)
-    sizes = np.abs(found) / np.maximum(np.abs(found[:, :1]), np.finfo(np.float32).tiny)
-    rank = np.asarray(effective_rank(jnp.asarray(found))).mean()
+        values = np.asarray(top_eigenpairs(few, 2 * _DECAY, basis="hidden", gain=gain).values)
+    sizes = np.abs(values) / np.maximum(np.abs(values[:, :1]), np.finfo(np.float32).tiny)
+    rank = np.asarray(effective_rank(jnp.asarray(values))).mean()
     return {
         "decay": as_json(sizes[:, :_DECAY].mean(0)),
         "participation_rank": as_json(rank),
-        "eigenvalues": found.shape[1],
+        "eigenvalues": values.shape[1],
     }
 
 
@@ -177,8 +177,13 @@ def _other(path: Path) -> dict[str, Any]:
     figures = read_record(folder.summary, Summary).get("analysis", {})
     if "together" not in figures:
         raise InputError(f"`against` has {path}: it has no report yet, make it by: analysis report {path}")
-    found = check_record(folder.summary, figures, Together)
-    return {"name": path.name, "method": found["method"], "layers": found["layers"], "together": found["together"]}
+    reading = check_record(folder.summary, figures, Together)
+    return {
+        "name": path.name,
+        "method": reading["method"],
+        "layers": reading["layers"],
+        "together": reading["together"],
+    }
 
 
 def _last_samples(folder: RunFolder) -> list[str]:
@@ -192,8 +197,8 @@ def _content(summary, shown, history, config: TextConfig, tokenizer, model: Tran
     figures, test = summary["analysis"], summary["test"]
     spelled = [token_bytes(tokenizer, token) for token in range(model.config.vocab)]
     language = {
-        "vocabulary": [found.decode(errors="backslashreplace") for found in spelled],
-        "bytes": {token: list(found) for token, found in enumerate(spelled) if not _is_text(found)},
+        "vocabulary": [spelling.decode(errors="backslashreplace") for spelling in spelled],
+        "bytes": {token: list(spelling) for token, spelling in enumerate(spelled) if not _is_text(spelling)},
         "tokens": shown["tokens"].tolist(),
         "values": page.rounded(shown["values"]),
         "r2": page.rounded(np.round(shown["r2"], 3)),
@@ -219,10 +224,10 @@ def _content(summary, shown, history, config: TextConfig, tokenizer, model: Tran
     }
 
 
-def _is_text(found: bytes) -> bool:
+def _is_text(spelling: bytes) -> bool:
     """Whether a token is whole letters, not a part of one."""
     try:
-        found.decode()
+        spelling.decode()
     except UnicodeDecodeError:
         return False
     return True

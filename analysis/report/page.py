@@ -64,12 +64,12 @@ def liked_images(liked: np.ndarray, images: np.ndarray, labels: np.ndarray, clas
     each = int(np.prod(images.shape[1:]))
     room = _IMAGES * (3 if images.ndim == 4 else 1)  # colours may weigh more
     count = max(1, min(count, _MOST_LIKED, room // (outputs * k * each)))
-    used, places = np.unique(liked[:, :, :count], return_inverse=True)
+    used, indices = np.unique(liked[:, :, :count], return_inverse=True)
     return {
         "shape": _three(images.shape[1:]),
         "data": _base64(images[used]),
         "classes": [classes[label] for label in labels[used]],
-        "liked": places.reshape(outputs, k, count).tolist(),
+        "liked": indices.reshape(outputs, k, count).tolist(),
     }
 
 

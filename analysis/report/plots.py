@@ -111,9 +111,9 @@ def similarity(measures: dict[str, dict], *, title: str) -> Figure:
     for axis, (measure, x_label, y_label) in zip(axes, columns, strict=True):
         for arm, (label, color, style) in _ARMS.items():
             if arm in measures[measure]:
-                found = measures[measure][arm]
-                ranks = np.arange(1, len(found["mean"]) + 1)
-                mean, low, high = (np.array(found[name], float) for name in ("mean", "low", "high"))  # None is NaN
+                interval = measures[measure][arm]
+                ranks = np.arange(1, len(interval["mean"]) + 1)
+                mean, low, high = (np.array(interval[name], float) for name in ("mean", "low", "high"))  # None is NaN
                 axis.plot(ranks, mean, style, color=color, label=label, linewidth=1.6)
                 axis.fill_between(ranks, low, high, color=color, alpha=0.15, linewidth=0)
         axis.set(xlabel=x_label, ylabel=y_label, ylim=(0, 1.03))

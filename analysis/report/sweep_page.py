@@ -54,23 +54,23 @@ def by_configuration(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """
     fields = [name for name in rows[0] if name not in RESULTS and name != "seed"]
     varied = [name for name in fields if len({row[name] for row in rows if row[name] is not None}) > 1]
-    found: dict[tuple, list[Row]] = {}
+    by_settings: dict[tuple, list[Row]] = {}
     for row in rows:
-        found.setdefault(tuple(row[name] for name in fields), []).append(row)
+        by_settings.setdefault(tuple(row[name] for name in fields), []).append(row)
     groups = []
-    for values, own in found.items():
+    for values, members in by_settings.items():
         settings = {name: value for name, value in zip(fields, values, strict=True) if value is not None}
-        last = [row for row in own if row["test_accuracy"] is not None]
+        last = [row for row in members if row["test_accuracy"] is not None]
         groups.append(
             {
                 "name": _name(settings, varied),
                 "settings": {name: settings[name] for name in varied if name in settings},
-                "seeds": sorted({row["seed"] for row in own}),
-                "train": _curve(own, "train_loss"),
-                "validation": _curve(own, "validation_loss"),
+                "seeds": sorted({row["seed"] for row in members}),
+                "train": _curve(members, "train_loss"),
+                "validation": _curve(members, "validation_loss"),
                 "loss": [row["test_loss"] for row in last],
                 "accuracy": [row["test_accuracy"] for row in last],
-                "diverged": sum(row["diverged_at"] is not None for row in own),
+                "diverged": sum(row["diverged_at"] is not None for row in members),
             }
         )
     return groups

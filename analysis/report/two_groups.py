@@ -9,13 +9,15 @@ from sqs_jax.files import write
 from sqs_jax.messages import InputError
 
 
-def write_comparison(found: dict[str, Any], out_dir: Path) -> list[Path]:
+def write_comparison(comparison: dict[str, Any], out_dir: Path) -> list[Path]:
     """Writes `comparison.json` and `comparison.png`. Raises InputError where one of them is there already."""
     paths = free_paths(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    title = f"{found['data']}: {found['names'][0]} beside {found['names'][1]}, {found['method']} gains"
-    write(paths[1], plots.png(plots.similarity(found["measures"], title=title)))
-    write(paths[0], json.dumps(found, indent=2, allow_nan=False) + "\n")
+    title = (
+        f"{comparison['data']}: {comparison['names'][0]} beside {comparison['names'][1]}, {comparison['method']} gains"
+    )
+    write(paths[1], plots.png(plots.similarity(comparison["measures"], title=title)))
+    write(paths[0], json.dumps(comparison, indent=2, allow_nan=False) + "\n")
     return paths
 
 
@@ -28,10 +30,10 @@ def free_paths(out_dir: Path) -> list[Path]:
     return paths
 
 
-def table(found: dict[str, Any]) -> str:
+def table(comparison: dict[str, Any]) -> str:
     """The comparison as text, an arm a column: of vectors the first rank, of spans the largest."""
     arms = ("shared", "disjoint", "ceiling", "fraction", "classes", "untrained", "random")
-    places = {
+    ranks = {
         "rank_cosine": 0,
         "matched_cosine": 0,
         "overlap": -1,
@@ -40,17 +42,17 @@ def table(found: dict[str, Any]) -> str:
         "data_form_cosine": None,
     }
     lines = [f"{'':<16}" + "".join(f"{arm:>22}" for arm in arms)]
-    for name, place in places.items():
-        cells = [cell(found["measures"][name].get(arm), place) for arm in arms]
+    for name, rank in ranks.items():
+        cells = [cell(comparison["measures"][name].get(arm), rank) for arm in arms]
         lines.append(f"{name:<16}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join(lines)
 
 
-def cell(arm: dict[str, Any] | None, place: int | None) -> str:
+def cell(arm: dict[str, Any] | None, rank: int | None) -> str:
     """An arm's mean and interval as text: at a place of its list, or of its one number."""
     if arm is None:
         return "-"
-    mean, low, high = (arm[name] if place is None else arm[name][place] for name in ("mean", "low", "high"))
+    mean, low, high = (arm[name] if rank is None else arm[name][rank] for name in ("mean", "low", "high"))
     if mean is None:
         return "-"
     mean, *interval = (f"{round(x, 2) + 0.0:.2f}" for x in (mean, low, high) if x is not None)  # no -0.00

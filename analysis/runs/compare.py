@@ -61,9 +61,9 @@ def compare_runs(
     )
     if min(len(a), len(b)) < LEAST_SEEDS:
         note += f" Fewer than {LEAST_SEEDS} seeds: the intervals say little."
-    places = {"a": [str(path) for path in a], "b": [str(path) for path in b]}
-    found = {"note": note, "data": runs[0].config.data, "names": names, "method": method, "k": k}
-    return found | {"runs": places, "measures": measures} | provenance()
+    paths = {"a": [str(path) for path in a], "b": [str(path) for path in b]}
+    about = {"note": note, "data": runs[0].config.data, "names": names, "method": method, "k": k}
+    return about | {"runs": paths, "measures": measures} | provenance()
 
 
 def _reading(run: Run, method: Method, k: int) -> Reading:

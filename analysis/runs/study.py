@@ -71,15 +71,15 @@ def study(
     figures["test_samples"] = len(all_samples.test)
     test, labels = all_samples.test, all_samples.test_labels
     figures["fidelity"] = {
-        name: _fidelity_row(found, fidelity(whole, test, gate, calibration=found, labels=labels))
-        for name, found in calibrations.items()
+        name: _fidelity_row(calibration, fidelity(whole, test, gate, calibration=calibration, labels=labels))
+        for name, calibration in calibrations.items()
     }
     figures["linear_share"] = None if weights.skip is None else as_json(linear_share(whole, test, gate))
     figures["truncation"] = _truncation(weights, pairs, samples, gate)
     figures["spectrum"] = spectrum_figures(weights, pairs)
     positive = np.any(np.asarray(pairs.values) > 0, axis=1)
     leading = zip(first_positive(pairs.values), positive, strict=True)
-    figures["leading"] = [int(place) if there else None for place, there in leading]
+    figures["leading"] = [int(rank) if there else None for rank, there in leading]
     figures["ablation"] = _ablation(weights, pairs, samples, gate)
     figures["eigenvectors"] = _eigenvectors(pairs, samples, input_size(weights))
     figures["masks"] = _masks(weights, pairs, samples, gate)
@@ -88,21 +88,21 @@ def study(
 
 def chosen(weights: GLUWeights, samples: Samples, outputs: Sequence[int]) -> tuple[GLUWeights, Samples]:
     """The network with some of its outputs alone, and the samples of their classes, which are numbered anew."""
-    places = np.asarray(outputs)
+    columns = np.asarray(outputs)
     parts = {
-        "out": weights.out[:, places],
-        "out_bias": None if weights.out_bias is None else weights.out_bias[places],
-        "skip": None if weights.skip is None else weights.skip[:, places],
+        "out": weights.out[:, columns],
+        "out_bias": None if weights.out_bias is None else weights.out_bias[columns],
+        "skip": None if weights.skip is None else weights.skip[:, columns],
     }
     number_of = np.full(weights.out.shape[1], -1)
-    number_of[places] = np.arange(len(places))
+    number_of[columns] = np.arange(len(columns))
 
     def part(x, labels):
         numbers = number_of[labels]
         return x[numbers >= 0], numbers[numbers >= 0]
 
-    own = (*part(samples.train, samples.train_labels), *part(samples.test, samples.test_labels))
-    return weights._replace(**parts), Samples(*own)
+    parts_of_samples = (*part(samples.train, samples.train_labels), *part(samples.test, samples.test_labels))
+    return weights._replace(**parts), Samples(*parts_of_samples)
 
 
 def first_positive(values) -> np.ndarray:
@@ -115,8 +115,8 @@ def first_positive(values) -> np.ndarray:
 
 def leading_vectors(pairs: Eigenpairs) -> np.ndarray:
     """The eigenvector (outputs, d) of each output's largest positive eigenvalue; of |λ₁| where none is positive."""
-    places = first_positive(pairs.values)
-    return np.asarray(pairs.vectors)[np.arange(len(places)), places]
+    ranks = first_positive(pairs.values)
+    return np.asarray(pairs.vectors)[np.arange(len(ranks)), ranks]
 
 
 def leading_masks(pairs: Eigenpairs, inputs: int) -> np.ndarray:
@@ -128,12 +128,15 @@ def layer_fidelity(weights: GLUWeights, gate: Gate, x: np.ndarray, test_x: np.nd
     """R² of a layer's own output on test samples, for each gain that needs no class: of a layer inside a network."""
     alone = weights._replace(skip=None, out_bias=None)
     calibrations = calibrate_all(alone, x, gate, methods=("identity", "bussgang", "output"))
-    return {name: as_json(fidelity(alone, test_x, gate, calibration=found).r2) for name, found in calibrations.items()}
+    return {
+        name: as_json(fidelity(alone, test_x, gate, calibration=calibration).r2)
+        for name, calibration in calibrations.items()
+    }
 
 
-def _fidelity_row(calibration: Calibration, found: Fidelity) -> dict[str, Any]:
+def _fidelity_row(calibration: Calibration, measured: Fidelity) -> dict[str, Any]:
     gain = np.asarray(calibration.gain)
-    row: dict[str, Any] = {name: as_json(value) for name, value in found._asdict().items()}
+    row: dict[str, Any] = {name: as_json(value) for name, value in measured._asdict().items()}
     return row | {"calibration_r2": _mean(calibration.r2), "gain_range": [float(gain.min()), float(gain.max())]}
 
 
@@ -142,8 +145,8 @@ def _truncation(weights, pairs, samples: Samples, gate) -> dict[str, Any]:
     ks = (*(k for k in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96) if k < longest), longest)
     reference = samples.train[drawn(len(samples.train), _REFERENCE)]
     labels = samples.test_labels
-    found = truncation(weights, samples.test, gate, pairs=pairs, calibration_x=reference, labels=labels, ks=ks)
-    return {"k": list(ks)} | {name: as_json(values) for name, values in found._asdict().items()}
+    cut = truncation(weights, samples.test, gate, pairs=pairs, calibration_x=reference, labels=labels, ks=ks)
+    return {"k": list(ks)} | {name: as_json(values) for name, values in cut._asdict().items()}
 
 
 def _ablation(weights, pairs, samples: Samples, gate) -> dict[str, Any]:
@@ -163,14 +166,14 @@ def _eigenvectors(pairs, samples: Samples, inputs: int) -> dict[str, Any]:
     }
     k = min(_FRECHET_RANKS, vectors.shape[1])
     distances = frechet(_orthonormal(vectors[:, :k]), samples, frechet_features(samples))
-    found: dict[str, Any] = {name: as_json(values) for name, values in figures.items()}
-    return found | {"frechet": {name: as_json(values) for name, values in distances.items()} | {"k": k}}
+    rows: dict[str, Any] = {name: as_json(values) for name, values in figures.items()}
+    return rows | {"frechet": {name: as_json(values) for name, values in distances.items()} | {"k": k}}
 
 
 def frechet_features(samples: Samples) -> Callable[[np.ndarray], np.ndarray]:
     """What `interpret.train_features` gives for the images that `frechet` takes."""
-    places = drawn(len(samples.train), CALIBRATION_SAMPLES)
-    return interpret.train_features(samples.train[places], samples.train_labels[places])
+    indices = drawn(len(samples.train), CALIBRATION_SAMPLES)
+    return interpret.train_features(samples.train[indices], samples.train_labels[indices])
 
 
 def frechet(vectors: np.ndarray, samples: Samples, features: Callable, *, seed: int = 0) -> dict[str, np.ndarray]:
@@ -191,16 +194,16 @@ def _masks(weights, pairs, samples: Samples, gate) -> dict[str, Any]:
     random = np.random.default_rng(0).normal(size=masks.shape)
     random /= np.linalg.norm(random, axis=1, keepdims=True)
     length = float(np.mean(np.linalg.norm(samples.test, axis=1)))
-    places = np.random.default_rng(1).permutation(drawn(len(samples.test), _FRECHET_SAMPLES))  # halves of all classes
-    test, labels = samples.test[places], samples.test_labels[places]
+    indices = np.random.default_rng(1).permutation(drawn(len(samples.test), _FRECHET_SAMPLES))  # halves of all classes
+    test, labels = samples.test[indices], samples.test_labels[indices]
     predict = network_predictor(weights, gate)
     norms = [share * length for share in _NORMS]
     success = {
         name: interpret.mask_success(predict, rows, test, labels, norms)
         for name, rows in (("eigenvectors", masks), ("random", random))
     }
-    found: dict[str, Any] = {name: as_json(rows) for name, rows in success.items()}
-    return found | {"norm_share": list(_NORMS), "mean_input_norm": length}
+    figures: dict[str, Any] = {name: as_json(rows) for name, rows in success.items()}
+    return figures | {"norm_share": list(_NORMS), "mean_input_norm": length}
 
 
 def _mean(values) -> float | None:

@@ -43,7 +43,7 @@ def main() -> None:
         optimizer.step()
     FOLDER.mkdir(exist_ok=True)
     save_file(model.state_dict(), FOLDER / "pytorch_glu.safetensors")
-    arrays = {"x": x.numpy(), "test_x": test_x.astype(np.float32), "test_y": test_y.astype(np.int32)}
+    arrays = {"x": x.numpy(), "test_x": np.asarray(test_x, np.float32), "test_y": np.asarray(test_y, np.int32)}
     np.savez_compressed(FOLDER / "pytorch_glu_inputs.npz", **arrays)
 
 

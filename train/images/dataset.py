@@ -60,10 +60,10 @@ def load(name: str, data_dir: Path | None = None, cache_dir: Path | None = None)
         raise InputError(f"`data_dir` is {data_dir}: no such folder")
     cache_dir = cache_dir or default_cache_dir()
     if stock:
-        place, read = _stock_place(stock, data_dir), functools.partial(_stock, stock)
+        key, read = _stock_place(stock, data_dir), functools.partial(_stock, stock)
     else:
-        place, read = Path(name, VERSION), functools.partial(_own, SOURCES[name])
-    folder = cache_dir / "arrays" / place
+        key, read = Path(name, VERSION), functools.partial(_own, SOURCES[name])
+    folder = cache_dir / "arrays" / key
     if not folder.is_dir():
         with exclusive(folder):
             if not folder.is_dir():

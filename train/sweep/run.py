@@ -170,8 +170,8 @@ def _rows(folder: SweepFolder, grid: Grid) -> list[Row]:
     """The rows of all finished networks, in the order of the grid."""
     varied = [name for name, values in grid.axes.items() if len(values) > 1]
     configs = members(grid.base, grid.axes).items()
-    found = [(folder.member(name), config) for name, config in configs if folder.member(name).path.exists()]
-    return [row for run, config in found for row in member_rows(run, config, varied)]
+    finished = [(folder.member(name), config) for name, config in configs if folder.member(name).path.exists()]
+    return [row for run, config in finished for row in member_rows(run, config, varied)]
 
 
 def _file(run: RunFolder, member: Member, seconds: float, about: dict[str, Any]) -> dict[str, Any]:
@@ -246,7 +246,7 @@ def _train_group(names: list[str], configs, images: Images, noise_seed, limits: 
             raise Stopped(stop)
         part, start = names[:size], time.perf_counter()
         try:
-            found = train_together(
+            trained = train_together(
                 [configs[name] for name in part], images, noise_seed=noise_seed, stopping=limits.stopping
             )
         except jax.errors.JaxRuntimeError as error:
@@ -257,10 +257,10 @@ def _train_group(names: list[str], configs, images: Images, noise_seed, limits: 
             size = -(-len(part) // 2)
             print(f"out of memory with {len(part)} networks at once: going on with {size}", flush=True)
             continue
-        if not found:
+        if not trained:
             continue  # to the stop
         seconds = (time.perf_counter() - start) / len(part)
-        for name, member in zip(part, found, strict=True):
+        for name, member in zip(part, trained, strict=True):
             yield name, member, seconds
         names = names[size:]
 

@@ -91,8 +91,8 @@ def _value(name, text):
 
 def by_epoch(rows: Iterable[Row], name: str) -> dict[int, list[Any]]:
     """The values of a column by epoch, in their order, without those that there are not."""
-    found: dict[int, list[Any]] = {}
+    columns: dict[int, list[Any]] = {}
     for row in rows:
         if row[name] is not None:
-            found.setdefault(row["epoch"], []).append(row[name])
-    return dict(sorted(found.items()))
+            columns.setdefault(row["epoch"], []).append(row[name])
+    return dict(sorted(columns.items()))

@@ -26,22 +26,22 @@ Read = Callable[[], tuple[list[Any] | Any, list[Any] | Any | None]]
 def read_corpus(config: TextConfig, data_dir: Path | None, cache_dir: Path) -> tuple[Any, Read]:
     """What a text is, as JSON has it, and what reads it."""
     if config.data == "stories":
-        found = stories()
-        return _sha256("\n".join(found).encode()), lambda: (found, None)
+        embedded = stories()
+        return _sha256("\n".join(embedded).encode()), lambda: (embedded, None)
     if config.data == "text":
         content = _read_file(Path(config.text))
         return [_sha256(content.encode()), config.separator], lambda: (_parted(content, config.separator), None)
     local = find_originals(TINYSTORIES, data_dir)
     files = {name: _text_sha256(path) for name, path in sorted(local.items())}
     # tensorflow-datasets knows a set by its name alone: other files go to another place.
-    place = cache_dir / "local" / _sha256(json.dumps(files).encode())[:16] if files else cache_dir
+    folder = cache_dir / "local" / _sha256(json.dumps(files).encode())[:16] if files else cache_dir
 
     @functools.cache
     def read():
-        records = prepare(TINYSTORIES, data_dir, place)
+        records = prepare(TINYSTORIES, data_dir, folder)
         return _Records(records["train"]), _Records(records["test"])
 
-    checksum = place / "tfds" / "tinystories.sha256"
+    checksum = folder / "tfds" / "tinystories.sha256"
     if not checksum.is_file():
         with exclusive(checksum):
             if not checksum.is_file():
@@ -74,8 +74,8 @@ class _Records:
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), _BATCH):
-            found = self._source.__getitems__(range(start, min(start + _BATCH, len(self))))
-            yield from (record["text"].decode() for record in found)
+            records = self._source.__getitems__(range(start, min(start + _BATCH, len(self))))
+            yield from (record["text"].decode() for record in records)
 
 
 def _read_file(path: Path) -> str:
@@ -84,12 +84,12 @@ def _read_file(path: Path) -> str:
     except OSError as error:
         raise InputError(f"`text` is {path}: {error.strerror}") from None
     try:
-        found = content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"`text` is {path}: not UTF-8, byte {content[error.start]:#04x} at {error.start}") from None
-    if not found.strip():
+    if not text.strip():
         raise InputError(f"`text` is {path}: it is empty")
-    return found
+    return text
 
 
 def _text_sha256(path: Path) -> str:
@@ -98,8 +98,8 @@ def _text_sha256(path: Path) -> str:
     with path.open("rb") as file:
         while part := file.read(2**22):
             checksum.update(part)
-            found = _decoded(path, decoder, part, size)
-            blank = blank and not found.replace(END_OF_TEXT, "").strip()
+            text = _decoded(path, decoder, part, size)
+            blank = blank and not text.replace(END_OF_TEXT, "").strip()
             size += len(part)
     _decoded(path, decoder, b"", size)
     if blank:

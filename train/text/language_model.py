@@ -100,8 +100,8 @@ def make_step(config: TextConfig, model: Transformer, optimizer: optax.GradientT
         parts = jax.lax.with_sharding_constraint(parts, across)
 
         def add(total, part):
-            found = jax.value_and_grad(loss_of)(params, *part)
-            return jax.tree.map(jnp.add, total, found), None
+            part_sums = jax.value_and_grad(loss_of)(params, *part)
+            return jax.tree.map(jnp.add, total, part_sums), None
 
         zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
         return jax.lax.scan(add, zeros, (*parts, jax.random.split(key, config.accumulate)))[0]

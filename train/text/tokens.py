@@ -90,16 +90,16 @@ def windows(stream: Stream, context: int, numbers: np.ndarray) -> tuple[np.ndarr
     Window i has the targets i·context + 1 to (i + 1)·context, so that each token but the first is a target of just
     one window. A target is -1 beyond the end of the stream, and for a number below 0, which stands for no window.
     """
-    places = np.maximum(numbers, 0)[:, None] * context + np.arange(context + 1)
-    tokens = stream.tokens[np.minimum(places, len(stream.tokens) - 1)].astype(np.int32)
-    targets = np.where((places[:, 1:] < len(stream.tokens)) & (numbers[:, None] >= 0), tokens[:, 1:], -1)
+    positions = np.maximum(numbers, 0)[:, None] * context + np.arange(context + 1)
+    tokens = stream.tokens[np.minimum(positions, len(stream.tokens) - 1)].astype(np.int32)
+    targets = np.where((positions[:, 1:] < len(stream.tokens)) & (numbers[:, None] >= 0), tokens[:, 1:], -1)
     return tokens[:, :-1], targets
 
 
 def batch_numbers(step: int, batch_size: int, count: int, seed: int) -> np.ndarray:
     """The windows of a step (batch_size,), from the step alone: each epoch takes all `count` in an order of its own."""
-    places = step * batch_size + np.arange(batch_size)
-    return np.array([_order(seed, place // count, count)[place % count] for place in places.tolist()])
+    positions = step * batch_size + np.arange(batch_size)
+    return np.array([_order(seed, position // count, count)[position % count] for position in positions.tolist()])
 
 
 @functools.lru_cache(maxsize=2)
@@ -125,9 +125,9 @@ def _write_streams(partial: Path, config: TextConfig, tokenizer: Any, training, 
         file.write(np.array([END], np.uint16).tobytes())
         for part in (training, test or ()):
             for batch in _batches(part):
-                for story, found in zip(batch, tokenizer.encode_batch(batch), strict=True):
-                    file.write(np.array([*found.ids, END], np.uint16).tobytes())
-                    starts.append(starts[-1] + len(found.ids) + 1)
+                for story, encoding in zip(batch, tokenizer.encode_batch(batch), strict=True):
+                    file.write(np.array([*encoding.ids, END], np.uint16).tobytes())
+                    starts.append(starts[-1] + len(encoding.ids) + 1)
                     sizes.append(len(story.encode()) + 1)
     np.savez(partial / "stories.npz", starts=np.array(starts), bytes=np.array(sizes))
     tokenizer.save(str(partial / "tokenizer.json"))
