@@ -1,4 +1,7 @@
-"""Calibration: the gains with which a quadratic form stands for a gate that is not the identity."""
+"""Calibration: gains for the hidden units, so that quadratic forms stand for a gate that is not the identity.
+
+A gain γ is the factor by which a hidden unit's product a·u is multiplied to stand for a·σ(u).
+"""
 
 import contextlib
 import dataclasses
@@ -52,7 +55,7 @@ class Calibration:
 def calibrated(weights: GLUWeights, calibration: Calibration) -> GLUWeights:
     """The layer with the gains in its linear branch: its interaction matrices are those of the calibrated form.
 
-    At least float32, whatever the layer's own dtype: gains are no numbers of 16 bits.
+    The result is at least float32: 16 bits would round the gains.
     """
     weights = at_least_float32(weights)
     gain, gate_gain = calibration.gain, calibration.gate_gain
@@ -87,8 +90,8 @@ def calibrate(
         the data does not.
 
     Returns:
-      A Calibration. All is computed in float64, from centred data, whatever the dtype of the weights. Use it by
-      `calibrated`, or its `gain` alone as the `gain` of `spectrum`, which is the same unless the method is "gaussian".
+      A Calibration. All is computed in float64, from centred data, whatever the dtype of the weights. Pass it to
+      `calibrated`. Unless the method is "gaussian", its `gain` may also be passed to `spectrum` as it is.
 
     Host code: it sums over batches outside of jit, grad and vmap.
 
@@ -105,7 +108,7 @@ def calibrate(
 def calibrate_all(
     weights: GLUWeights, x: Samples, gate: str | Gate, *, methods: Sequence[Method], ridge: float = 1e-6
 ) -> dict[Method, Calibration]:
-    """`calibrate` by several methods, which share what is computed of the samples. Raises as it does."""
+    """`calibrate` by several methods, with one pass over the samples for all. Raises as `calibrate`."""
     check_concrete("calibrate", weights=weights, x=x)
     check_weights(weights)
     for method in methods:
@@ -146,10 +149,7 @@ def calibrate_all(
 
 
 def variation(squares, n: int, mean, eps: float = float(np.finfo(np.float64).eps)) -> np.ndarray:
-    """Σ(y - ȳ)², of n numbers with this mean; NaN where it is no more than the rounding of y: a constant.
-
-    Over a NaN every R² is one.
-    """
+    """Σ(y - ȳ)² of n numbers with this mean; NaN where it is no more than the rounding of y, so that R² is NaN too."""
     least = n * (16 * eps * np.abs(mean)) ** 2
     return np.where(squares > least, squares, np.nan)
 
@@ -166,7 +166,7 @@ def check_concrete(name: str, **arguments: Any) -> None:
 
 @contextlib.contextmanager
 def _float64() -> Iterator[None]:
-    """In it JAX computes in float64: on a CPU where the device is a TPU, which has none."""
+    """Makes JAX compute in float64; on the CPU where the device is a TPU, which has no float64."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.enable_x64(True))
         if jax.default_backend() == "tpu":
@@ -207,7 +207,10 @@ def gaussian_gains(
 
 
 def as_batches(weights: GLUWeights, x: Samples) -> Callable[[], Iterator[jax.Array]]:
-    """What begins to read x anew: batches (n, inputs) of at most 2048 rows. Raises ValueError where they do not fit."""
+    """A function that iterates over x anew, in batches (n, inputs) of at most 2048 rows.
+
+    Raises ValueError where x does not fit the weights.
+    """
     inputs = input_size(weights)
     parts = [x] if hasattr(x, "shape") else x
     if not isinstance(parts, Iterable):
@@ -228,7 +231,10 @@ def as_batches(weights: GLUWeights, x: Samples) -> Callable[[], Iterator[jax.Arr
 
 
 def _merged(a: dict[str, np.ndarray] | None, b: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The moments of two batches together: means are weighted, and centred sums get what lies between the means."""
+    """The moments of two batches together.
+
+    Means are weighted by the sizes; centred sums get the product of the differences of the means (Chan et al. 1979).
+    """
     if a is None:
         return b
     n = a["n"] + b["n"]
@@ -251,7 +257,7 @@ _CENTRED = {"FF": ("au", "au"), "FS": ("au", "as"), "y²": ("y", "y"), "r²": ("
 
 @jax.jit(static_argnames=("gate", "pairs"))
 def _moments(weights, x, gate, pairs: bool):
-    """What all gains are made of: n, means, sums, and centred sums; `pairs` adds those of two hidden units."""
+    """The moments of a batch that gains are computed from; `pairs` adds the covariances of hidden units."""
     _, a, u = hidden_layer(weights, x)
     s = gate(u)
     form, unit = a * u, a * s
@@ -267,7 +273,7 @@ def _moments(weights, x, gate, pairs: bool):
 
 @jax.jit(static_argnames="gate")
 def _residuals(weights, gains, gate_gains, x, gate):
-    """What the forms of several gains (methods, h) leave of the outputs: means and centred sums (methods, outputs)."""
+    """The residuals of forms with several gains (methods, h): means and centred sums of squares (methods, outputs)."""
     _, a, u = hidden_layer(weights, x)
     unit = a * gate(u)
 

@@ -119,9 +119,9 @@ def is_traced(tree) -> bool:
 
 @contextlib.contextmanager
 def _one_thread_a_matrix() -> Iterator[None]:
-    """On CPUs JAX solves the matrices of a batch in parallel; threads of the BLAS below would only be in the way.
+    """Gives each matrix one BLAS thread on a CPU, where JAX already solves the matrices of a batch in parallel.
 
-    Without threadpoolctl, which scikit-learn brings, nothing is done.
+    Does nothing where threadpoolctl, which scikit-learn brings, is not installed.
     """
     if jax.default_backend() != "cpu" or importlib.util.find_spec("threadpoolctl") is None:
         yield
@@ -274,7 +274,7 @@ def _krylov(weights, gain, k, tol, basis, memory, most_products) -> Eigenpairs:
 
 @jax.jit
 def _is_moderate(weights: GLUWeights) -> jax.Array:
-    """Whether entries are so near to 1 in size that neither forms nor their squares leave the range of float32."""
+    """Whether the entries are close enough to 1 in size for forms and their squares to stay in the range of float32."""
     w, v, out = exponent(weights.w, weights.w_bias), exponent(weights.v, weights.v_bias), exponent(weights.out, axis=0)
     embed = jnp.zeros_like(w) if weights.embed is None else exponent(weights.embed)
     sizes = jnp.concatenate([jnp.stack([w, v, embed]), out])

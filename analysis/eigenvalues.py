@@ -1,4 +1,4 @@
-"""What eigenvalues say by themselves: the most positive and negative ones, effective rank, gaps."""
+"""Summaries of eigenvalues: the most positive and most negative pairs, effective rank, gaps."""
 
 from typing import Literal
 
@@ -41,7 +41,7 @@ def effective_rank(
 
         participation: (Σ|λ|)² / Σλ²        entropy: exp(-Σ p log p), p = |λ| / Σ|λ|
 
-    Of a spectrum that was cut off, it is that of the part at hand. Raises ValueError for another `kind`.
+    Of a truncated spectrum it is the rank of the part at hand. Raises ValueError for another `kind`.
 
     Source: Roy and Vetterli 2007 for the entropy.
     """
@@ -60,7 +60,7 @@ def effective_rank(
 def eigengaps(values: Float[Array, "*outputs k"]) -> Float[Array, "*outputs k"]:
     """Distance of each eigenvalue (..., k), as sorted by size, to its nearest neighbour, over |λ₁|: (..., k).
 
-    Where it is small, the eigenvector is arbitrary within the span of its neighbours' and its own: compare subspaces.
+    Where a gap is small, only the span of the neighbouring eigenvectors is determined: compare subspaces.
     NaN for a single eigenvalue.
     """
     order = jnp.sort(values, axis=-1)

@@ -1,4 +1,4 @@
-"""Fidelity: how well quadratic forms stand for the network that they were read from."""
+"""Fidelity: how much of a network its quadratic forms explain."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -39,7 +39,7 @@ Labels = Int[ArrayLike, " n"]
 
 
 class Fidelity(NamedTuple):
-    """The quadratic network beside the network itself; arrays of one shape, () or (ks,)."""
+    """How well a quadratic network stands for the network itself; arrays of one shape, () or (ks,)."""
 
     r2: Float[np.ndarray, "*ks"]
     """1 - Σ(y - ŷ)² / Σ(y - ȳ)² over all samples and outputs; at most 1, and negative where the mean is closer."""
@@ -61,11 +61,11 @@ def fidelity(
     calibration: Calibration,
     labels: Labels | None = None,
 ) -> Fidelity:
-    """Measures the quadratic network ŷ = zᵀ A z + linear part + offset against the network, on data of its own.
+    """Measures the quadratic network ŷ = zᵀ A z + linear part + offset against the network itself.
 
     Args:
       weights, gate: of the layer.
-      x: (n, inputs), or batches of them: other samples than the gains are from, for a figure that is held out.
+      x: (n, inputs), or batches of them. Use other samples than for the gains, so that the figures are held out.
       calibration: from `calibrate`.
       labels: (n,) int, the classes; without them both accuracies are NaN.
 
@@ -86,9 +86,9 @@ def deep_fidelity(
     calibrations: Sequence[Calibration],
     labels: Labels | None = None,
 ) -> Fidelity:
-    """Measures a deep network whose every GLU is replaced by its quadratic layer against the network itself.
+    """Measures a deep network with every GLU replaced by its quadratic layer against the network itself.
 
-    Each quadratic layer reads what the one before it gives, so errors add up.
+    Each quadratic layer reads the output of the quadratic layer before it, so errors accumulate.
 
     Args:
       layers: the weights of each GLU, the first with the embedding, the last with the head as `out`, the others with
@@ -124,7 +124,7 @@ def truncation(
     labels: Labels | None = None,
     basis: Basis = "input",
 ) -> Fidelity:
-    """The fidelity of the forms cut down to their k largest eigenpairs, for each k of `ks`; arrays (ks,).
+    """The fidelity of the forms with only their k largest eigenpairs, for each k in `ks`; arrays (ks,).
 
         ŷ_o = Σ_{i ≤ k} λ_i (x·v_i)² + linear part + c_k,   c_k making the means agree on `calibration_x`
 
@@ -150,7 +150,7 @@ def ablation(
     labels: Labels | None,
     basis: Basis = "input",
 ) -> Float[np.ndarray, "outputs k"]:
-    """The rise of the network's loss, in nats, when one eigenpair is taken out of one output: (outputs, k).
+    """The rise of the network's loss, in nats, when one eigenpair is removed from one output: (outputs, k).
 
     From the network's own logit o, λ_i (x·v_i)² is subtracted and its mean over x put back. Arguments as in
     `truncation`; the loss needs the labels.
@@ -170,7 +170,7 @@ def ablation(
 
 
 def linear_share(weights: GLUWeights, x: Samples, gate: str | Gate) -> float:
-    """R² of the logits that the linear part alone explains, up to a constant: of a residual stream past the layer."""
+    """R² of the logits by the linear part alone, up to a constant: what the residual stream past the layer explains."""
     y, _ = _network(weights, x, None, gate)
     linear = np.concatenate([np.asarray(_linear(at_least_float32(weights), batch)) for batch in _batches(weights, x)])
     left = y - linear

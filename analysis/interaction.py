@@ -15,12 +15,12 @@ Basis = Literal["input", "hidden"]
 
 
 class GLUWeights(NamedTuple):
-    """The weights of one GLU layer and what surrounds it, all that analysis needs of a network:
+    """The weights of one GLU layer and of what surrounds it:
 
         z = x E,   logits = ((z W + b_w) ⊙ σ(z V + b_v)) P + z L + b
 
-    A pytree of arrays of one floating-point dtype. Weights of other frameworks may need a transpose: here
-    a matrix stands on the right of its input.
+    A pytree of arrays of one floating-point dtype. A matrix stands on the right of its input; weights of other
+    frameworks may need a transpose.
     """
 
     w: Float[Array, "d h"]
@@ -36,9 +36,9 @@ class GLUWeights(NamedTuple):
     v_bias: Float[Array, " h"] | None = None
     """b_v (h,)."""
     out_bias: Float[Array, " outputs"] | None = None
-    """b (outputs,): no part of any form."""
+    """b (outputs,): in no form."""
     skip: Float[Array, "d outputs"] | None = None
-    """What reads the residual stream past the layer, L (d, outputs): linear, and no part of any form."""
+    """What reads the residual stream past the layer, L (d, outputs): linear, so in no form."""
 
 
 @jax.jit(static_argnames="basis")
@@ -116,9 +116,10 @@ def with_gain(weights: GLUWeights, gain: jax.Array | None) -> GLUWeights:
 
 
 def scaled(weights: GLUWeights) -> tuple[GLUWeights, jax.Array]:
-    """The layer in numbers of about 1, and the power of two that the form of each output is divided by: (outputs,) int.
+    """The layer scaled to entries of about 1, and the exponent of the power of two that each form is divided by.
 
-    Products of small or large weights would leave the range of float32; powers of two round nothing.
+    Products of small or large weights would leave the range of float32. Powers of two do not round. The exponents are
+    (outputs,) int.
     """
     w, v = exponent(weights.w, weights.w_bias), exponent(weights.v, weights.v_bias)
     out = exponent(weights.out, axis=0)
@@ -147,7 +148,7 @@ def hidden_layer(weights: GLUWeights, x: jax.Array) -> tuple[jax.Array, jax.Arra
 
 
 def linear_part(weights: GLUWeights, z: jax.Array) -> jax.Array | float:
-    """What of the logits no form holds: z L + b, (n, outputs), or 0."""
+    """The part of the logits that is in no form: z L + b, (n, outputs), or 0."""
     skip = 0.0 if weights.skip is None else z @ weights.skip
     return skip if weights.out_bias is None else skip + weights.out_bias[None]
 

@@ -1,4 +1,4 @@
-"""Figures of what an eigenvector shows: its likeness to the class, its smoothness, what it selects, what it can do."""
+"""What an eigenvector shows: likeness to its class, smoothness, selectivity, adversarial masks, Fréchet distances."""
 
 from collections.abc import Callable
 
@@ -74,8 +74,7 @@ def most_activating(vectors: Vectors, x: Samples, count: int) -> Int[np.ndarray,
 def adversarial_masks(vectors: Float[ArrayLike, "outputs d"]) -> Float[np.ndarray, "outputs d"]:
     """Unit masks (outputs, d) from the leading eigenvector of each output (outputs, d), by weights alone.
 
-    The columns of the pseudoinverse: where the vectors are independent, mask o moves the response x·v of its own and of
-    no other's.
+    The columns of the pseudoinverse. Where the vectors are independent, mask o moves the response x·v of output o only.
 
     Source: Pearce et al. 2024 (arXiv 2410.08417), section 4.
     """
@@ -127,7 +126,7 @@ def frechet_distance(a: Float[ArrayLike, "n f"], b: Float[ArrayLike, "m f"]) -> 
 def train_features(x, labels, *, width: int = 64, seed: int = 0) -> Callable[[np.ndarray], np.ndarray]:
     """Features (n, width) of a small classifier of the same data, trained here: the hidden layer of scikit-learn's.
 
-    Not those of a network for photographs, which say little of digits. 10 passes of Adam; the same for equal input.
+    A network for photographs would say little of digits. 10 passes of Adam; equal inputs give equal features.
     """
     import warnings
 

@@ -1,4 +1,4 @@
-"""Reading the GLUs of a Transformer: what each adds to the residual stream, as a quadratic form of what it sees."""
+"""Reading the GLUs of a Transformer: what each adds to the residual stream, as quadratic forms of its input."""
 
 import functools
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ _BATCH = 16  # windows at a time
 
 
 class Reading(NamedTuple):
-    """How one layer's GLU reads, for one set of gains; every figure is of tokens that the gains have not seen."""
+    """How well one layer's GLU reads, for one set of gains, on tokens that the gains have not seen."""
 
     r2: float
     """R² of what the GLU adds to the stream."""
@@ -72,7 +72,7 @@ def mlp_weights(model: Transformer, layer: int, directions: Float[Array, "d outp
 
 
 def token_directions(model: Transformer, tokens: Sequence[int]) -> Float[Array, "d tokens"]:
-    """The directions (d, len(tokens)) of the stream that speak for tokens: unembedding columns times the last scale.
+    """The directions (d, len(tokens)) of the stream that raise the logits of tokens: unembedding times the last scale.
 
     The norm before the unembedding has this scale; it also divides the stream by its root mean square, which is one
     number for all tokens at a position. Raises ValueError for tokens out of range.
@@ -84,7 +84,7 @@ def token_directions(model: Transformer, tokens: Sequence[int]) -> Float[Array, 
 def token_eigenpairs(
     model: Transformer, layer: int, tokens: Sequence[int], k: int = 4, *, gain: Float[Array, " h"] | None = None
 ) -> Eigenpairs:
-    """The k largest eigenpairs of what a block's GLU says for each token, over x̂: `top_eigenpairs` of `mlp_weights`.
+    """The k largest eigenpairs of a block's form for each token, over x̂: `top_eigenpairs` of `mlp_weights`.
 
     Args:
       model, layer: as in `mlp_weights`.
@@ -195,7 +195,7 @@ def _nats(graph, params, forms_of, tokens, targets):
 
 
 def direction_r2(weights: GLUWeights, x: np.ndarray, gate: Any, *, calibration: Calibration) -> np.ndarray:
-    """R² (outputs,) of what a GLU says along each direction of `weights.out`, over inputs x̂ (n, d)."""
+    """R² (outputs,) of a GLU along each direction of `weights.out`, over inputs x̂ (n, d)."""
     read = calibrated(weights, calibration)
     sigma = static_gate(gate)
     parts = [_both(weights, read, jnp.asarray(x[i : i + BATCH]), sigma) for i in range(0, len(x), BATCH)]
@@ -212,7 +212,7 @@ def _both(weights, read, x, gate):
 def liked_tokens(vectors: np.ndarray, model: Transformer, count: int = 6) -> np.ndarray:
     """Tokens whose normalised embeddings lie furthest along each vector, and against it: (..., 2, count) ids.
 
-    An eigenvector has no sign of its own, and its form is even: both ends of it count alike.
+    A form is even: both ends of an eigenvector count alike.
     """
     embedding = np.asarray(_unit(model.embedding[...]))
     flat = vectors.reshape(-1, vectors.shape[-1])
@@ -225,7 +225,7 @@ def liked_tokens(vectors: np.ndarray, model: Transformer, count: int = 6) -> np.
 
 
 def liked_places(vectors: np.ndarray, x: np.ndarray, count: int = 3) -> np.ndarray:
-    """Places among the inputs x̂ (n, d) where (x̂·v)² is largest: (..., count), the largest first."""
+    """Indices of the inputs x̂ (n, d) with the largest (x̂·v)²: (..., count), the largest first."""
     flat = vectors.reshape(-1, vectors.shape[-1])
     parts = []
     for start in range(0, len(flat), 512):

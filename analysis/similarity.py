@@ -15,7 +15,7 @@ _SHIFTS = 10  # each output beside up to nine others, for what different outputs
 
 
 class Reading(NamedTuple):
-    """What of one trained network is compared: its forms and their leading eigenvectors, of every output."""
+    """What is compared of one trained network: the forms of its outputs and their leading eigenvectors."""
 
     seed: Any
     """What its initial weights were drawn from: networks with equal ones began as one."""
@@ -40,7 +40,7 @@ def rank_cosines(a: Float[np.ndarray, "k d"], b: Float[np.ndarray, "k d"]) -> Fl
 def matched_cosines(a: Float[np.ndarray, "k d"], b: Float[np.ndarray, "k d"]) -> Float[np.ndarray, " k"]:
     """|cos| of each row of a (k, d) with its partner among b's, one to one, whose sum is largest: (k,).
 
-    Biased up where k is small: compare with the null.
+    A best matching is high by chance where k is small: compare with the null.
     """
     table = np.abs(a @ b.T)
     rows, columns = linear_sum_assignment(-table)
@@ -100,7 +100,7 @@ def similarities(
 
 
 class _Factors(NamedTuple):
-    """A reading, and what all its comparisons share."""
+    """A reading, with products that all its comparisons use."""
 
     reading: Reading
     weighted: tuple[np.ndarray, np.ndarray]

@@ -83,7 +83,7 @@ def _halves(both, path: Path, name: str) -> dict[str, jnp.ndarray]:
 
 
 def _read_arrays(path: Path, names: dict[str, str]) -> dict[str, np.ndarray]:
-    """The named arrays, and no others: the file may be a language model's."""
+    """The named arrays only: the file may hold a whole language model."""
     files = _files(path)
     known, arrays = set().union(*files.values()), {}
     for file, names_in_file in files.items():
@@ -162,7 +162,7 @@ def _raw(path: Path, name: str, dtype: Any) -> np.ndarray:
 
 @contextlib.contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """What the readers of files raise, each errors of its own, as a ValueError that names the file."""
+    """Turns the errors of the libraries that read files into a ValueError that names the file."""
     try:
         yield
     except ModuleNotFoundError:

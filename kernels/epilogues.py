@@ -1,4 +1,4 @@
-"""What a kernel does with a = x W and u = x V while they are still in registers: one function an epilogue.
+"""Epilogues: what a kernel computes from a = x W and u = x V while they are still in registers.
 
 Each takes the gate (an object with `value` and `slope`, as in `sqs_jax.gates`), then float32 arrays of one shape,
 and returns a tuple of float32 arrays. Every backend runs them, at the end of the two matrix products and alone.

@@ -1,4 +1,4 @@
-"""Measuring XLA and the kernels on the device at hand: what `tune` writes into a table, and the benchmark's clock."""
+"""Measuring XLA and the kernels on this device, for `tune` and for the benchmark."""
 
 import concurrent.futures
 import contextvars
@@ -26,7 +26,7 @@ def milliseconds(
 ) -> list[float]:
     """Milliseconds of `repeats` runs of a compiled function on arrays of the device, after one that warms up.
 
-    Each is a queue of runs that takes some 10 ms at least. `calls` is how often one run calls what is measured.
+    Each timing is a queue of runs of at least some 10 ms. `calls` is how often a run calls the operation.
     """
     wait(function(*arrays))
     start = time.perf_counter()
@@ -68,9 +68,9 @@ def compile_all(functions: Iterable[jax.stages.Wrapped], arrays: Iterable[Iterab
 
 
 def calls_in_a_program(shape: tuple[int, ...]) -> int:
-    """How often a program calls an operation of this shape while it is timed: small ones often.
+    """How often a timed program calls an operation of this shape.
 
-    To launch a program from Python takes longer than a small operation, which in training is one of many in a program.
+    Launching a program from Python takes longer than a small operation, so small ones are called often.
     """
     return max(1, min(100, int(2e11 / math.prod(shape if len(shape) == 3 else (*shape, 256)))))
 
@@ -122,7 +122,7 @@ def operands(op: str, shape: tuple[int, ...], dtype) -> list[jax.Array]:
 def measure(op: str, shape: tuple[int, ...], dtype: str, gate, *, repeats: int = 20) -> Iterator[Measurement]:
     """Measures an operation, XLA beside each kernel and tile; for `gated_linear`, both ways with residuals.
 
-    The tile that is kept is the one whose worse pass is best.
+    Of the tiles, the one with the best worse pass is kept.
     """
     backend = kernels.target()[0]
     if backend is None:

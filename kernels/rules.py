@@ -1,7 +1,6 @@
-"""What autodiff knows of the kernels: `custom_vjp`s, forward and backward in Pallas.
+"""Derivatives of the kernels: `custom_vjp` rules with forward and backward in Pallas.
 
-Forward mode is not there (JAX says so), but reverse mode of reverse mode is: each kernel call has a derivative of
-its own, by XLA.
+There is no forward mode; JAX says so. Reverse over reverse works: each kernel call has a derivative of its own, by XLA.
 """
 
 import dataclasses

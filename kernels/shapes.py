@@ -18,7 +18,7 @@ def largest_tile(size: int, limit: int, step: int) -> int:
 
 
 def dot_precision(dtype, precision) -> jax.lax.PrecisionLike:
-    """Of a product with float32 sums: those of 16-bit numbers are exact, and compilers refuse to be asked for more."""
+    """The precision of a product with float32 sums. Those of 16-bit numbers are exact already."""
     return precision if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
@@ -31,7 +31,7 @@ def struct(shape, like) -> jax.ShapeDtypeStruct:
 
 
 def cost(flops: int, inputs, output_elements: int) -> pl.CostEstimate:
-    """What XLA's scheduler is told of a kernel: one transcendental an output, every array read or written once."""
+    """The cost of a kernel for XLA's scheduler: one transcendental an output, every array read or written once."""
     itemsize = inputs[0].dtype.itemsize
     elements = output_elements + sum(int(np.prod(array.shape)) for array in inputs)
     return pl.CostEstimate(flops=flops, bytes_accessed=elements * itemsize, transcendentals=output_elements)

@@ -1,4 +1,4 @@
-"""Tables of measurements: by device, operation, dtype and class of shape, what XLA and the best kernel took.
+"""Tables of timings of XLA and the best kernel, by device, operation, dtype and class of shape.
 
 A table is a JSON file a device kind: `{"device": …, "versions": …, "entries": [row, …]}`, each row the fields of
 `Measurement`. The user's own, in the cache folder, goes before the one in this folder's `tuning/`.
@@ -53,7 +53,7 @@ def lookup(kind: str, op: str, dtype: str, shape: tuple[int, ...], residuals: st
 
 
 def user_path(kind: str) -> Path:
-    """Where the user's own table for a kind of device lies."""
+    """The path of the user's table for a kind of device."""
     return default_cache_dir() / "tuning" / f"{slug(kind)}.json"
 
 

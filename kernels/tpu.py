@@ -18,7 +18,7 @@ def tiles(m: int, k: int, n: int, dtype) -> tuple[int, int, int]:
 
 
 def fitted(m: int, k: int, n: int, tile: tuple[int, int, int]) -> tuple[int, int, int]:
-    """A tile that was measured at another shape, as blocks of this one may be: multiples of the registers, or whole."""
+    """A tile measured at another shape, fitted to this one: multiples of the registers, or the whole axis."""
     steps = (16, _LANES, _LANES)
     limits = (-(-size // step) * step for size, step in zip(tile, steps, strict=True))
     return tuple(map(largest_tile, (m, k, n), limits, steps))  # pyright: ignore[reportReturnType]

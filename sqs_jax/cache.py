@@ -1,4 +1,4 @@
-"""Where this package keeps what it has prepared or measured for its user."""
+"""The folder for prepared data and measurements."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole: under a name of our own beside their place, then moved there."""
+"""Files and folders that are written whole: under a temporary name beside their path, then renamed."""
 
 import contextlib
 import errno
@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-# .<name>.<16 hexadecimal digits>.partial: a place that is being written. Nothing else is ever removed.
+# .<name>.<16 hexadecimal digits>.partial: a path that is being written. Nothing else is ever removed.
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
 _open: set[Path] = set()
 
@@ -30,9 +30,9 @@ def write(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A folder to be filled beside its place, then moved there: it is whole or absent, and never replaces another.
+    """A folder to be filled under a temporary name, then renamed: it is whole or absent, and never replaces another.
 
-    What it lies in must be there. Raises OSError, naming `path`, where it cannot be written, or something is there.
+    Its parent must exist. Raises OSError, naming `path`, where it cannot be written, or the path exists.
     """
     with _partial(path) as partial:
         partial.mkdir()
@@ -43,17 +43,17 @@ def appearing(path: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or folder at once for every reader: it first gets a name of our own."""
+    """Removes a file or folder, for every reader at one moment: it is renamed first."""
     with _partial(path) as gone:
         path.rename(gone)
         _delete(gone)
 
 
 def clean(folder: Path, name: str = "") -> None:
-    """Removes what processes that were killed have left in a folder: partial places of our own naming, no others.
+    """Removes the temporary files and folders that killed processes left in a folder, and nothing else.
 
-    With `name`, only those of the place of that name. To be called by who holds the lock of it, for processes that are
-    at work have such places too.
+    With `name`, only those of that name. Call it while holding the lock of the folder: running processes have
+    temporary files too.
     """
     with contextlib.suppress(FileNotFoundError):
         for path in list(folder.iterdir()):
@@ -62,21 +62,21 @@ def clean(folder: Path, name: str = "") -> None:
 
 
 def discard() -> None:
-    """Removes the partial places of this process: for a process that is about to end at once."""
+    """Removes the temporary files of this process, which is about to end."""
     for path in list(_open):
         _delete(path)
 
 
 def visible(folder: Path) -> list[Path]:
-    """What a folder holds but for hidden files, which the system, or a file manager, may have put there; sorted."""
+    """The paths in a folder, sorted, without hidden files, which a file manager may have put there."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Holds a lock, which the system lets go when a process dies. Yields whether it is held: always, with `wait`.
+    """Holds a lock, which the system releases when the process dies. Yields whether it is held: always, with `wait`.
 
-    `path` is the file of the lock; it stays.
+    `path` is the lock's file, which stays.
     """
     import filelock
 
@@ -95,7 +95,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _partial(path: Path) -> Iterator[Path]:
-    """A place of our own naming beside `path`; what is still there at the end is removed."""
+    """A temporary path beside `path`; what is still there at the end is removed."""
     partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.partial")
     _open.add(partial)
     try:

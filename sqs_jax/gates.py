@@ -116,7 +116,7 @@ def get_gate(gate: str | Gate) -> Gate:
 
 
 def static_gate(gate: str | Gate) -> Gate:
-    """As `get_gate`, hashable, so that it may be a static argument of jit: any callable is, in a partial of its own."""
+    """As `get_gate`, and hashable, for a static argument of jit; a callable that is not is wrapped in a partial."""
     sigma = get_gate(gate)
     try:
         hash(sigma)
@@ -126,7 +126,7 @@ def static_gate(gate: str | Gate) -> Gate:
 
 
 def nearest(name, known) -> str:
-    """What an error says of an unknown name: the nearest known one, if any is near, and all of them."""
+    """For the message of an unknown name: the nearest known name, if one is near, and all known names."""
     matches = difflib.get_close_matches(str(name)[:100], known, n=1)
     meant = f"did you mean {matches[0]!r}? " if matches else ""
     return f"{meant}Known: {', '.join(known)}"

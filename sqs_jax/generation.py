@@ -82,7 +82,7 @@ def stream(
     stop: int | None = None,
     chunk: int = 16,
 ) -> Iterator[list[list[int]]]:
-    """As `generate`, while it happens: yields up to `chunk` tokens of each row, an empty list where it ended."""
+    """As `generate`, but yields up to `chunk` new tokens of each row at a time, an empty list once it has ended."""
     padded, lengths = _padded(prompts, model)
     context = model.config.context
     if not 0 <= seed < 2**31:
@@ -101,7 +101,7 @@ def stream(
 def _padded(prompts: Sequence[Sequence[int]], model: Transformer) -> tuple[np.ndarray, np.ndarray]:
     """The prompts as one array (batch, length), and their lengths (batch,). Raises ValueError as `generate`.
 
-    Padded to a power of two, so that few programs serve all prompts; what pads is never looked at.
+    Rows are padded to a power of two, so that few programs serve all prompts. Padding is never read.
     """
     lengths, context = np.array([len(prompt) for prompt in prompts], np.int32), model.config.context
     if not len(prompts) or min(lengths) < 1:

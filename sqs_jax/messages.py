@@ -1,17 +1,17 @@
-"""What is said to people: errors in one line, with whatever strangers wrote made harmless."""
+"""Messages: one line, with control characters from foreign text spelled out."""
 
 _MOST = 1200
 
 
 class InputError(ValueError):
-    """A mistake of the caller's, told in one line that a terminal may show, whatever it quotes."""
+    """A mistake of the caller. The message is one line that is safe to show in a terminal."""
 
     def __init__(self, message: object):
         super().__init__(one_line(message))
 
 
 def one_line(text: object, most: int = _MOST) -> str:
-    """Text as a terminal may show it: one line, control characters spelled out, its middle left out beyond `most`.
+    """Text as one line that is safe in a terminal: control characters spelled out, its middle cut beyond `most`.
 
     >>> one_line("no array 'a\\x1b[2J'\\nin the file")
     "no array 'a\\\\x1b[2J' in the file"
@@ -20,7 +20,7 @@ def one_line(text: object, most: int = _MOST) -> str:
 
 
 def shown(text: str) -> str:
-    """Text of several lines as a terminal may show it: control characters spelled out but for newline and tab."""
+    """Text of several lines that is safe in a terminal: control characters spelled out, except newline and tab."""
     return _spelled(text, kept="\n\t")
 
 
@@ -51,7 +51,7 @@ def cut(text: str, most: int) -> str:
 
 
 def is_text(text: str) -> bool:
-    """Whether a string is UTF-8 without a NUL, so that it may be a path, or stand in a file."""
+    """Whether a string is UTF-8 without a NUL, so that it can be a path or be written to a file."""
     try:
         return b"\0" not in text.encode()
     except UnicodeEncodeError:  # a lone surrogate: what Python makes of bytes that are no UTF-8
@@ -59,5 +59,5 @@ def is_text(text: str) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in a line; its kind where it says nothing."""
+    """The message of another library's error as one line; its type where it has none."""
     return one_line((str(error).strip().splitlines() or [type(error).__name__])[0], 300)

@@ -1,4 +1,4 @@
-"""How every command starts: Ctrl-C ends it in a line from its first moment on, and so does a missing package."""
+"""How every command starts. From its first moment, Ctrl-C and a missing package end it with one line."""
 
 import contextlib
 import importlib
@@ -32,9 +32,8 @@ def _is_command() -> bool:
 def catch_interrupts(message: str) -> None:
     """From now on Ctrl-C ends the process with a line and 130, after what is half-written was removed.
 
-    Not by KeyboardInterrupt, which in the seconds of imports and compilers may be swallowed, or end in a traceback,
-    wherever it is raised. Training takes the signal over (`train.interrupt`). Does nothing where the signal is
-    ignored, or in a thread.
+    A KeyboardInterrupt during imports and compilation may be swallowed, or end in a traceback. Training takes the
+    signal over (`train.interrupt`). Does nothing where the signal is ignored, or in a thread.
     """
 
     def leave(number: int, frame: object) -> None:
@@ -67,7 +66,7 @@ def missing(error: ModuleNotFoundError) -> str:
 
 @contextlib.contextmanager
 def extra():
-    """Around imports that need the extra `train`: says so where a package is missing, in an ImportError."""
+    """Around imports that need the extra `train`: where a package is missing, the ImportError names the extra."""
     try:
         yield
     except ModuleNotFoundError as error:

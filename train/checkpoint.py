@@ -71,8 +71,9 @@ class DamagedError(InputError):
 class Checkpoints:
     """The folder `checkpoints/`: <n>/params, <n>/opt_state and <n>/progress, n the epoch or, of text, the step.
 
-    A checkpoint is written beside its place and moved there, and moved away before it is removed, so a process killed
-    at any moment leaves whole ones. Saving is not asynchronous: the next epoch reuses the memory of the state.
+    A checkpoint is written under a temporary name and then renamed, and renamed before it is removed. A process that is
+    killed at any moment therefore leaves whole checkpoints. Saving is synchronous: the next epoch reuses the memory of
+    the state.
     """
 
     def __init__(self, folder: Path, *, has_validation: bool):
@@ -103,7 +104,7 @@ class Checkpoints:
     def restore_last(self, state: TrainState) -> tuple[TrainState, Progress]:
         """The last checkpoint that can be read, laid out as `state` is; `state` itself where there is none yet.
 
-        One that is damaged is passed over, saying so, and moved to `checkpoints/<n>.damaged`. Raises InputError for a
+        A damaged one is skipped with a message, and moved to `checkpoints/<n>.damaged`. Raises InputError for a
         checkpoint of another architecture, and where there are checkpoints but none can be read.
         """
         saved = numbers(self._folder)
@@ -130,7 +131,7 @@ class Checkpoints:
 
 
 def _largest_file() -> float:
-    """Bytes that a file of this process may have."""
+    """The size limit, in bytes, of a file of this process."""
     try:
         import resource  # not on Windows
     except ModuleNotFoundError:
@@ -173,8 +174,8 @@ def _check_flags(flags: dict[str, Any]) -> None:
 def restore_params(folder: Path, epoch: int | None = None) -> Parameters:
     """The parameters of one checkpoint below `folder`, the last by default, as nested dicts of arrays.
 
-    They need not lie as they did when they were saved: a run on many devices is read on one. Raises InputError where
-    there is no such checkpoint, or it is damaged.
+    A run that was trained on many devices is read on one. Raises InputError where there is no such checkpoint, or it is
+    damaged.
     """
     saved = numbers(folder)
     if not saved or epoch not in (None, *saved):
@@ -230,9 +231,9 @@ def _reader() -> ocp.Checkpointer:
 
 @contextlib.contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Whatever Orbax and the libraries below it raise for files that are damaged or missing, as a DamagedError.
+    """Turns what Orbax and the libraries below it raise for damaged or missing files into a DamagedError.
 
-    What may be over the next time is raised as it is: no memory, no right to read, no more open files.
+    Errors that may be gone the next time are raised unchanged: no memory, no permission, too many open files.
     """
     try:
         with _closed_loops():
@@ -248,9 +249,9 @@ def _damage(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _closed_loops() -> Iterator[None]:
-    """Where Orbax fails it closes a loop of asyncio that the library below still calls; only that is not printed.
+    """Silences one kind of message: after a failure Orbax closes an asyncio loop that a library still calls.
 
-    The calls may come late, so after a failure this lasts.
+    The calls may come late, so after a failure the filter stays.
     """
     excepthook, unraisablehook = sys.excepthook, sys.unraisablehook
 
@@ -267,7 +268,7 @@ def _closed_loops() -> Iterator[None]:
 
 
 def _error_number(error: Exception) -> int | None:
-    """The system's number of an error, which the library below Orbax writes into the text of a ValueError."""
+    """The errno of an error. The library below Orbax writes it into the text of a ValueError."""
     match = re.search(r"os_error_code='(\d+)'", str(error))
     return int(match[1]) if match else None
 

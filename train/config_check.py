@@ -1,4 +1,4 @@
-"""Whether a configuration is valid: called once, where one comes in."""
+"""The check of a configuration, made once, where a command or a caller hands one in."""
 
 import dataclasses
 from pathlib import Path
@@ -13,7 +13,7 @@ from sqs_jax.train.presets import preset
 
 
 def checked(config: TrainConfig) -> Any:
-    """The configuration, its text file by absolute path, so that the run can be resumed from anywhere.
+    """The configuration after all checks, with the absolute path of its text file, so that it can be resumed anywhere.
 
     Raises InputError for the first field out of range, naming it, its value and what is valid.
     """

@@ -1,4 +1,4 @@
-"""What fits: the memory that a device has beside what training needs, known before a run's folder is made."""
+"""Whether a run fits into memory, checked before its folder is made."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from sqs_jax.messages import InputError, first_line
 
 
 def free_memory() -> int:
-    """Bytes free on a device; where it does not tell (a CPU), what the machine has free."""
+    """Bytes free on the device; on a CPU, which does not report them, bytes free on the machine."""
     statistics = jax.local_devices()[0].memory_stats()
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"] - statistics["bytes_in_use"]
@@ -41,9 +41,9 @@ def check_model(make_model: Callable[[], nnx.Module]) -> None:
 
 
 def check_program(step: Any, *arguments: Any) -> None:
-    """Compiles a step of training for arguments (or their shapes); the call to come finds it compiled.
+    """Compiles a step of training for these arguments or shapes; the first real call then finds it compiled.
 
-    Raises InputError where the device cannot run it, or has not the memory for it.
+    Raises InputError where the device cannot run it, or lacks the memory.
     """
     try:
         counted = step.lower(*arguments).compile().memory_analysis()
@@ -57,5 +57,5 @@ def check_program(step: Any, *arguments: Any) -> None:
 
 
 def shapes_of(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    """The shapes of a tree, all laid out in one way."""
+    """The shapes of a tree's arrays, all with one sharding."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)

@@ -14,7 +14,7 @@ class Divergence(NamedTuple):
 
 
 def metrics_row(epoch: float, step: int, learning_rate: Any, losses: Any) -> dict[str, Any]:
-    """The row of a round that ends at a step: mean of the losses of its steps, rate of its last step."""
+    """The row of a round: the mean loss of its steps, and the learning rate of its last step."""
     rate = float(np.asarray(learning_rate))
     return {"epoch": epoch, "step": step, "learning_rate": rate, "train_loss": float(np.mean(losses))}
 
@@ -22,9 +22,9 @@ def metrics_row(epoch: float, step: int, learning_rate: Any, losses: Any) -> dic
 def divergence(
     losses: np.ndarray, end: int, *, parameters_finite: Any = True, validation_loss: float = 0.0
 ) -> Divergence | None:
-    """What of a round is not finite first: a step's loss, the parameters at its end, the loss on validation.
+    """The first number of a round that is not finite, or None: a loss, the parameters, the validation loss.
 
-    `losses` (steps,) are those of the steps up to the step `end`.
+    `losses` (steps,) are those of the last steps up to the step `end`.
     """
     for i in np.flatnonzero(~np.isfinite(losses))[:1]:
         return Divergence("train_loss", losses[i], end - len(losses) + int(i) + 1)

@@ -1,4 +1,4 @@
-"""From original files to records: found and checked, or downloaded, and prepared by tensorflow-datasets, once."""
+"""Original files: found and checked, or downloaded, then prepared once by tensorflow-datasets."""
 
 import contextlib
 import dataclasses
@@ -57,7 +57,7 @@ class Source:
 
 
 def prepare(source: Source, data_dir: Path | None, cache_dir: Path) -> dict[str, Any]:
-    """Prepares a set of ours with tensorflow-datasets, TensorFlow not needed; the records by split.
+    """The records of a data set by split, prepared with tensorflow-datasets. TensorFlow is not needed.
 
     One process does it at a time. Raises InputError for a file whose checksum is wrong, or that is neither there nor
     can be downloaded.
@@ -127,7 +127,7 @@ def _builder(tfds: Any, source: Source, local: dict[str, Path], missing: list[Or
 
 
 def tensorflow_datasets() -> Any:
-    """The module, imported when a set is prepared and not before; its lazy parts are hidden from type checkers."""
+    """The module, imported only when a set is prepared."""
     return importlib.import_module("tensorflow_datasets")
 
 
@@ -153,7 +153,7 @@ def _verify(path: Path, original: Original):
 
 
 def _check_reachable(source: Source, missing, data_dir):
-    """Fails at once where a download cannot work: left alone, it would be tried again for minutes."""
+    """Raises InputError at once where a download cannot work; the library would retry for minutes."""
     searched = f" in {data_dir}" if data_dir else ""
     for original in missing:
         if original.url is None:

@@ -1,4 +1,4 @@
-"""The folder of a run: its files, each written whole, and how a run is begun and found again."""
+"""The folder of a run: its files, and how a run is begun, locked and found again."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ _PACKAGES = (
 
 
 class RunFolder:
-    """Where things lie in the folder of a run."""
+    """The paths of the files in the folder of a run."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -43,7 +43,7 @@ class RunFolder:
 
 
 class SweepFolder:
-    """Where things lie in the folder of a sweep."""
+    """The paths of the files in the folder of a sweep."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -58,7 +58,7 @@ class SweepFolder:
 
 
 def check_free(path: Path, flag: str = "--run-dir") -> None:
-    """Raises InputError where something lies already in the folder of what is to begin, which `flag` names."""
+    """Raises InputError where a folder that is to be made holds something already. `flag` names it in the message."""
     check_path(path, flag)
     if path.exists() and (not path.is_dir() or files.visible(path)):
         raise InputError(f"{path} exists already: go on with it by --resume, or choose another {flag}")
@@ -71,9 +71,9 @@ def check_path(path: Path, flag: str = "--run-dir") -> None:
 
 
 def create(path: Path, content: dict[str, str], flag: str = "--run-dir") -> None:
-    """Begins a run or a sweep: its folder appears with these files in it. Raises as `check_free`.
+    """Makes the folder of a run or a sweep, with these files in it. Raises as `check_free`.
 
-    The last file is what makes the folder one of its kind.
+    The last file is the one by which the folder is known as a run or a sweep.
     """
     check_free(path, flag)
     if path.is_dir():  # and empty
@@ -92,7 +92,7 @@ def create(path: Path, content: dict[str, str], flag: str = "--run-dir") -> None
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Holds the lock of a run's or a sweep's folder, and removes what killed processes left there half-written.
+    """Holds the lock of a folder, and removes half-written files that killed processes left in it.
 
     Raises InputError where another process holds it.
     """
@@ -121,7 +121,7 @@ def check_same_config(run: RunFolder, config: TrainConfig) -> None:
 
 
 def check_same_files(run: RunFolder, files: dict[str, str]) -> None:
-    """Raises InputError where what an existing run was begun with differs from this."""
+    """Raises InputError where the files that a run was begun with differ from these."""
     for name, content in files.items():
         path = run.path / name
         if not path.is_file() or path.read_text(encoding="utf-8") != content:
@@ -138,7 +138,7 @@ def write_metrics(run: RunFolder, history: list[dict[str, Any]]) -> None:
 
 
 def summary(test: dict[str, float], history: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """What `summary.json` says of a finished run, whatever was trained, beside its provenance."""
+    """The content of `summary.json` of a finished run, without its provenance."""
     last = history[-1]
     validated = {part: last[f"validation_{part}"] for part in test if f"validation_{part}" in last}
     return {"test": test, "validation": validated or None, "seconds": round(seconds, 3), "epochs": last["epoch"]} | {
@@ -147,7 +147,7 @@ def summary(test: dict[str, float], history: list[dict[str, Any]], seconds: floa
 
 
 def provenance() -> dict[str, Any]:
-    """What a figure's reader must know: versions of the packages, device, machine, and the commit of the code."""
+    """Where a figure comes from: versions of packages, device, machine, settings of JAX, commit of the code."""
     installed = {dist.name.lower().replace("_", "-"): dist.version for dist in importlib.metadata.distributions()}
     versions = {"python": platform.python_version()}
     versions |= {name: installed[name] for name in _PACKAGES if name in installed}
@@ -158,13 +158,13 @@ def provenance() -> dict[str, Any]:
 
 
 def number_flags() -> dict[str, Any]:
-    """The settings of JAX that change numbers."""
+    """The settings of JAX on which the numbers depend."""
     names = ("enable_x64", "default_matmul_precision", "default_prng_impl", "threefry_partitionable")
     return {name: getattr(jax.config, f"jax_{name}") for name in names}
 
 
 def described(about: dict[str, Any]) -> str:
-    """What `provenance` says of device and versions, in one line."""
+    """Device and versions of a provenance, in one line."""
     device, machine = about["device"], about["machine"]
     cpu = device["platform"] == "cpu"
     hardware = f"{machine['processor']}, {machine['cores']} cores" if cpu else f"{device['count']} × {device['kind']}"

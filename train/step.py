@@ -17,7 +17,7 @@ Parameters = dict[str, Any]
 
 
 class TrainState(NamedTuple):
-    """All that training goes on from: with the seed, it determines every later number."""
+    """The state of training. With the seed, it determines every later number."""
 
     params: Parameters
     opt_state: optax.OptState
@@ -43,7 +43,7 @@ def check_devices(batch_size: int, name: str = "batch_size") -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device: how parameters and the data set lie."""
+    """The sharding of parameters and data sets: a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -69,7 +69,7 @@ def first_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> T
 
 
 def with_parameters(model: nnx.Module, params: Parameters) -> Any:
-    """The same model, a new one, with these parameters."""
+    """A copy of the model with these parameters."""
     graph, state = nnx.split(model)
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state)

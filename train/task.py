@@ -1,4 +1,4 @@
-"""What the loop knows of a run: a `Task`, of images or of text."""
+"""`Task`, the interface between the loop and what is trained: images or text."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from sqs_jax.train.step import Parameters, TrainState
 class Task(Protocol):
     """A run, ready to be trained: `ImageTask` or `LanguageTask`.
 
-    Steps are counted from 0 at its beginning; it goes in rounds, each of which ends with an evaluation.
+    Steps count from 0. A run consists of rounds; each round ends with an evaluation.
     """
 
     ends: list[int]
@@ -30,7 +30,7 @@ class Task(Protocol):
         ...
 
     def evaluate(self, params: Parameters) -> dict[str, Any]:
-        """What the evaluation at the end of a round adds to its row of metrics."""
+        """Evaluates; returns what is added to the row of metrics of a round."""
         ...
 
     def test(self, params: Parameters) -> dict[str, float]:
@@ -50,16 +50,16 @@ class Task(Protocol):
         ...
 
     def speed(self, steps: int, seconds: float) -> dict[str, float]:
-        """What is reported of this many steps in this many seconds."""
+        """The speed of this many steps in this many seconds, as it is reported."""
         ...
 
     def progress_line(self, row: dict[str, Any], seconds: float) -> str:
-        """What is printed of a round; "" for nothing."""
+        """The line that is printed after a round; "" for none."""
         ...
 
 
 def make_task(config: TrainConfig, data_dir: Path | None) -> Task:
-    """Loads the data of a configuration, and builds all that is trained. Raises InputError for what does not fit."""
+    """The task of a configuration, its data loaded and its step compiled. Raises InputError for what does not fit."""
     if isinstance(config, TextConfig):
         from sqs_jax.train.text.language_task import LanguageTask
 

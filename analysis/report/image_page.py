@@ -208,8 +208,8 @@ def _verdict(figures) -> str:
         return f"The network's logits are the same for all {samples} test images: there is nothing to explain."
     explained = f"{100 * row['r2']:.1f} % of the logits' variance" if row["r2"] > 0 else f"nothing (R² {row['r2']:.2f})"
     return (
-        f"Read with “{method}” gains, one matrix for each output explains {explained} on {samples} test images, and "
-        f"names the network's own class for {100 * row['agreement']:.1f} % of them. Read with the gate as the "
+        f"With “{method}” gains, one matrix for each output explains {explained} on {samples} test images, and "
+        f"names the network's own class for {100 * row['agreement']:.1f} % of them. With the gate read as the "
         f"identity, R² is {plain['r2']:.2f} and agreement {100 * plain['agreement']:.1f} %."
     ).replace("-", "−")
 

@@ -1,4 +1,4 @@
-"""The report's page: one HTML file that holds numbers, pictures and plotly, and asks the network for nothing."""
+"""The page of a report: one HTML file with numbers, pictures and plotly in it, which needs no network."""
 
 import base64
 import html
@@ -41,7 +41,7 @@ def render(content: dict[str, Any], words: dict[str, str]) -> str:
 
 
 def picture_count(shape: tuple[int, ...]) -> int:
-    """How many eigenvectors of each output, of an array (outputs, k, d), a page has room for: one at least."""
+    """How many eigenvectors of each output a page shows, of an array (outputs, k, d): at least one."""
     outputs, k, d = shape
     return max(1, min(k, _MOST_PICTURES, _PICTURES // (outputs * d)))
 
@@ -93,7 +93,7 @@ def chosen_outputs(outputs: tuple[int, ...], count: int) -> tuple[int, ...]:
 
 
 def counted(figures: dict[str, Any]) -> str:
-    """Which eigenpairs a figure is of."""
+    """The eigenpairs that a figure is of, in words."""
     return "all pairs" if figures["pairs"] == figures["rank"] else f"the first {figures['pairs']} pairs"
 
 
@@ -128,7 +128,7 @@ _STORED = (
 
 
 def texts(title, subtitle, verdict, vectors="Each is a direction among the inputs.", stored=_STORED) -> dict[str, str]:
-    """What the page says in words, but for the command that made it."""
+    """The words of the page, without the command that made it."""
     seen = provenance()
     versions = ", ".join(f"{name} {seen['versions'][name]}" for name in ("sqs-jax", "jax") if name in seen["versions"])
     device = f"{seen['device']['count']} × {seen['device']['kind']}"

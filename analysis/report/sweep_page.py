@@ -1,4 +1,4 @@
-"""The page of a sweep, drawn from its table alone: curves, final figures, and what each value does."""
+"""The page of a sweep, drawn from its table: curves, final figures, and the effect of each value."""
 
 import json
 import statistics
@@ -48,9 +48,9 @@ def write_sweep_report(sweep_dir: str | Path) -> Path:
 
 
 def by_configuration(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The networks that differ only in their seed together: their curves' mean and range, and how each ended.
+    """The networks grouped by configuration: mean and range of their curves over seeds, and how each ended.
 
-    A mean is of the networks that have that epoch; what diverged is counted.
+    A mean is over the networks that reached that epoch. Diverged networks are counted.
     """
     fields = [name for name in rows[0] if name not in RESULTS and name != "seed"]
     varied = [name for name in fields if len({row[name] for row in rows if row[name] is not None}) > 1]
@@ -77,7 +77,7 @@ def by_configuration(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def by_axis(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each number that varies: mean test accuracy and loss against it, a line for all else that is the same."""
+    """For each number that varies: mean test accuracy and loss against it, a line for each setting of the rest."""
     names = dict.fromkeys(name for group in groups for name in group["settings"])
     axes = []
     for axis in names:
@@ -110,7 +110,7 @@ _SIGNS = {"lam": "λ", "noise_std": "noise", "noise_prob": "noise chance", "weig
 
 
 def _name(settings: dict[str, Any], varied: Sequence[str]) -> str:
-    """What sets a configuration apart: its gate, then the rest of what varies."""
+    """The name of a configuration: its gate, then what else varies."""
     words = [str(settings["gate"])] if "gate" in settings else []
     words += [f"{_SIGNS.get(name, name)} {settings[name]}" for name in varied if name in settings and name != "gate"]
     return ", ".join(words) or "all"

@@ -22,7 +22,7 @@ def write_comparison(comparison: dict[str, Any], out_dir: Path) -> list[Path]:
 
 
 def free_paths(out_dir: Path) -> list[Path]:
-    """Where a comparison's two files will lie. Raises InputError where one of them is there already."""
+    """The paths of the two files. Raises InputError where one of them exists already."""
     paths = [out_dir / "comparison.json", out_dir / "comparison.png"]
     for path in paths:
         if path.exists():
@@ -31,7 +31,7 @@ def free_paths(out_dir: Path) -> list[Path]:
 
 
 def table(comparison: dict[str, Any]) -> str:
-    """The comparison as text, an arm a column: of vectors the first rank, of spans the largest."""
+    """The comparison as text, an arm a column: the first rank of vectors, the largest of spans."""
     arms = ("shared", "disjoint", "ceiling", "fraction", "classes", "untrained", "random")
     ranks = {
         "rank_cosine": 0,
@@ -49,7 +49,7 @@ def table(comparison: dict[str, Any]) -> str:
 
 
 def cell(arm: dict[str, Any] | None, rank: int | None) -> str:
-    """An arm's mean and interval as text: at a place of its list, or of its one number."""
+    """An arm's mean and interval as text: at a rank, or of its one number."""
     if arm is None:
         return "-"
     mean, low, high = (arm[name] if rank is None else arm[name][rank] for name in ("mean", "low", "high"))

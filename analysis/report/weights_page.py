@@ -54,7 +54,10 @@ def write_weights_report(
         [f"{np.mean(ranks):.1f}" if ranks else "–", f"mean effective rank of {page.counted(figures)}"],
     ]
     content["provenance"] = provenance() | {"file": name}
-    verdict = "Read from the weights alone, the gate as the identity: without data nothing says how well that is."
+    verdict = (
+        "Read from the weights alone, with the gate as the identity. Without data, nothing says how faithful the "
+        "reading is."
+    )
     texts = page.texts(name, f"{inputs} inputs, {weights.w.shape[1]} hidden units, {count} outputs", verdict)
     texts["command"] = command
     summary = {"spectrum": figures, "provenance": content["provenance"]}

@@ -37,7 +37,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """What a layer reads: its inputs (n, inputs), float32, and the classes (n,) of what they came from."""
+    """The inputs (n, inputs) of a layer, float32, and the classes (n,) of the images that they come from."""
 
     train: np.ndarray
     train_labels: np.ndarray
@@ -46,7 +46,7 @@ class Samples:
 
 
 def drawn(size: int, count: int) -> np.ndarray:
-    """Places of `count` of `size` samples, drawn once and for all: the first ones may all be of one class."""
+    """Indices of `count` of `size` samples, always the same. The first samples of a data set may be of one class."""
     return np.sort(np.random.default_rng(0).permutation(size)[:count])
 
 
@@ -100,8 +100,8 @@ def load_weights(run_dir: str | os.PathLike[str], *, layer: int = -1, epoch: int
 def layer_weights(model: "GLUClassifier", layer: int = -1) -> GLUWeights:
     """The weights of one GLU layer of a classifier, and of what surrounds it.
 
-    The first layer comes with the embedding, so that its input is the image. The last is read by the head; any other
-    has its own hidden units for outputs. In a residual network `skip` is what reads the stream past the layer.
+    The first layer includes the embedding, so that its input is the image. The head reads the last layer; the outputs
+    of any other layer are its own hidden units. In a residual network `skip` reads the stream past the layer.
     """
     count = len(model.layers)
     if not -count <= layer < count:
@@ -187,7 +187,7 @@ def layer_samples(run: Run, layer: int = -1) -> Samples:
 
 
 def layer_inputs(run: Run, images, layer: int = -1) -> np.ndarray:
-    """What a GLU layer reads of images uint8 (n, …): (n, inputs), float32."""
+    """The inputs (n, inputs) of a GLU layer for images uint8 (n, …), float32."""
     from sqs_jax.train.images.classifier import scale_pixels
 
     layer %= len(run.model.layers)

@@ -1,4 +1,4 @@
-"""A whole study of one layer: its spectrum, how well it reads the network, and what its eigenvectors show."""
+"""All that a report measures of one layer: spectrum, fidelity, and what the eigenvectors show."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ _FRECHET_SAMPLES = 2000
 
 
 def kept_pairs(weights: GLUWeights) -> int:
-    """How many eigenpairs an output has, at most; of more than 256 MB, fewer."""
+    """How many eigenpairs of each output are kept: all, or as many as fit into 256 MB."""
     d, outputs = dimension(weights, "input"), weights.out.shape[1]
     return max(1, min(rank_bound(weights, "input"), _LARGEST_SPECTRUM // (4 * outputs * d)))
 
@@ -34,7 +34,7 @@ def kept_pairs(weights: GLUWeights) -> int:
 def spectrum_figures(weights: GLUWeights, pairs: Eigenpairs) -> dict[str, Any]:
     """What the eigenvalues alone say, lists (outputs,): effective ranks, relative gap of the first, residual.
 
-    Of the pairs at hand, which may be fewer than the largest rank, `rank`.
+    They are of the pairs at hand, which may be fewer than `rank`, the largest possible rank.
     """
     return {
         "pairs": pairs.values.shape[1],
@@ -87,7 +87,7 @@ def study(
 
 
 def chosen(weights: GLUWeights, samples: Samples, outputs: Sequence[int]) -> tuple[GLUWeights, Samples]:
-    """The network with some of its outputs alone, and the samples of their classes, which are numbered anew."""
+    """The network with some of its outputs only, and the samples of those classes, numbered from 0."""
     columns = np.asarray(outputs)
     parts = {
         "out": weights.out[:, columns],
@@ -106,7 +106,7 @@ def chosen(weights: GLUWeights, samples: Samples, outputs: Sequence[int]) -> tup
 
 
 def first_positive(values) -> np.ndarray:
-    """Place (outputs,) of the largest positive eigenvalue among values (outputs, k): of what speaks for the output.
+    """Rank (outputs,) of the largest positive eigenvalue among values (outputs, k).
 
     0 where none is positive.
     """

@@ -30,7 +30,7 @@ class Options:
 
 
 def main(args: Sequence[str]) -> None:
-    """Prints samples; they are drawn together, and each is shown when those before it are complete."""
+    """Prints samples. All are drawn together; each is shown once those before it are complete."""
     options = read(Options, args, prog=f"{program('train', 'sqs')} sample", description=_DESCRIPTION)
     check_options(options)
     try:
@@ -87,7 +87,7 @@ def in_order(tokenizer: Any, prompt: list[int], count: int, chunks: Iterator[lis
 
 
 def _text(tokenizer, tokens: list[int], complete: bool) -> str:
-    """What is certain of the text: a letter of several bytes may have its last ones in a token to come."""
+    """The text as far as it is certain: the last bytes of a letter may be in a token that is still to come."""
     from sqs_jax.train.text.tokenizer import decode
 
     text = decode(tokenizer, tokens)

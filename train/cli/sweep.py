@@ -88,7 +88,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def _grid(options: Any) -> tuple[ImageConfig | None, Axes, Path]:
-    """Base, axes and folder; no base where all is to be taken from the folder of a sweep that is resumed."""
+    """Base, axes and folder. The base is None for a sweep that is resumed as it is: its folder says everything."""
     texts = {field.name: getattr(options, field.name) for field in _VARIED}
     axes: dict[str, Any] = {name: parse_values(name, text) for name, text in texts.items() if text is not None}
     if options.seeds is not None:

@@ -50,7 +50,7 @@ Epoch = Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainState
 
 
 def make_epoch(config: ImageConfig, model: GLUClassifier, optimizer: optax.GradientTransformation, mesh: Mesh) -> Epoch:
-    """The compiled epoch, as `epoch_function`, each batch split over the devices. The state that goes in is used up."""
+    """`epoch_function`, compiled, with each batch split over the devices. It consumes the state that it is given."""
     across = NamedSharding(mesh, PartitionSpec("data"))
     return jax.jit(epoch_function(config, model, optimizer, config.seed, across), donate_argnums=0)
 
@@ -62,11 +62,11 @@ def epoch_function(
     noise_seed: Any,
     across: NamedSharding | None = None,
 ) -> Epoch:
-    """(state, images, labels, indices) → (state, losses (steps,)), a function to be compiled.
+    """The function (state, images, labels, indices) → (state, losses (steps,)), to be compiled.
 
-    One scan over the batches of a shuffle of `indices` (n,), which point into uint8 images (m, …) and
-    labels (m,) on the device. Whatever is random comes from the two seeds and the step alone; seed, learning rate,
-    weight decay, noise, c and λ of the configuration may be traced.
+    A scan over batches. `indices` (n,) are shuffled; they point into uint8 images (m, …) and labels (m,) on the device.
+    All randomness comes from the two seeds and the step. Seed, learning rate, weight decay, noise, c and λ of the
+    configuration may be traced.
     """
 
     def loss_of(params, x, labels):
@@ -91,13 +91,13 @@ def epoch_function(
 
 
 def make_evaluation(model: GLUClassifier, mesh: Mesh) -> Callable[..., Metrics]:
-    """The compiled evaluation, as `evaluation_function`, each batch split over the devices."""
+    """`evaluation_function`, compiled, with each batch split over the devices."""
     across = NamedSharding(mesh, PartitionSpec(None, "data"))
     return jax.jit(evaluation_function(model, mesh.size, across))
 
 
 def evaluation_function(model: GLUClassifier, devices: int = 1, across: NamedSharding | None = None):
-    """(params, images, labels, indices) → Metrics, without noise: a function to be compiled."""
+    """The function (params, images, labels, indices) → Metrics, without noise, to be compiled."""
 
     def evaluation(params, images, labels, indices):
         network = with_parameters(model, params)

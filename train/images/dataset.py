@@ -77,9 +77,9 @@ def load(name: str, data_dir: Path | None = None, cache_dir: Path | None = None)
 
 
 def split_validation(size: int, validation: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (training, validation) into a training set of `size` images: a fixed shuffle's rest and head.
+    """Indices of the images for training and for validation, from one fixed shuffle of `size` images.
 
-    The same images are held out whatever the seed of the run, so that runs can be compared.
+    The same images are held out for every seed, so that runs can be compared.
     """
     order = np.random.default_rng(0).permutation(size).astype(np.int32)
     return np.sort(order[validation:]), np.sort(order[:validation])
@@ -98,13 +98,13 @@ def _digits() -> Dataset:
 
 
 def _own(source: Source, data_dir: Path | None, cache_dir: Path):
-    """A set of ours: the arrays of each split, and the classes' names."""
+    """A data set of `SOURCES`: the arrays of each split, and the names of the classes."""
     records = prepare(source, data_dir, cache_dir)
     return {split: _collect(source.name, records[split]) for split in SPLITS}, source.classes
 
 
 def _stock_place(name: str, data_dir: Path | None) -> Path:
-    """Where the arrays of a `tfds:<name>` are kept: the same name in another folder, or anew, is another data set."""
+    """Where the arrays of a `tfds:<name>` are kept. Its key covers the folder and the version of the original."""
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets").resolve()
     folder = root / re.split("[/:]", name)[0]
     described = {str(path.relative_to(root)): path.read_text() for path in sorted(folder.glob("**/dataset_info.json"))}

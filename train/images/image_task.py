@@ -1,4 +1,4 @@
-"""Training a classifier on images: an epoch is one compiled scan, and a round."""
+"""Training a classifier on images. A round is an epoch: one compiled scan."""
 
 import functools
 import math
@@ -20,7 +20,7 @@ from sqs_jax.train.step import Parameters, TrainState, check_devices, data_mesh,
 
 
 class Images(NamedTuple):
-    """A data set on the device, and how a configuration takes it: what an epoch and an evaluation are called with."""
+    """A data set on the device, with the split that a configuration makes: the arguments of an epoch."""
 
     images: jax.Array
     """Training images uint8 (n, …)."""
@@ -118,14 +118,14 @@ def load_images(config: ImageConfig, data_dir: Path | None) -> Dataset:
 
 
 def load_fitting(name: str, data_dir: Path | None) -> Dataset:
-    """A data set, for any configuration. Raises InputError where it is more than the device's memory holds."""
+    """A data set by name. Raises InputError where it does not fit into the memory of the device."""
     data = load(name, data_dir)
     check_fits(data.train_images.nbytes + data.test_images.nbytes, f"{data.name} takes")
     return data
 
 
 def place_images(config: ImageConfig, data: Dataset, everywhere: NamedSharding) -> Images:
-    """What a configuration takes of a data set, on the devices."""
+    """Puts a data set on the devices, split as a configuration says."""
     indices = split_validation(len(data.train_labels), config.validation)
     arrays = (np.asarray(data.train_images), np.asarray(data.train_labels), *indices)
     images, labels, training, validation = jax.device_put(arrays, everywhere)
@@ -143,7 +143,7 @@ def place_images(config: ImageConfig, data: Dataset, everywhere: NamedSharding) 
 
 
 def steps_per_epoch(config: ImageConfig, data: Dataset) -> int:
-    """Whole batches of the training images that are not held out."""
+    """The number of whole batches of training images, without those held out."""
     return (len(data.train_labels) - config.validation) // config.batch_size
 
 

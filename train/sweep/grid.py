@@ -20,7 +20,7 @@ Axes = Mapping[str, Sequence[Any]]
 
 
 def parse_values(name: str, text: str) -> tuple[Any, ...]:
-    """The values of a field in a comma-separated list. Raises InputError for one that is none of its kind."""
+    """The values of a field from a comma-separated list. Raises InputError for a value of the wrong type."""
     words = [word.strip() for word in text.split(",")]
     if not all(words):
         raise InputError(f"`{name}` is {quoted(text)}: one value or more, with commas between, is needed")

@@ -66,9 +66,9 @@ def sweep(
 ) -> list[Row]:
     """Trains every network of a grid. Networks that differ only in numbers are trained by one compiled program.
 
-    Each comes to the numbers that `train` gives it alone, to rounding; with `share_noise`, to others. In `sweep_dir`:
-    `members/<name>/`, the folder of each as an ordinary run's, with its last checkpoint; `results.csv`, a row a network
-    and epoch. A network that diverges ends there, and has a `diverged.json` instead of checkpoints and a summary.
+    Each network ends with the numbers that `train` gives it, up to rounding; with `share_noise`, with others. In
+    `sweep_dir` are `members/<name>/`, an ordinary run's folder for each network, and `results.csv`, a row a network and
+    epoch. A network that diverges has a `diverged.json` in place of checkpoints and summary.
 
     Args:
       grid: the configuration, and the fields whose values are combined. c, λ, p and learnable are the gate sqs's alone.
@@ -105,7 +105,7 @@ def sweep(
 
 
 def _begun(folder: SweepFolder, grid: Grid, configs, data_dir: Path | None, resume: bool) -> Dataset:
-    """The data set of a sweep whose folder is there, once all of it is known to fit."""
+    """Checks a sweep, makes its folder unless it is resumed, and returns its data set."""
     if resume:
         _check_same(folder, grid)
     else:
@@ -205,7 +205,7 @@ def _trained(
 
 
 def _groups(configs: dict[str, ImageConfig]) -> list[list[str]]:
-    """Names by program; also by seed where a seed has several networks: these see the same batches and noise."""
+    """The networks in groups of one program. Those of one seed, which see the same batches and noise, stay together."""
     programs: dict[ImageConfig, list[str]] = {}
     for name, config in configs.items():
         programs.setdefault(program_of(config), []).append(name)
@@ -221,7 +221,8 @@ def _groups(configs: dict[str, ImageConfig]) -> list[list[str]]:
 def _at_once(configs: list[ImageConfig], images: Images, noise_seed: int | None, at_once: int, memory: float) -> int:
     """How many networks of a program are trained at once.
 
-    A CPU was measured to gain nothing from networks at once that differ in their noise: `benchmarks.sweep`.
+    On a CPU networks that differ in their noise are trained one at a time: more at once are no faster there, as
+    `benchmarks.sweep` measures.
     """
     devices = jax.device_count()
     alike = noise_seed is not None or len({config.seed for config in configs}) == 1
@@ -237,7 +238,7 @@ def _at_once(configs: list[ImageConfig], images: Images, noise_seed: int | None,
 
 
 def _train_group(names: list[str], configs, images: Images, noise_seed, limits: _Limits):
-    """Trains networks of one program, as many at once as is fastest and fits; halved where that was too many."""
+    """Trains networks of one program, in parts. A part that does not fit into memory is halved."""
     size = _even(
         len(names), _at_once([configs[name] for name in names], images, noise_seed, limits.at_once, limits.memory)
     )
@@ -266,5 +267,5 @@ def _train_group(names: list[str], configs, images: Images, noise_seed, limits: 
 
 
 def _even(count: int, most: int) -> int:
-    """The size of as few parts of `count` as hold `most` or fewer, all about the same."""
+    """The size of parts of `count`: as few parts as possible, each of `most` or fewer, all about equal."""
     return -(-count // -(-count // most))

@@ -45,7 +45,7 @@ def member_rows(run: RunFolder, config: ImageConfig, varied: Sequence[str]) -> l
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """The rows as the text of a `results.csv`; what a row has no value for is empty."""
+    """The rows as the text of a `results.csv`. A missing value is an empty cell."""
     names = list(rows[0]) if rows else [*_FIRST, *RESULTS]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
@@ -90,7 +90,7 @@ def _value(name, text):
 
 
 def by_epoch(rows: Iterable[Row], name: str) -> dict[int, list[Any]]:
-    """The values of a column by epoch, in their order, without those that there are not."""
+    """The values of a column by epoch; rows without a value are left out."""
     columns: dict[int, list[Any]] = {}
     for row in rows:
         if row[name] is not None:

@@ -1,4 +1,4 @@
-"""Many networks trained by one compiled program: what differs between them is given to it as numbers."""
+"""Many networks trained by one compiled program, which takes what differs between them as arguments."""
 
 import dataclasses
 import functools
@@ -33,13 +33,13 @@ class Member(NamedTuple):
 
 
 def program_of(config: ImageConfig) -> ImageConfig:
-    """The configuration without what its program is given: equal for networks that one program can train together."""
+    """The configuration, neutral in the program's arguments: equal for networks that can share a program."""
     neutral = ImageConfig(noise_prob=0.5)
     return dataclasses.replace(config, **{name: getattr(neutral, name) for name in _given(config)})
 
 
 def _given(config: ImageConfig) -> list[str]:
-    """The fields that a program takes as numbers."""
+    """The fields that a program takes as arguments."""
     names = ["seed", "lr", "weight_decay"]
     if config.gate == "sqs" and not config.learnable:
         names += ["c", "lam"]
@@ -55,7 +55,7 @@ def train_together(
     noise_seed: int | None = None,
     stopping: Callable[[], Any] = lambda: False,
 ) -> list[Member]:
-    """Trains networks of one program at once, each to the numbers that it has alone, to rounding.
+    """Trains networks of one program at once. Each ends with the numbers that it has alone, up to rounding.
 
     Args:
       configs: of the networks, `program_of` all of them the same.
@@ -85,7 +85,7 @@ def train_together(
 
 
 def epoch_seconds(configs: Sequence[ImageConfig], images: Images, *, noise_seed: int | None = None) -> Iterator[float]:
-    """The seconds of one epoch after another of a group, the first of which compiles: for measurements."""
+    """The seconds of each epoch of a group, for measurements. The first epoch compiles."""
     values, programs = _prepared(configs, images, noise_seed)
     state = programs.begin(values["seed"])
     while True:
@@ -98,7 +98,7 @@ def epoch_seconds(configs: Sequence[ImageConfig], images: Images, *, noise_seed:
 def memory_of(configs: Sequence[ImageConfig], images: Images, *, noise_seed: int | None = None) -> int:
     """Bytes on each device that these networks take while they are trained at once, as the compiler counts them.
 
-    Nothing is compiled in vain: `train_together` of the same networks uses the program.
+    `train_together` of the same networks reuses the compiled program.
     """
     values, programs = _prepared(configs, images, noise_seed)
     state = jax.eval_shape(programs.begin, values["seed"])
@@ -117,7 +117,7 @@ def _prepared(configs, images, noise_seed) -> tuple[dict[str, np.ndarray], "_Pro
 
 
 def _values(configs, noise_seed) -> dict[str, np.ndarray]:
-    """What the program is given: a number where it is that of all, else one for each network."""
+    """The arguments of the program: one number where all networks agree, else one for each."""
     columns = {name: [getattr(config, name) for config in configs] for name in _given(configs[0])}
     columns["noise_seed"] = columns["seed"] if noise_seed is None else [noise_seed] * len(configs)
     # A group has at least one axis of members: that of the learning rates.
@@ -169,7 +169,7 @@ _AXES = TrainState(params=0, opt_state=0, step=None)  # pyright: ignore[reportAr
 def _programs(
     base: ImageConfig, inputs: int, outputs: int, steps: int, size: int, batched: frozenset[str]
 ) -> _Programs:
-    """The programs for `size` networks of a configuration, those values that are `batched` given for each of them."""
+    """The programs for `size` networks of a configuration. Arguments in `batched` have a value for each network."""
 
     def build(values):
         config = dataclasses.replace(base, **{name: values[name] for name in _given(base)})
@@ -195,7 +195,7 @@ def _programs(
 
 
 def _start_of(config: ImageConfig) -> ImageConfig:
-    """The configuration without what the initial state does not depend on."""
+    """The configuration with only those fields that the initial state depends on."""
     names = ["width", "hidden", "layers", "residual", "bias", "learnable", "clip"]
     names += ["gate", "c", "lam", "p"] if config.learnable else []
     return ImageConfig(**{name: getattr(config, name) for name in names})
@@ -203,7 +203,7 @@ def _start_of(config: ImageConfig) -> ImageConfig:
 
 @functools.lru_cache(maxsize=2)
 def _beginning(base: ImageConfig, inputs: int, outputs: int, size: int) -> Callable[..., TrainState]:
-    """The program of `size` initial states, from their seeds or the one of all: the same for every gate."""
+    """The program that makes `size` initial states from their seeds. Every gate shares it."""
 
     def begin(seed):
         config = dataclasses.replace(base, seed=seed)
@@ -248,7 +248,7 @@ def _with_axes(change, axes, tree):
 
 
 def _placed(function, donate=()):
-    """The compiled function; on one device, all that it gives lies as the images do."""
+    """The compiled function. On one device its results get the sharding of the images."""
     # A state that lies otherwise at first than after an epoch has the epoch compiled twice.
     mesh = data_mesh()
     if mesh.size > 1:

@@ -1,4 +1,4 @@
-"""Where stories come from: the embedded ones, a text file, or TinyStories; what they are is known by a checksum."""
+"""Where stories come from: the embedded ones, a text file, or TinyStories. A checksum identifies them."""
 
 import codecs
 import functools
@@ -24,7 +24,7 @@ Read = Callable[[], tuple[list[Any] | Any, list[Any] | Any | None]]
 
 
 def read_corpus(config: TextConfig, data_dir: Path | None, cache_dir: Path) -> tuple[Any, Read]:
-    """What a text is, as JSON has it, and what reads it."""
+    """The identity of a text, for the key of the cache, and a function that reads its stories."""
     if config.data == "stories":
         embedded = stories()
         return _sha256("\n".join(embedded).encode()), lambda: (embedded, None)
@@ -54,7 +54,7 @@ def _sha256(content: bytes) -> str:
 
 
 def _records_sha256(splits) -> str:
-    """The checksum of a prepared set's stories, wherever its files came from; kept in a file, for it takes a while."""
+    """The checksum of the stories of a prepared set. The caller keeps it in a file, since it takes a while."""
     checksum = hashlib.sha256()
     for split in splits:
         for story in split:
@@ -138,7 +138,7 @@ def _read_tinystories(split, paths) -> Examples:
 
 
 def read_stories(path: Path, separator: str = END_OF_TEXT) -> Iterator[str]:
-    """The texts of a UTF-8 file between separators, stripped, empty ones left out; the file may be any size.
+    """The stories of a UTF-8 file of any size, split at a separator, stripped, without empty ones.
 
     Raises UnicodeDecodeError for a file that is not UTF-8.
     """

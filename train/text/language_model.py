@@ -20,7 +20,7 @@ from sqs_jax.train.step import TrainState, initial_rngs, parameters, updated, wi
 from sqs_jax.train.text.tokenizer import read_tokenizer
 from sqs_jax.transformer import Transformer, TransformerConfig
 
-_LOGITS = 2**24  # that are there at a time
+_LOGITS = 2**24  # in memory at a time
 
 
 def make_model(config: TextConfig, vocab: int) -> Transformer:
@@ -83,7 +83,7 @@ def fingerprint(tokenizer: Any) -> str:
 def make_step(config: TextConfig, model: Transformer, optimizer: optax.GradientTransformation, mesh: Mesh):
     """The compiled step: (state, inputs, targets) → (state, loss), of windows (batch_size, context) each.
 
-    The loss is the mean over all targets that are not -1, in nats; the state that goes in is used up.
+    The loss is the mean over all targets that are not -1, in nats. The step consumes the state that it is given.
     """
     across = NamedSharding(mesh, PartitionSpec(None, "data"))
 
@@ -125,8 +125,8 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 def stream_loss(network: Transformer, x: jax.Array, targets: jax.Array) -> jax.Array:
     """`cross_entropy` of the logits of a stream x (batch, length, d), in nats, for targets (batch, length).
 
-    Where all logits are more than 64 MiB they are made part by part, and made again in the backward pass: one part of
-    them is there at a time.
+    Logits of more than 64 MiB are computed in parts, and recomputed in the backward pass: one part is in memory at a
+    time.
     """
     batch, length, _ = x.shape
     part = max(1, _LOGITS // (batch * network.config.vocab))

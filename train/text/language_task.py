@@ -107,7 +107,7 @@ class LanguageTask:
         return step
 
     def speed(self, steps: int, seconds: float) -> dict[str, float]:
-        """Tokens that were trained on a second."""
+        """Tokens a second."""
         return {"tokens_per_second": self._config.batch_size * self._config.context * steps / seconds}
 
     def progress_line(self, row: dict[str, Any], seconds: float) -> str:
@@ -130,7 +130,7 @@ class LanguageTask:
 
 
 def stream_nats(score, stream: Stream, config: TextConfig, mesh: Mesh) -> float:
-    """The nats of a whole stream, window by window: each token but the first counts once. `score`: a batch → nats."""
+    """The nats of a whole stream: each token but the first counts once. `score` maps a batch of windows to nats."""
     across = NamedSharding(mesh, PartitionSpec("data"))
     count, batch = count_windows(stream, config.context), config.batch_size // config.accumulate
     total = 0.0

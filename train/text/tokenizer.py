@@ -42,7 +42,7 @@ def train_tokenizer(training: Iterator[str], vocab: int) -> Any:
 
 
 def token_bytes(tokenizer: Any, token: int) -> bytes:
-    """What a token stands for: byte-level BPE spells each byte by a letter of its own."""
+    """The bytes of a token. Byte-level BPE spells each byte by a letter of its own."""
     return bytes(_BYTES[letter] for letter in tokenizer.id_to_token(token))
 
 
@@ -66,7 +66,7 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def read_tokenizer(path: Path) -> Any:
-    """The tokenizer in a `tokenizer.json`. Raises InputError where that is none of ours: byte-level, with an END."""
+    """The tokenizer in a `tokenizer.json`. Raises InputError unless it is byte-level, and END its first token."""
     from tokenizers import Tokenizer
 
     try:
@@ -85,6 +85,6 @@ def read_tokenizer(path: Path) -> Any:
 
 
 def _literal(tokenizer: Any) -> Any:
-    """The tokenizer, to which "<|endoftext|>" in a text or a prompt is text: the token stands where a story ends."""
+    """The tokenizer, set to read "<|endoftext|>" in a text or a prompt as plain text. The token itself ends a story."""
     tokenizer.encode_special_tokens = True
     return tokenizer

@@ -38,11 +38,11 @@ class Stream(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A text, its tokenizer, and its three parts; those of `validation` and `test` come last in it."""
+    """A text, its tokenizer, and its three parts. Validation and test are cut from the end of the text."""
 
     name: str
     sha256: str
-    """Of what the stories are, how they are parted and the size of the vocabulary."""
+    """Identifies stories, split and size of the vocabulary."""
     tokenizer: Any
     """A `tokenizers.Tokenizer`: byte-level BPE, so that any text goes there and back."""
     train: Stream
@@ -97,7 +97,7 @@ def windows(stream: Stream, context: int, numbers: np.ndarray) -> tuple[np.ndarr
 
 
 def batch_numbers(step: int, batch_size: int, count: int, seed: int) -> np.ndarray:
-    """The windows of a step (batch_size,), from the step alone: each epoch takes all `count` in an order of its own."""
+    """The windows of a step (batch_size,). Each epoch takes all `count` windows once, in an order of its own."""
     positions = step * batch_size + np.arange(batch_size)
     return np.array([_order(seed, position // count, count)[position % count] for position in positions.tolist()])
 
