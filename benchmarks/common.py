@@ -6,7 +6,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,17 @@ def in_its_own_process(module: str, flags: Sequence[str]) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def in_turns(module: str, names: Sequence[str], flags: Sequence[str], rounds: int) -> dict[str, list[float]]:
-    """The seconds that each contender prints, in rounds of processes of their own (without torch: fewer)."""
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(rounds):
-        for name in names:
+def in_turns(module: str, measures: Mapping[str, Any], options: Any, flags: Sequence[str]) -> dict[str, list[float]]:
+    """The seconds of each contender, in rounds of processes of their own (without torch: fewer).
+
+    Such a process has `options.only`: it measures that contender, prints its seconds and exits.
+    """
+    if options.only:
+        print(json.dumps(measures[options.only](options)))
+        sys.exit(0)
+    seconds: dict[str, list[float]] = {name: [] for name in measures}
+    for _ in range(options.rounds):
+        for name in measures:
             seconds[name] += in_its_own_process(module, [*flags, "--only", name]) or []
     return {name: values for name, values in seconds.items() if values}
 

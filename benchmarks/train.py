@@ -37,11 +37,8 @@ class Options:
 def main() -> None:
     """Runs the benchmark, prints its table and writes its result."""
     options = parsed(Options)
-    if options.only:
-        print(json.dumps(MEASURES[options.only](options)))
-        return
     flags = ["--epochs", str(options.epochs), "--gate", options.gate]
-    seconds = in_turns("benchmarks.train", list(MEASURES), flags, options.rounds)
+    seconds = in_turns("benchmarks.train", MEASURES, options, flags)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     for name, median in medians.items():
         spread = f"{1e3 * min(seconds[name]) / STEPS:.1f}-{1e3 * max(seconds[name]) / STEPS:.1f}"

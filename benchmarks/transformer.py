@@ -42,11 +42,8 @@ class Options:
 def main() -> None:
     """Runs the benchmark, prints its table and writes its result."""
     options = parsed(Options)
-    if options.only:
-        print(json.dumps(MEASURES[options.only](options)))
-        return
     flags = ["--steps", str(options.steps)]
-    seconds = in_turns("benchmarks.transformer", list(MEASURES), flags, options.rounds)
+    seconds = in_turns("benchmarks.transformer", MEASURES, options, flags)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     for name, median in medians.items():
         count = NEW if "generation" in name else BATCH * CONTEXT

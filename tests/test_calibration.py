@@ -9,7 +9,7 @@ from sqs_jax import GATES, SQS
 from sqs_jax.analysis import GLUWeights, interaction_matrices, spectrum
 from sqs_jax.analysis.calibration import calibrate, calibrated, gaussian_gains
 from sqs_jax.analysis.fidelity import fidelity
-from tests.networks import logits64, network, samples
+from tests.helpers import logits64, network, samples
 
 METHODS = ("identity", "bussgang", "output", "joint", "gaussian")
 

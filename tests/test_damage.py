@@ -25,6 +25,7 @@ from sqs_jax.train.records import Summary, read_record, read_rows
 from sqs_jax.train.sweep.run import Grid, sweep
 from sqs_jax.train.sweep.table import read_csv
 from sqs_jax.train.text.language_model import load_language
+from tests.helpers import quiet
 
 CONFIG = ImageConfig(epochs=3, width=16, hidden=16, save_every=1)
 # Of a summary: truncated, empty, of another shape, binary, with nulls.
@@ -37,10 +38,6 @@ DAMAGE = [
     b'{"test": null, "seconds": null}',
     b"[" * 10**5,
 ]
-
-
-def quiet(*_):
-    pass
 
 
 @pytest.fixture(scope="module")

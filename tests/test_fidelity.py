@@ -8,7 +8,7 @@ from scipy.special import log_softmax
 from sqs_jax.analysis import spectrum
 from sqs_jax.analysis.calibration import METHODS, calibrate, calibrated
 from sqs_jax.analysis.fidelity import ablation, deep_fidelity, fidelity, linear_share, truncation
-from tests.networks import logits64, network, samples
+from tests.helpers import logits64, network, samples
 
 
 def deep(gate, residual=False):

@@ -23,12 +23,9 @@ from sqs_jax.analysis.runs.load import load_run
 from sqs_jax.train import ImageConfig, InputError, train
 from sqs_jax.train.checkpoint import restore_params
 from sqs_jax.train.images.dataset import Dataset
+from tests.helpers import quiet, wrong
 
 CONFIG = ImageConfig(epochs=30, width=32, hidden=32)
-
-
-def quiet(*_):
-    """A report of epochs that says nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -258,47 +255,37 @@ def test_colour_images(tmp_path, monkeypatch):
     assert len(page) < 9e6
 
 
-def wrong(args, capsys):
-    """The one line that these arguments are answered with."""
-    with pytest.raises(SystemExit) as end:
-        main([str(arg) for arg in args])
-    assert end.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return error
-
-
 def test_runs_that_cannot_be_read_are_told(run_dir, others, tmp_path, capsys):
-    assert "a run's folder, or --weights FILE, is needed" in wrong(["report"], capsys)
-    assert "is not the folder of a run" in wrong(["report", tmp_path], capsys)
+    assert "a run's folder, or --weights FILE, is needed" in wrong(main, ["report"], capsys)
+    assert "is not the folder of a run" in wrong(main, ["report", tmp_path], capsys)
     bare = tmp_path / "bare"
     bare.mkdir()
     shutil.copy(run_dir / "config.json", bare)
-    assert "has no checkpoint" in wrong(["report", bare], capsys)
+    assert "has no checkpoint" in wrong(main, ["report", bare], capsys)
     assert [path.name for path in bare.iterdir()] == ["config.json"]
     shutil.copytree(run_dir / "checkpoints", bare / "checkpoints")
-    assert "is not finished: go on with" in wrong(["report", bare], capsys)
-    assert "--w belongs to --weights" in wrong(["report", run_dir, "--w", "w"], capsys)
-    assert "--out-dir belongs to --weights" in wrong(["report", run_dir, "--out-dir", bare], capsys)
-    twice = wrong(["report", run_dir, "--against", run_dir, *others], capsys)
+    assert "is not finished: go on with" in wrong(main, ["report", bare], capsys)
+    assert "--w belongs to --weights" in wrong(main, ["report", run_dir, "--w", "w"], capsys)
+    assert "--out-dir belongs to --weights" in wrong(main, ["report", run_dir, "--out-dir", bare], capsys)
+    twice = wrong(main, ["report", run_dir, "--against", run_dir, *others], capsys)
     assert "is in both groups" in twice
-    assert "a second group is needed" in wrong(["compare", run_dir], capsys)
+    assert "a second group is needed" in wrong(main, ["compare", run_dir], capsys)
     assert "1 network to compare with: 2 or more" in wrong(
-        ["compare", run_dir, "--out-dir", bare, "--", others[0]], capsys
+        main, ["compare", run_dir, "--out-dir", bare, "--", others[0]], capsys
     )
-    assert "`k` is 33" in wrong(["compare", run_dir, "--k", "33", "--out-dir", bare, "--", *others], capsys)
+    assert "`k` is 33" in wrong(main, ["compare", run_dir, "--k", "33", "--out-dir", bare, "--", *others], capsys)
     damaged = shutil.copytree(run_dir, tmp_path / "damaged")
     for text, why in (("{", "is damaged"), ("{}", "required field `test`")):
         (damaged / "summary.json").write_text(text)
-        assert why in wrong(["report", damaged], capsys)
+        assert why in wrong(main, ["report", damaged], capsys)
         assert (damaged / "summary.json").read_text() == text
     foreign = shutil.copytree(others[0], tmp_path / "foreign")
     config = json.loads((foreign / "config.json").read_text())
     for change in ({"layers": 2}, {"bias": True}, {"width": 0}, {"hidden": 16}):
         (foreign / "config.json").write_text(json.dumps(config | change))
-        assert "of another architecture" in wrong(["report", foreign], capsys)
+        assert "of another architecture" in wrong(main, ["report", foreign], capsys)
     (foreign / "config.json").write_text(json.dumps(config | {"data": "mnist"}))
-    told = wrong(["compare", run_dir, "--out-dir", bare, "--", foreign, others[1]], capsys)
+    told = wrong(main, ["compare", run_dir, "--out-dir", bare, "--", foreign, others[1]], capsys)
     assert "`data` 'digits' and" in told
     assert "'mnist': no comparison" in told
 
@@ -308,7 +295,7 @@ def test_a_data_set_other_than_the_runs_is_told(run_dir, original_files, tmp_pat
     config = json.loads((foreign / "config.json").read_text())
     (foreign / "config.json").write_text(json.dumps(config | {"data": "mnist"}))
     before = (foreign / "summary.json").read_bytes()
-    told = wrong(["report", foreign, "--data-dir", original_files], capsys)
+    told = wrong(main, ["report", foreign, "--data-dir", original_files], capsys)
     assert "has 64 inputs, not the 784 of mnist" in told
     assert (foreign / "summary.json").read_bytes() == before
 

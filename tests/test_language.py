@@ -20,6 +20,7 @@ from sqs_jax.train.step import parameters, with_parameters
 from sqs_jax.train.text.language_model import load_language
 from sqs_jax.train.text.tokens import Stream, load_text
 from sqs_jax.transformer import Transformer, TransformerConfig, rms_norm
+from tests.helpers import quiet
 
 CONFIG = TransformerConfig(vocab=40, context=16, layers=2, width=16, heads=2, hidden=24)
 TOKENS = np.asarray(jax.random.randint(jax.random.key(5), (24, 17), 0, 40))
@@ -192,10 +193,6 @@ def test_what_does_not_fit_is_named(call, message):
 
 
 SMALL = TextConfig(vocab=400, context=32, width=16, layers=2, heads=2, steps=60, batch_size=8, lr=1e-2, warmup=5)
-
-
-def quiet(*_):
-    """A report of evaluations that says nothing."""
 
 
 @pytest.fixture(scope="module")

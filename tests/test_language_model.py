@@ -21,15 +21,12 @@ from sqs_jax.train.step import data_mesh, first_state, parameters, with_paramete
 from sqs_jax.train.text import language_model
 from sqs_jax.train.text.tokens import Stream, load_text, windows
 from sqs_jax.transformer import Transformer, TransformerConfig
+from tests.helpers import quiet
 
 SIZES = {"vocab": 300, "context": 32, "width": 16, "layers": 2, "heads": 2, "steps": 25, "batch_size": 4}
 
 SIZES |= {"evaluate_every": 10, "lr": 1e-2, "warmup": 2, "noise_std": 0.1}
 CONFIG = TextConfig(**SIZES)
-
-
-def quiet(*_):
-    """A report that says nothing."""
 
 
 def test_a_text_that_can_be_learnt_by_heart_is(tmp_path):

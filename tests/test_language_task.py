@@ -25,6 +25,7 @@ from sqs_jax.train.text import language_model, language_task
 from sqs_jax.train.text.stories import stories
 from sqs_jax.train.text.tokenizer import END
 from sqs_jax.train.text.tokens import load_text
+from tests.helpers import quiet, trained
 
 SIZES = {"vocab": 300, "context": 32, "width": 16, "layers": 2, "heads": 2, "steps": 25, "batch_size": 4}
 SIZES |= {"evaluate_every": 10, "lr": 1e-2, "warmup": 2, "noise_std": 0.1}
@@ -36,16 +37,9 @@ def flags(**changes):
     return ["stories", "--no-report", *(word for name, value in sizes for word in (f"--{name}", str(value)))]
 
 
-def quiet(*_):
-    """A report that says nothing."""
-
-
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """A run that nobody interrupted."""
-    run_dir = tmp_path_factory.mktemp("runs") / "reference"
-    train(CONFIG, run_dir, report=quiet)
-    return run_dir
+    return trained(CONFIG, tmp_path_factory.mktemp("runs") / "reference")
 
 
 def rows_of(run_dir):

@@ -21,13 +21,10 @@ from sqs_jax.train.checkpoint import restore_params
 from sqs_jax.train.cli.train import main
 from sqs_jax.train.images import dataset, image_task
 from sqs_jax.train.interrupt import Stopped
+from tests.helpers import quiet, trained
 
 FLAGS = ["--no-report", "--epochs", "40", "--save-every", "1", "--width", "16", "--hidden", "16"]
 CONFIG = ImageConfig(epochs=40, save_every=1, width=16, hidden=16)
-
-
-def quiet(*_):
-    """A report that says nothing."""
 
 
 def start(run_dir, *flags):
@@ -56,10 +53,7 @@ def assert_same_end(run_dir, reference):
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """A run that nobody interrupted."""
-    run_dir = tmp_path_factory.mktemp("runs") / "reference"
-    train(CONFIG, run_dir, report=quiet)
-    return run_dir
+    return trained(CONFIG, tmp_path_factory.mktemp("runs") / "reference")
 
 
 def test_a_run_leaves_all_its_files(reference):

@@ -28,14 +28,11 @@ from sqs_jax.train.sweep import run as sweeping
 from sqs_jax.train.sweep.run import Grid, read_grid, sweep
 from sqs_jax.train.sweep.table import read_csv, to_csv
 from sqs_jax.train.sweep.together import memory_of
+from tests.helpers import quiet
 
 BASE = dataclasses.replace(PRESETS["digits"], epochs=4, width=24, hidden=16)
 AXES = {"gate": ("sqs", "silu"), "lam": (0.1, 0.5), "seed": (0, 1)}
 NAMES = ["sqs-lam0.1-seed0", "sqs-lam0.1-seed1", "sqs-lam0.5-seed0", "sqs-lam0.5-seed1", "silu-seed0", "silu-seed1"]
-
-
-def quiet(*_):
-    """A report that says nothing."""
 
 
 @pytest.fixture(scope="module")

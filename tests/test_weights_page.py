@@ -12,12 +12,9 @@ from sqs_jax.analysis.cli import main
 from sqs_jax.analysis.report.weights_page import write_weights_report
 from sqs_jax.train import ImageConfig, train
 from sqs_jax.train.images.dataset import Dataset
+from tests.helpers import quiet, wrong
 
 CONFIG = ImageConfig(epochs=30, width=32, hidden=32)
-
-
-def quiet(*_):
-    """A report of epochs that says nothing."""
 
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
@@ -36,16 +33,6 @@ def test_weights_of_any_framework(suffix, tmp_path):
     np.testing.assert_allclose(form, (expected + expected.transpose(0, 2, 1)) / 2, rtol=1e-3, atol=1e-3)
 
 
-def wrong(args, capsys):
-    """The one line that these arguments are answered with."""
-    with pytest.raises(SystemExit) as end:
-        main([str(arg) for arg in args])
-    assert end.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return error
-
-
 def test_bad_weight_files_are_told_and_nothing_is_written(tmp_path, capsys):
     good = {"w": np.ones((4, 3)), "v": np.ones((4, 3)), "out": np.ones((3, 2))}
     out = tmp_path / "out"
@@ -53,7 +40,7 @@ def test_bad_weight_files_are_told_and_nothing_is_written(tmp_path, capsys):
     def told(arrays, *flags):
         np.savez(tmp_path / "a.npz", **arrays)
         names = flags or ("--w", "w", "--v", "v", "--out", "out")
-        return wrong(["report", "--weights", tmp_path / "a.npz", *names, "--out-dir", out], capsys)
+        return wrong(main, ["report", "--weights", tmp_path / "a.npz", *names, "--out-dir", out], capsys)
 
     assert "`out` holds numbers that are NaN" in told(good | {"out": np.full((3, 2), np.nan)})
     assert "`w` and `v` have shapes (4, 3) and (4, 2)" in told(good | {"v": np.ones((4, 2))})
@@ -66,17 +53,17 @@ def test_bad_weight_files_are_told_and_nothing_is_written(tmp_path, capsys):
     assert "`out` has shape (3, 0)" in told(good | {"out": np.ones((3, 0))})
     (tmp_path / "b.safetensors").write_bytes(b"no weights")
     assert "cannot be read" in wrong(
-        ["report", "--weights", tmp_path / "b.safetensors", "--w", "w", "--v", "v"], capsys
+        main, ["report", "--weights", tmp_path / "b.safetensors", "--w", "w", "--v", "v"], capsys
     )
-    assert "no such file" in wrong(["report", "--weights", tmp_path / "c.npz", "--w", "w", "--v", "v"], capsys)
+    assert "no such file" in wrong(main, ["report", "--weights", tmp_path / "c.npz", "--w", "w", "--v", "v"], capsys)
     assert not out.exists()
     assert not list(tmp_path.glob(".out*"))
     out.mkdir()
     (out / "mine").touch()
     np.savez(tmp_path / "a.npz", **good)
     taken = ["report", "--weights", tmp_path / "a.npz", "--w", "w", "--v", "v", "--out", "out", "--out-dir", out]
-    assert "something is there already" in wrong(taken, capsys)
-    assert "without data" in wrong([*taken, "--method", "joint"], capsys)
+    assert "something is there already" in wrong(main, taken, capsys)
+    assert "without data" in wrong(main, [*taken, "--method", "joint"], capsys)
     assert [path.name for path in out.iterdir()] == ["mine"]
 
 

@@ -13,6 +13,7 @@ from sqs_jax.files import appearing, visible, write
 from sqs_jax.train.run_folder import provenance
 
 _MOST_PAIRS = 64  # of an output: the weights may be a language model's
+_VERDICT = "Read from the weights alone, the gate as the identity. Without data, nothing says how faithful this is."
 
 
 def write_weights_report(
@@ -54,11 +55,7 @@ def write_weights_report(
         [f"{np.mean(ranks):.1f}" if ranks else "–", f"mean effective rank of {page.counted(figures)}"],
     ]
     content["provenance"] = provenance() | {"file": name}
-    verdict = (
-        "Read from the weights alone, with the gate as the identity. Without data, nothing says how faithful the "
-        "reading is."
-    )
-    texts = page.texts(name, f"{inputs} inputs, {weights.w.shape[1]} hidden units, {count} outputs", verdict)
+    texts = page.texts(name, f"{inputs} inputs, {weights.w.shape[1]} hidden units, {count} outputs", _VERDICT)
     texts["command"] = command
     summary = {"spectrum": figures, "provenance": content["provenance"]}
     made = {

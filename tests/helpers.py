@@ -1,10 +1,12 @@
-"""Random layers and their inputs, and the network in float64 by numpy."""
+"""What tests share: random layers and the network in float64 by numpy, quiet training, and the answer to a mistake."""
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from sqs_jax import GATES
 from sqs_jax.analysis import GLUWeights
+from sqs_jax.train import train
 
 
 def network(d=12, h=10, outputs=4, seed=0, biases=False, embed=0):
@@ -34,3 +36,23 @@ def logits64(weights, x, gate):
     s = np.asarray(GATES[gate](jnp.asarray(u, jnp.float32)), np.float64)
     linear = (0 if skip is None else z @ skip) + (0 if out_bias is None else out_bias)
     return (a * s) @ out + linear, a, u, s
+
+
+def quiet(*_):
+    """A report of training that says nothing."""
+
+
+def trained(config, folder):
+    """A run that nobody interrupted."""
+    train(config, folder, report=quiet)
+    return folder
+
+
+def wrong(main, args, capsys):
+    """The one line that a command answers these arguments with."""
+    with pytest.raises(SystemExit) as end:
+        main([str(arg) for arg in args])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
