@@ -34,7 +34,7 @@ def test_few_values_have_no_interval_and_decide_nothing():
 
 
 @pytest.mark.parametrize(
-    ("found", "outcomes"),
+    ("result", "outcomes"),
     [
         (Interval(2, 1, 3), ("shown", "refuted", "not decided")),
         (Interval(-2, -3, -1), ("refuted", "shown", "refuted")),
