@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from sqs_jax.options import plain_type, types_of, value_of
 from sqs_jax.start import missing
 
 _HELP = {"-h", "--help"}
+_NEGATIVE = r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|-inf"
 
 
 def read(kind: Any, args: Sequence[str], *, prog: str, description: str = "") -> Any:
@@ -43,7 +45,7 @@ def given(kinds: Sequence[Any], args: Sequence[str], *, prog: str) -> dict[str, 
     Raises InputError as `read`, but for what is missing.
     """
     parser, positionals = _parser(kinds, prog)
-    args = [_dashed(arg) for arg in args if arg not in _HELP]
+    args = _joined([_dashed(arg) for arg in args if arg not in _HELP])
     values, rest = parser.parse_known_args(args)
     words = [word for word in rest if not word.startswith("--")]
     unknown = [word for word in rest if word.startswith("--")]
@@ -162,6 +164,17 @@ def _dashed(arg: str) -> str:
     """A flag with dashes, however it was written."""
     name, equals, value = arg.partition("=")
     return name.replace("_", "-") + equals + value if name.startswith("--") else arg
+
+
+def _joined(args: list[str]) -> list[str]:
+    """The arguments with negative numbers joined to their flags: argparse takes -1e-3 for a flag."""
+    joined: list[str] = []
+    for arg in args:
+        if joined and re.fullmatch(_NEGATIVE, arg) and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={arg}"
+        else:
+            joined.append(arg)
+    return joined
 
 
 @contextlib.contextmanager

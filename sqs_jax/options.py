@@ -75,10 +75,13 @@ _NEEDED = {int: "a whole number", float: "a number", bool: "true or false", str:
 
 
 def needed(annotation: Any, within: Range | None = None) -> str:
-    """What values an annotation takes, in words."""
-    if get_origin(annotation) is Literal:
-        return f"one of {', '.join(get_args(annotation))}"
-    return " ".join([_NEEDED[annotation], *([str(within)] if within else [])])
+    """The values that an annotation takes, in words."""
+    kind = plain_type(annotation)
+    if get_origin(kind) is tuple:
+        return f"several of: {needed(get_args(kind)[0], within)}"
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    return " ".join([_NEEDED[kind], *([str(within)] if within else [])])
 
 
 def value_of(text: str, annotation: Any) -> Any:
@@ -100,14 +103,21 @@ def value_of(text: str, annotation: Any) -> Any:
 
 def check_option(name: str, value: Any, annotation: Any, within: Range | None = None) -> None:
     """Raises InputError for a value that is not of its field's type, or out of its range."""
-    if get_origin(annotation) is Literal:
-        fits = value in get_args(annotation)
-    else:
-        kinds = {float: numbers.Real, int: int}.get(annotation, annotation)
-        fits = isinstance(value, kinds) and (annotation is bool) == isinstance(value, bool)
-        fits = fits and (within is None or value in within)
-    if not fits:
+    if not _fits(value, annotation, within):
         raise InputError(f"`{name}` is {quoted(value)}: {needed(annotation, within)} is needed")
+
+
+def _fits(value: Any, annotation: Any, within: Range | None) -> bool:
+    kind = plain_type(annotation)
+    if value is None:
+        return kind is not annotation
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, get_args(kind)[0], within) for item in value)
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    types = {float: numbers.Real, int: int}.get(kind, kind)
+    is_of_type = isinstance(value, types) and (kind is bool) == isinstance(value, bool)
+    return is_of_type and (within is None or value in within)
 
 
 def check_options(values: Any) -> None:

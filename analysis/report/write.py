@@ -30,8 +30,7 @@ def write_report(
     Raises InputError, a ValueError, where that is no such folder, it is not finished, its data cannot be had, or an
     argument is not for it.
     """
-    from sqs_jax.train.config import TextConfig
-    from sqs_jax.train.run_folder import RunFolder, SweepFolder, read_config
+    from sqs_jax.train.run_folder import RunFolder, SweepFolder
 
     path = Path(path)
     if SweepFolder(path).grid.is_file():
@@ -41,7 +40,7 @@ def write_report(
 
         return write_sweep_report(path)
     method = method or "joint"
-    if isinstance(read_config(RunFolder(path)), TextConfig):
+    if RunFolder(path).text.is_file():  # which every run on text has
         if outputs:
             raise InputError("--outputs belongs to a run on images, or to --weights: tokens are looked up on the page")
         from sqs_jax.analysis.report.language_page import write_language_report

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
+from sqs_jax.analysis.calibration import BATCH
 from sqs_jax.analysis.interaction import GLUWeights
 from sqs_jax.start import extra
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 
 CALIBRATION_SAMPLES = 20_000
-_BATCH = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +192,7 @@ def layer_inputs(run: Run, images, layer: int = -1) -> np.ndarray:
 
     layer %= len(run.model.layers)
     parts = []
-    for start in range(0, len(images), _BATCH):
-        x = scale_pixels(jnp.asarray(images[start : start + _BATCH]))
+    for start in range(0, len(images), BATCH):
+        x = scale_pixels(jnp.asarray(images[start : start + BATCH]))
         parts.append(np.asarray(x if layer == 0 else run.model.hidden(x, layer).astype(jnp.float32)))
     return np.concatenate(parts)
