@@ -26,7 +26,9 @@ assert spectrum(GLUWeights(glu.w[...], glu.v[...], model.head[...], model.embed[
 if sys.argv[1] == "train":
     # Every module of the wheel: a folder that `packages` lacks is seen.
     modules = [module.name for module in pkgutil.walk_packages(sqs_jax.__path__, "sqs_jax.")]
-    assert {"sqs_jax.train.text.tokens", "sqs_jax.train.cli.train", "sqs_jax.analysis.report.page"} <= set(modules)
+    assert {"sqs_jax.train.text.token_stream", "sqs_jax.train.cli.train", "sqs_jax.analysis.report.page"} <= set(
+        modules
+    )
     for name in modules:
         if not name.endswith("__main__"):
             importlib.import_module(name)

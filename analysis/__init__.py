@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from sqs_jax.analysis.calibration import Calibration, calibrate, calibrated
 from sqs_jax.analysis.eigen import Eigenpairs, NotConvergedError, eigenpairs, spectrum, top_eigenpairs
-from sqs_jax.analysis.eigenvalues import effective_rank, eigengaps, extremes
 from sqs_jax.analysis.fidelity import Fidelity, ablation, deep_fidelity, fidelity, truncation
 from sqs_jax.analysis.interaction import GLUWeights, interaction_matrices
 from sqs_jax.analysis.runs.load import Run, layer_weights, load_run, load_weights
 from sqs_jax.analysis.similarity import compare
-from sqs_jax.analysis.weights import read_weights
+from sqs_jax.analysis.spectrum_summary import effective_rank, eigengaps, extremes
+from sqs_jax.analysis.weight_files import read_weights
 from sqs_jax.start import extra
 
 if TYPE_CHECKING:

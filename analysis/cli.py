@@ -115,7 +115,7 @@ def _report(command: Report) -> None:
 
 def _report_weights(command: Report, line: str) -> None:
     from sqs_jax.analysis.report.weights_page import write_weights_report
-    from sqs_jax.analysis.weights import read_weights
+    from sqs_jax.analysis.weight_files import read_weights
 
     assert command.weights
     if command.run or command.against or command.data_dir or command.method:

@@ -27,8 +27,7 @@ exclude_patterns = ["build", "images", "tutorials/*.py", "diagrams"]
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 # A tutorial is run when it is built, and a cell that fails fails the build.
-nb_execution_mode = "cache"
-nb_execution_cache_path = str(Path(__file__).parent / "build" / "notebooks")
+nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True

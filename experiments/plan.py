@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.common import GATES
 from sqs_jax.train import PRESETS
 from sqs_jax.train.run_folder import SweepFolder
-from sqs_jax.train.sweep.run import Grid, sweep
+from sqs_jax.train.sweep.run_sweep import Grid, sweep
 
 
 def _grid(data: str, seeds: int, axes, **changes) -> Grid:

@@ -21,7 +21,7 @@ from sqs_jax.files import write
 from sqs_jax.modules import GLU
 from sqs_jax.train.run_folder import RunFolder, SweepFolder
 from sqs_jax.train.sweep.grid import members
-from sqs_jax.train.sweep.run import read_grid
+from sqs_jax.train.sweep.run_sweep import read_grid
 
 METHODS: tuple[Method, ...] = ("identity", "joint")
 _PAIRS = 10

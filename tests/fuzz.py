@@ -21,7 +21,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from sqs_jax.analysis.runs.load import load_run
-from sqs_jax.analysis.weights import read_weights
+from sqs_jax.analysis.weight_files import read_weights
 from sqs_jax.kernels import timings
 from sqs_jax.train import ImageConfig, TextConfig, train
 from sqs_jax.train.checkpoint import restore_params
@@ -29,12 +29,12 @@ from sqs_jax.train.config_check import check
 from sqs_jax.train.config_file import from_json
 from sqs_jax.train.images import dataset
 from sqs_jax.train.records import ShardIndex, Summary, read_record, read_rows
-from sqs_jax.train.sweep.run import Grid, read_grid, sweep
+from sqs_jax.train.sweep.run_sweep import Grid, read_grid, sweep
 from sqs_jax.train.sweep.table import read_csv
 from sqs_jax.train.text.language_model import load_language
+from sqs_jax.train.text.token_stream import _open as open_text
+from sqs_jax.train.text.token_stream import load_text
 from sqs_jax.train.text.tokenizer import read_tokenizer
-from sqs_jax.train.text.tokens import _open as open_text
-from sqs_jax.train.text.tokens import load_text
 
 HOSTILE = (
     b"null", b"[]", b"{}", b"true", b'""', b"-1", b"1e999", b"9" * 5000, b"[" * 3000, b'"\\ud800"', b'"\\u0000"',

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sqs_jax.train import PRESETS, ImageConfig, InputError, memory
+from sqs_jax.train import PRESETS, ImageConfig, InputError, device_memory
 from sqs_jax.train.cli.train import Paths, main, parse
 from sqs_jax.train.images.dataset import load
 
@@ -120,7 +120,7 @@ def test_resuming_with_another_setting_is_refused(tmp_path, capsys):
 
 def test_a_set_larger_than_the_memory_is_refused_with_both_sizes(tmp_path, monkeypatch, capsys):
     digits = load("digits")
-    monkeypatch.setattr(memory, "free_memory", lambda: 2**10)
+    monkeypatch.setattr(device_memory, "free_memory", lambda: 2**10)
     assert (digits.train_images.nbytes + digits.test_images.nbytes) / 2**20 > 0.1
     with pytest.raises(SystemExit) as end:
         main(["--run-dir", str(tmp_path / "run")])
@@ -271,4 +271,4 @@ def test_the_default_warm_up_fits_the_steps_and_one_that_is_asked_for_is_checked
 
 def test_free_memory_is_told_without_what_only_unix_has(monkeypatch):
     monkeypatch.delattr(os, "sysconf")
-    assert memory.free_memory() > 2**20
+    assert device_memory.free_memory() > 2**20

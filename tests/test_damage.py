@@ -22,7 +22,7 @@ from sqs_jax.train import ImageConfig, InputError, TextConfig, loop, train
 from sqs_jax.train.checkpoint import restore_params
 from sqs_jax.train.cli.train import main
 from sqs_jax.train.records import Summary, read_record, read_rows
-from sqs_jax.train.sweep.run import Grid, sweep
+from sqs_jax.train.sweep.run_sweep import Grid, sweep
 from sqs_jax.train.sweep.table import read_csv
 from sqs_jax.train.text.language_model import load_language
 from tests.helpers import quiet

@@ -21,7 +21,7 @@ from sqs_jax.train import InputError, preset
 from sqs_jax.train.config_file import from_json
 from sqs_jax.train.images import dataset as data
 from sqs_jax.train.images.image_sources import SOURCES, read_idx
-from sqs_jax.train.originals import Original, Source
+from sqs_jax.train.original_files import Original, Source
 
 NOWHERE = "http://127.0.0.1:9/"  # the discard port: nothing answers
 

@@ -16,7 +16,7 @@ from experiments.plan import GATES
 from experiments.tables import Tables
 from sqs_jax.train.run_folder import SweepFolder
 from sqs_jax.train.sweep.grid import members
-from sqs_jax.train.sweep.run import Grid, sweep
+from sqs_jax.train.sweep.run_sweep import Grid, sweep
 from tests.test_sweep import BASE, quiet
 
 PAGES = {

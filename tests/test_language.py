@@ -18,7 +18,7 @@ from sqs_jax.analysis.report.language_page import drawn_windows, frequent_tokens
 from sqs_jax.train import InputError, TextConfig, train
 from sqs_jax.train.step import parameters, with_parameters
 from sqs_jax.train.text.language_model import load_language
-from sqs_jax.train.text.tokens import Stream, load_text
+from sqs_jax.train.text.token_stream import Stream, load_text
 from sqs_jax.transformer import Transformer, TransformerConfig, rms_norm
 from tests.helpers import quiet
 

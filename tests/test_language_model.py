@@ -19,7 +19,7 @@ from sqs_jax.train.optimizer import make_optimizer
 from sqs_jax.train.records import read_rows
 from sqs_jax.train.step import data_mesh, first_state, parameters, with_parameters
 from sqs_jax.train.text import language_model
-from sqs_jax.train.text.tokens import Stream, load_text, windows
+from sqs_jax.train.text.token_stream import Stream, load_text, windows
 from sqs_jax.transformer import Transformer, TransformerConfig
 from tests.helpers import quiet
 

@@ -22,9 +22,9 @@ from sqs_jax.train.cli.sample import in_order
 from sqs_jax.train.cli.train import main
 from sqs_jax.train.interrupt import Stopped, StopSignals
 from sqs_jax.train.text import language_model, language_task
-from sqs_jax.train.text.stories import stories
+from sqs_jax.train.text.embedded_stories import stories
+from sqs_jax.train.text.token_stream import load_text
 from sqs_jax.train.text.tokenizer import END
-from sqs_jax.train.text.tokens import load_text
 from tests.helpers import quiet, trained
 
 SIZES = {"vocab": 300, "context": 32, "width": 16, "layers": 2, "heads": 2, "steps": 25, "batch_size": 4}
@@ -289,7 +289,7 @@ def test_two_processes_prepare_tinystories_at_once(original_files, tmp_path):
         (tmp_path / f"TinyStories-{part}.txt").write_text(sample * (20 if part == "train" else 1))
     code = (
         "import sys; from pathlib import Path; from sqs_jax.train import PRESETS; import dataclasses\n"
-        "from sqs_jax.train.text.tokens import load_text\n"
+        "from sqs_jax.train.text.token_stream import load_text\n"
         "config = dataclasses.replace(PRESETS['tinystories'], validation=2, vocab=300)\n"
         "print(load_text(config, Path(sys.argv[1])).sha256)"
     )

@@ -25,7 +25,14 @@ ORDER = (
     ("train.presets",),
     ("train.records",),
     ("train.config_check", "train.config_file", "train.metrics"),
-    ("train.run_folder", "train.originals", "train.memory", "train.interrupt", "train.optimizer", "train.step"),
+    (
+        "train.run_folder",
+        "train.original_files",
+        "train.device_memory",
+        "train.interrupt",
+        "train.optimizer",
+        "train.step",
+    ),
     ("train.noise", "train.checkpoint"),
     ("train.images", "train.text"),
     ("train.task",),
@@ -33,8 +40,8 @@ ORDER = (
     ("train.sweep",),
     ("analysis.as_json", "analysis.interaction", "analysis.derivatives", "analysis.krylov"),
     ("analysis.eigen",),
-    ("analysis.eigenvalues", "analysis.calibration"),
-    ("analysis.fidelity", "analysis.similarity", "analysis.interpret", "analysis.weights"),
+    ("analysis.spectrum_summary", "analysis.calibration"),
+    ("analysis.fidelity", "analysis.similarity", "analysis.interpret", "analysis.weight_files"),
     ("analysis.language",),
     ("analysis.runs",),
     ("analysis.report",),
@@ -45,7 +52,7 @@ COMMANDS = ("train.cli", "analysis.cli", "kernels.__main__", "kernels.measure", 
 # What a package shows of the modules in it.
 FACADES = ("", "train", "analysis")
 # Below these, analysis takes arrays and knows nothing of runs.
-OF_RUNS = ("analysis.runs", "analysis.report", "analysis.cli", "analysis.weights")
+OF_RUNS = ("analysis.runs", "analysis.report", "analysis.cli", "analysis.weight_files")
 
 
 def modules() -> dict[str, Path]:

@@ -24,8 +24,8 @@ from sqs_jax.train.images.image_task import load_images, place_images
 from sqs_jax.train.interrupt import Stopped
 from sqs_jax.train.run_folder import SweepFolder
 from sqs_jax.train.step import data_mesh, replicated
-from sqs_jax.train.sweep import run as sweeping
-from sqs_jax.train.sweep.run import Grid, read_grid, sweep
+from sqs_jax.train.sweep import run_sweep
+from sqs_jax.train.sweep.run_sweep import Grid, read_grid, sweep
 from sqs_jax.train.sweep.table import read_csv, to_csv
 from sqs_jax.train.sweep.together import memory_of
 from tests.helpers import quiet
@@ -139,14 +139,14 @@ def test_a_killed_sweep_goes_on_without_redoing_what_is_done(done, tmp_path):
 
 
 def test_a_signal_stops_after_the_epoch_and_keeps_finished_groups(tmp_path, monkeypatch):
-    real = sweeping.train_together
+    real = run_sweep.train_together
 
     def interrupting(configs, *args, **settings):
         if configs[0].gate == "silu":
             signal.raise_signal(signal.SIGTERM)
         return real(configs, *args, **settings)
 
-    monkeypatch.setattr(sweeping, "train_together", interrupting)
+    monkeypatch.setattr(run_sweep, "train_together", interrupting)
     with pytest.raises(Stopped, match="SIGTERM"):
         sweep(Grid(BASE, AXES), tmp_path / "sweep", report=quiet)
     assert len(list((tmp_path / "sweep" / "members").iterdir())) == 4
@@ -157,11 +157,11 @@ def test_a_signal_stops_after_the_epoch_and_keeps_finished_groups(tmp_path, monk
 def test_no_more_are_trained_at_once_than_asked_for_on_many_devices(asked, taken, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 8)
     configs = [dataclasses.replace(BASE, seed=seed) for seed in range(4)]
-    assert sweeping._at_once(configs, None, None, asked, 0.0) == taken
+    assert run_sweep._at_once(configs, None, None, asked, 0.0) == taken
 
 
 def test_too_many_at_once_are_halved(tmp_path, monkeypatch, capsys):
-    real, sizes = sweeping.train_together, []
+    real, sizes = run_sweep.train_together, []
 
     def short(configs, *args, **settings):
         sizes.append(len(configs))
@@ -169,7 +169,7 @@ def test_too_many_at_once_are_halved(tmp_path, monkeypatch, capsys):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12 bytes.")
         return real(configs, *args, **settings)
 
-    monkeypatch.setattr(sweeping, "train_together", short)
+    monkeypatch.setattr(run_sweep, "train_together", short)
     grid = Grid(BASE, {"lr": (1e-3, 2e-3, 3e-3, 4e-3, 5e-3)})
     rows = sweep(grid, tmp_path / "sweep", report=quiet)
     assert sizes == [5, 3, 2, 2, 1]
@@ -178,13 +178,13 @@ def test_too_many_at_once_are_halved(tmp_path, monkeypatch, capsys):
 
 
 def test_a_limit_on_memory_makes_smaller_groups(tmp_path, monkeypatch):
-    real, sizes = sweeping.train_together, []
+    real, sizes = run_sweep.train_together, []
 
     def counted(configs, *args, **settings):
         sizes.append(len(configs))
         return real(configs, *args, **settings)
 
-    monkeypatch.setattr(sweeping, "train_together", counted)
+    monkeypatch.setattr(run_sweep, "train_together", counted)
     grid = Grid(dataclasses.replace(BASE, epochs=1), {"lr": (1e-3, 2e-3, 3e-3, 4e-3, 5e-3)})
     five = [dataclasses.replace(grid.base, lr=lr) for lr in grid.axes["lr"]]
     images = place_images(BASE, load_images(BASE, None), replicated(data_mesh()))

@@ -11,7 +11,6 @@ from sqs_jax.analysis import interpret
 from sqs_jax.analysis.as_json import as_json
 from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import Eigenpairs
-from sqs_jax.analysis.eigenvalues import extremes
 from sqs_jax.analysis.report import page, plots
 from sqs_jax.analysis.runs.load import (
     CALIBRATION_SAMPLES,
@@ -23,6 +22,7 @@ from sqs_jax.analysis.runs.load import (
     load_run,
 )
 from sqs_jax.analysis.runs.study import layer_fidelity, leading_masks, study
+from sqs_jax.analysis.spectrum_summary import extremes
 from sqs_jax.files import write
 from sqs_jax.train.images.classifier import scale_pixels
 from sqs_jax.train.records import Summary, read_record

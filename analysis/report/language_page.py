@@ -10,7 +10,6 @@ import numpy as np
 from sqs_jax.analysis.as_json import as_json
 from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import spectrum, top_eigenpairs
-from sqs_jax.analysis.eigenvalues import effective_rank
 from sqs_jax.analysis.language import (
     METHODS,
     counted_streams,
@@ -23,14 +22,15 @@ from sqs_jax.analysis.language import (
     token_eigenpairs,
 )
 from sqs_jax.analysis.report import page, plots
+from sqs_jax.analysis.spectrum_summary import effective_rank
 from sqs_jax.files import write
 from sqs_jax.messages import InputError
 from sqs_jax.train.config import TextConfig
 from sqs_jax.train.records import Summary, Together, check_record, read_record, read_rows
 from sqs_jax.train.run_folder import RunFolder, alone, provenance, read_config
 from sqs_jax.train.text.language_model import load_language, read_facts
+from sqs_jax.train.text.token_stream import Stream, Text, count_windows, load_text, windows
 from sqs_jax.train.text.tokenizer import END, token_bytes
-from sqs_jax.train.text.tokens import Stream, Text, count_windows, load_text, windows
 from sqs_jax.transformer import Transformer
 
 CALIBRATION_TOKENS, TEST_TOKENS = 20_000, 8_192

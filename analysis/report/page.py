@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqs_jax.analysis.as_json import as_json
-from sqs_jax.analysis.eigenvalues import eigengaps
+from sqs_jax.analysis.spectrum_summary import eigengaps
 from sqs_jax.messages import quoted
 from sqs_jax.train.run_folder import provenance
 

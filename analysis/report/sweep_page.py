@@ -10,7 +10,7 @@ from sqs_jax.analysis.report import page
 from sqs_jax.files import write
 from sqs_jax.messages import InputError
 from sqs_jax.train.run_folder import SweepFolder, provenance
-from sqs_jax.train.sweep.run import read_grid
+from sqs_jax.train.sweep.run_sweep import read_grid
 from sqs_jax.train.sweep.table import RESULTS, Row, by_epoch, read_csv
 
 

@@ -10,10 +10,10 @@ from sqs_jax.analysis import interpret
 from sqs_jax.analysis.as_json import as_json
 from sqs_jax.analysis.calibration import METHODS, Calibration, Method, calibrate_all, calibrated
 from sqs_jax.analysis.eigen import Eigenpairs, dimension, rank_bound, spectrum
-from sqs_jax.analysis.eigenvalues import effective_rank, eigengaps
 from sqs_jax.analysis.fidelity import Fidelity, ablation, fidelity, linear_share, network_predictor, truncation
 from sqs_jax.analysis.interaction import GLUWeights, input_size
 from sqs_jax.analysis.runs.load import CALIBRATION_SAMPLES, Samples, drawn
+from sqs_jax.analysis.spectrum_summary import effective_rank, eigengaps
 from sqs_jax.gates import Gate
 
 _LARGEST_SPECTRUM = 2**28  # bytes of eigenvectors that are kept

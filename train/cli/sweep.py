@@ -70,7 +70,7 @@ def main(args: Sequence[str]) -> None:
     # Imported after the flags are known to be good: it takes a second.
     from sqs_jax.train.interrupt import Stopped
     from sqs_jax.train.run_folder import SweepFolder
-    from sqs_jax.train.sweep.run import Grid, read_grid, sweep
+    from sqs_jax.train.sweep.run_sweep import Grid, read_grid, sweep
 
     grid = Grid(base, axes, options.share_noise) if base else read_grid(sweep_dir)
     how = {"at_once": options.at_once, "memory": options.memory, "data_dir": options.data_dir}

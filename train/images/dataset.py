@@ -16,7 +16,7 @@ from sqs_jax import files
 from sqs_jax.cache import default_cache_dir
 from sqs_jax.messages import InputError, first_line
 from sqs_jax.train.images.image_sources import DIGITS, SOURCES
-from sqs_jax.train.originals import SPLITS, VERSION, Source, exclusive, prepare, tensorflow_datasets
+from sqs_jax.train.original_files import SPLITS, VERSION, Source, exclusive, prepare, tensorflow_datasets
 from sqs_jax.train.records import read_record
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sqs_jax.train.originals import Examples, Original, Source
+from sqs_jax.train.original_files import Examples, Original, Source
 
 DIGITS = tuple("0123456789")
 CLOTHES = (

@@ -12,9 +12,9 @@ from jax.sharding import NamedSharding
 
 from sqs_jax.messages import InputError
 from sqs_jax.train.config import ImageConfig
+from sqs_jax.train.device_memory import check_fits, check_model, check_program, shapes_of
 from sqs_jax.train.images.classifier import make_epoch, make_evaluation, make_model
 from sqs_jax.train.images.dataset import Dataset, load, split_validation
-from sqs_jax.train.memory import check_fits, check_model, check_program, shapes_of
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
 from sqs_jax.train.step import Parameters, TrainState, check_devices, data_mesh, first_state, replicated
 

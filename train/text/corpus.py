@@ -12,8 +12,8 @@ from typing import Any
 from sqs_jax.files import write
 from sqs_jax.messages import InputError
 from sqs_jax.train.config import TextConfig
-from sqs_jax.train.originals import Examples, Original, Source, exclusive, find_originals, prepare
-from sqs_jax.train.text.stories import stories
+from sqs_jax.train.original_files import Examples, Original, Source, exclusive, find_originals, prepare
+from sqs_jax.train.text.embedded_stories import stories
 
 END_OF_TEXT = "<|endoftext|>"
 _BATCH = 1000  # stories that are read at a time

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sqs_jax.generation import Sampling, generate
 from sqs_jax.train.config import TextConfig
-from sqs_jax.train.memory import check_model, check_program, shapes_of
+from sqs_jax.train.device_memory import check_model, check_program, shapes_of
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
 from sqs_jax.train.step import (
     Parameters,
@@ -25,8 +25,8 @@ from sqs_jax.train.step import (
     with_parameters,
 )
 from sqs_jax.train.text.language_model import fingerprint, make_model, make_score, make_step
+from sqs_jax.train.text.token_stream import Stream, batch_numbers, count_windows, load_text, windows
 from sqs_jax.train.text.tokenizer import END, decode
-from sqs_jax.train.text.tokens import Stream, batch_numbers, count_windows, load_text, windows
 from sqs_jax.transformer import Transformer
 
 # How stories are sampled unless asked otherwise: without the tail, of which a story of some hundred tokens draws a few.

@@ -16,7 +16,7 @@ from sqs_jax import files
 from sqs_jax.cache import default_cache_dir
 from sqs_jax.messages import InputError, first_line
 from sqs_jax.train.config import TextConfig
-from sqs_jax.train.originals import exclusive
+from sqs_jax.train.original_files import exclusive
 from sqs_jax.train.records import read_record
 from sqs_jax.train.text.corpus import TINYSTORIES, read_corpus
 from sqs_jax.train.text.tokenizer import END, read_tokenizer, train_tokenizer

@@ -17,10 +17,10 @@ from sqs_jax.train import run_folder
 from sqs_jax.train.checkpoint import Checkpoints, Progress
 from sqs_jax.train.config import ImageConfig
 from sqs_jax.train.config_file import from_fields, to_json
+from sqs_jax.train.device_memory import free_memory
 from sqs_jax.train.images.dataset import Dataset
 from sqs_jax.train.images.image_task import Images, check_sizes, load_fitting, place_images
 from sqs_jax.train.interrupt import Stopped, StopSignals
-from sqs_jax.train.memory import free_memory
 from sqs_jax.train.records import SweepRecord, read_record
 from sqs_jax.train.run_folder import RunFolder, SweepFolder
 from sqs_jax.train.step import data_mesh, replicated

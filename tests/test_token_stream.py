@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqs_jax.train import PRESETS, InputError
-from sqs_jax.train.text import tokens as text
+from sqs_jax.train.text import token_stream as text
 from sqs_jax.train.text.corpus import read_stories
-from sqs_jax.train.text.stories import stories
+from sqs_jax.train.text.embedded_stories import stories
 from sqs_jax.train.text.tokenizer import END, decode, encode, read_tokenizer, token_bytes
 
 SMALL = dataclasses.replace(PRESETS["text"], vocab=300, validation=1, test=1)
