@@ -266,8 +266,14 @@ def _scaled(r, lam, p, factor: float = 1.0):
     """(factor·λ)^(1/p)·r."""
     if isinstance(lam, float):
         return factor ** (1 / p) * lam ** (1 / p) * r
-    root = factor ** (0.5 / p)  # in two parts: r times the whole factor may be too small
-    return (root * r) * (root * jnp.where(lam == 0, 1, lam) ** (1 / p))
+    lam = jnp.where(lam == 0, 1, lam)
+    if factor == 1:
+        return r * lam ** (1 / p)
+    # In two parts: r times the whole factor may be too small. The second part is a choice, or the compiler would draw
+    # the two constants together, and r·λ^(1/p) may overflow.
+    root, large = factor ** (0.5 / p), lam > 1
+    part = jnp.where(large, (factor**0.5 * jnp.maximum(lam, 1)) ** (1 / p), root * jnp.minimum(lam, 1) ** (1 / p))
+    return (root * r) * part
 
 
 def _power(r, p):

@@ -16,7 +16,8 @@ from sqs_jax.options import plain_type, types_of, value_of
 from sqs_jax.start import missing
 
 _HELP = {"-h", "--help"}
-_NEGATIVE = r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|-inf"
+# Negative numbers that argparse takes for flags.
+_NEGATIVE = r"-(\d+\.?\d*|\.\d+)e[+-]?\d+|-inf"
 
 
 def read(kind: Any, args: Sequence[str], *, prog: str, description: str = "") -> Any:
@@ -167,7 +168,7 @@ def _dashed(arg: str) -> str:
 
 
 def _joined(args: list[str]) -> list[str]:
-    """The arguments with negative numbers joined to their flags: argparse takes -1e-3 for a flag."""
+    """The arguments with numbers like -1e-3 joined to their flags by an =."""
     joined: list[str] = []
     for arg in args:
         if joined and re.fullmatch(_NEGATIVE, arg) and joined[-1].startswith("--") and "=" not in joined[-1]:
@@ -191,6 +192,8 @@ def one_line_errors(*mistakes: type[Exception], interrupted: str = "interrupted"
         fail(str(error), 2)
     except ModuleNotFoundError as error:
         fail(missing(error), 2)
+    except ImportError as error:  # as `start.extra` tells of a missing package
+        fail(str(error), 2)
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
 

@@ -261,6 +261,7 @@ LOGARITHMS = st.floats(-37.5, 38.4)
 @example(size=1.4, sign=1, c=13.8, lam=34.1, p=1)
 @example(size=20.7, sign=-1, c=12.2, lam=-34.5, p=2)
 @example(size=-23.0, sign=-1, c=36.9, lam=-0.3, p=50)
+@example(size=24.0, sign=-1, c=-INF, lam=22.0, p=1.5)  # r·λ^(1/p) overflows
 def test_the_whole_range_of_parameters_is_exact(size, sign, c, lam, p):
     x, c, lam = (np.float32(min(10.0**power, 3.3e38) if power != INF else INF) for power in (size, c, lam))
     x = np.float32(sign) * x

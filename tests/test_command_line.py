@@ -43,6 +43,7 @@ def test_every_kind_of_value_is_read():
     assert parsed(line) == Example(Path("x"), 5, -0.5, "b", False, (1, 2, 3), True)
     assert parsed("x --dry_run --sizes") == Example(Path("x"), dry_run=True)  # as it is spelled in Python
     assert parsed("--rate -1e-3 x").rate == -1e-3
+    assert parsed("x --sizes -1 4").sizes == (-1, 4)
     assert parsed("a b --out c", Many) == Many((Path("a"), Path("b")), Path("c"))
 
 

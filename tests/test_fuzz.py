@@ -10,7 +10,7 @@ FEW = 8  # damaged files each; those of a checkpoint take longest
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def result(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("fuzz")
         patch.setenv("SQS_CACHE_DIR", str(folder / "cache"))
