@@ -10,8 +10,8 @@ def as_json(values: Any, digits: int | None = None) -> Any:
 
     `digits` rounds to so many significant digits.
 
-    >>> as_json([0.123456789, float("nan")], digits=3)
-    [0.123, None]
+    >>> as_json([0.123456789, float("nan"), float("-inf")], digits=3)
+    [0.123, None, None]
     """
     array = np.asarray(values, np.float64)
     if array.ndim:

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from sqs_jax.messages import InputError
 from sqs_jax.train import ImageConfig
 from sqs_jax.train.images.classifier import make_epoch, make_evaluation, make_model
-from sqs_jax.train.noise import add_pixel_noise
+from sqs_jax.train.noise import add_pixel_noise, noise_key
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
-from sqs_jax.train.step import TrainState, data_mesh, parameters, with_parameters
+from sqs_jax.train.step import TrainState, data_mesh, initial_rngs, parameters, step_key, with_parameters
 
 GOLDEN_LOSS = 0.9916116
 SMALL = ImageConfig(width=8, hidden=6, batch_size=16, lr=1e-2, noise_std=0.0, epochs=4, validation=0)
@@ -37,6 +38,18 @@ def start(config, steps):
     params = jax.tree.map(jnp.copy, parameters(model))
     state = TrainState(params, optimizer.init(params), jnp.int32(0))
     return model, optimizer, state
+
+
+def test_each_purpose_has_a_key_of_its_own_and_no_version_changes_it():
+    """Runs that were begun before go on to the same numbers."""
+    root = jax.random.key(3)
+    for purpose, number in (("order", 1), ("noise", 2)):
+        expected = jax.random.fold_in(jax.random.fold_in(root, number), 5)
+        assert jnp.array_equal(jax.random.key_data(step_key(3, purpose, 5)), jax.random.key_data(expected))
+    assert jnp.array_equal(jax.random.key_data(noise_key(3, 5)), jax.random.key_data(step_key(3, "noise", 5)))
+    initial = initial_rngs(3).params()
+    expected = nnx.Rngs(jax.random.fold_in(root, 0)).params()
+    assert jnp.array_equal(jax.random.key_data(initial), jax.random.key_data(expected))
 
 
 def test_noise_has_the_given_mean_deviation_and_share():

@@ -264,7 +264,8 @@ def test_hostile_configurations_give_one_line(content, tmp_path, capsys):
 
 def test_the_default_warm_up_fits_the_steps_and_one_that_is_asked_for_is_checked_at_once():
     assert parse(["stories", "--steps", "15"])[0].warmup == 1
-    assert parse(["stories", "--steps", "400"])[0].warmup == PRESETS["stories"].warmup
+    assert parse(["stories", "--steps", "20"])[0].warmup == 2
+    assert parse(["stories", "--steps", "21"])[0].warmup == PRESETS["stories"].warmup == 20
     with pytest.raises(InputError, match="`warmup` is 19: fewer than the run's 15 steps"):
         parse(["stories", "--steps", "15", "--warmup", "19"])
 

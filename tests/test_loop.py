@@ -273,3 +273,11 @@ def test_a_checkpoint_of_another_architecture_is_refused(reference, tmp_path):
     with pytest.raises(InputError, match=r"of another architecture: the configuration needs `.*` of shape"):
         train(changed, run_dir, resume=True)
     assert (run_dir / "checkpoints" / "1").is_dir()
+
+
+def test_checkpoints_are_saved_as_often_as_asked_and_at_the_end(tmp_path, monkeypatch):
+    numbers = []
+    monkeypatch.setattr(loop.Checkpoints, "save", lambda self, number, state, progress: numbers.append(number))
+    config = ImageConfig(epochs=7, width=8, hidden=8, validation=0, save_every=3)
+    train(config, tmp_path / "run", report=quiet)
+    assert numbers == [3, 6, 7]

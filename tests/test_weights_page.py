@@ -1,5 +1,6 @@
 """The report of weights from files of any framework, and of some outputs of many."""
 
+import base64
 import json
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from safetensors.numpy import save_file
 
 from sqs_jax.analysis import GLUWeights, load_weights, spectrum
 from sqs_jax.analysis.cli import main
+from sqs_jax.analysis.report import page
 from sqs_jax.analysis.report.weights_page import write_weights_report
 from sqs_jax.train import ImageConfig, train
 from sqs_jax.train.images.dataset import Dataset
@@ -122,3 +124,17 @@ def spectrum_of(run_dir):
     with np.load(run_dir / "spectrum.npz") as saved:
         gain, kept = saved["gain"], saved["values"].shape[1]
     return np.asarray(spectrum(load_weights(run_dir), gain=jnp.asarray(gain), count=kept).values)
+
+
+@pytest.mark.parametrize("shape", [(10, 784, 784), (64, 3072, 3072), (3, 5, 16), (1, 1, 10**7)])
+def test_a_page_has_as_many_pictures_as_it_has_room_for(shape):
+    outputs, k, d = shape
+    count = page.picture_count(shape)
+    assert 1 <= count <= min(k, 24)
+    assert count == 1 or outputs * count * d <= 800_000
+    if count < min(k, 24):
+        assert outputs * (count + 1) * d > 800_000
+    if outputs * k * d < 10**6:
+        pictures = page.pictures(np.ones(shape), (1, d))
+        assert pictures["count"] == count
+        assert len(base64.b64decode(pictures["data"])) == outputs * count * d
