@@ -1,6 +1,6 @@
 """Spectra of gated linear units: interaction matrices, their eigenpairs, how well they read the network, the report.
 
-What `__all__` names is public; everything else may change.
+What `__all__` names is public, and with it `analysis.interpret` and `analysis.similarity`; everything else may change.
 """
 
 import importlib

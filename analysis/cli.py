@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import NotConvergedError
-from sqs_jax.command_line import asks_help, one_line_errors, print_help, program, read
+from sqs_jax.command_line import one_line_errors, program, read
 from sqs_jax.gates import nearest
 from sqs_jax.messages import InputError, one_line, quoted
 from sqs_jax.options import option
@@ -73,8 +73,9 @@ def main(args: Sequence[str] | None = None) -> None:
     with one_line_errors(ValueError, NotConvergedError):
         name, *rest = args or [""]
         if name not in _COMMANDS:
-            if asks_help(args):
-                print_help([Report, Compare], prog=f"{prog} report|compare", description=_DESCRIPTION)
+            if {"-h", "--help"} & set(args):
+                print(f"{_DESCRIPTION}\n\n{prog} report --help and {prog} compare --help list the flags.")
+                sys.exit(0)
             raise InputError(f"the command is {quoted(name)}: {nearest(name, _COMMANDS)} ({prog} --help shows both)")
         before, after = _groups(rest)
         command = read(_COMMANDS[name], before, prog=f"{prog} {name}", description=_DESCRIPTION)

@@ -1,25 +1,29 @@
 """What the benchmarks share: their flags, processes of their own, spreads and tables. Imports no JAX."""
 
 import argparse
+import ast
+import dataclasses
 import inspect
+import itertools
 import json
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ROOT / "docs" / "results"
-GATES = ("sqs", "bilinear", "relu", "gelu", "silu")
+Gate = Literal["sqs", "bilinear", "relu", "gelu", "silu"]
+GATES: tuple[Gate, ...] = get_args(Gate)
 
 
 def parsed(function: Callable[..., Any], arguments: Sequence[str] | None = None) -> Any:
-    """Calls a function, or a dataclass, with the flags of the command line: one for each parameter with a default.
+    """Calls a function, or a dataclass, with the flags of the command line: one for each parameter.
 
-    A parameter without a default stands on the command line without a flag.
+    A parameter that is positional only stands on the command line without a flag.
     """
     description = (inspect.getdoc(function) or "").partition("\n\nArgs:")
     parser = argparse.ArgumentParser(
@@ -27,20 +31,44 @@ def parsed(function: Callable[..., Any], arguments: Sequence[str] | None = None)
         epilog=inspect.cleandoc(description[2]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for name, parameter in inspect.signature(function).parameters.items():
-        default = parameter.default
-        if default is inspect.Parameter.empty:
-            parser.add_argument(name, type=parameter.annotation)
+    positionals, helps = [], _attribute_docs(function)
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        default, kind = parameter.default, parameter.annotation
+        is_required: bool = default is inspect.Parameter.empty
+        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            positionals.append(name)
+            parser.add_argument(name, type=kind)
             continue
-        settings: dict[str, Any] = {"default": default, "help": f"default: {default}"}
-        if isinstance(default, bool):
+        shown = "" if is_required or default is None else f"(default: {default})"
+        settings: dict[str, Any] = {"help": f"{helps.get(name, '')} {shown}".strip()}
+        settings |= {"required": True} if is_required else {"default": default}
+        many = get_origin(kind) is tuple
+        item = get_args(kind)[0] if many else kind
+        if get_origin(item) is Literal:
+            settings |= {"choices": get_args(item)}
+        elif kind is bool:
             settings |= {"action": argparse.BooleanOptionalAction}
-        elif isinstance(default, tuple):
-            settings |= {"nargs": "*", "type": type(default[0]) if default else str}
         else:
-            settings |= {"type": str if default is None else type(default)}
+            settings |= {"type": next(part for part in (get_args(item) or (item,)) if part is not type(None))}
+        settings |= {"nargs": "*"} if many else {}
         parser.add_argument("--" + name.replace("_", "-"), **settings)
-    return function(**vars(parser.parse_args(arguments)))
+    values = vars(parser.parse_args(arguments))
+    return function(*(values.pop(name) for name in positionals), **values)
+
+
+def _attribute_docs(kind: Any) -> dict[str, str]:
+    """The docstrings below the fields of a dataclass."""
+    if not dataclasses.is_dataclass(kind):
+        return {}
+    source: Any = kind
+    (body,) = ast.parse(inspect.getsource(source)).body
+    assert isinstance(body, ast.ClassDef)
+    return {
+        field.target.id: " ".join(str(doc.value.value).split())
+        for field, doc in itertools.pairwise(body.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant)
+    }
 
 
 def in_its_own_process(module: str, flags: Sequence[str]) -> Any:

@@ -21,10 +21,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks import spectra
-from benchmarks.common import GATES, ROOT, markdown_table, parsed
+from benchmarks.common import GATES, ROOT, Gate, markdown_table, parsed
 from benchmarks.train import STEPS
 
 SWEEP, COMMANDS, TORCH, COMPILED = "ours, one sweep", "ours, a command each", "PyTorch", "PyTorch, compiled"
@@ -35,12 +35,12 @@ FLOOR = "matrix products alone"
 class Options:
     """What to measure."""
 
-    gates: tuple[str, ...] = GATES
+    gates: tuple[Gate, ...] = GATES
     """Gates of the networks."""
     seeds: int = 5
     """Networks of each gate."""
-    data: str = "mnist"
-    """Data set: mnist, fashion_mnist, or digits to try it."""
+    data: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
+    """Data set; digits to try it."""
     epochs: int = 20
     """Epochs of each network."""
     short: bool = False

@@ -48,6 +48,7 @@ def opened(browser: Any, page: Path) -> None:
 def main(
     page: Path,
     picture: Path,
+    /,
     width: int = 1200,
     height: int = 2200,
 ) -> None:

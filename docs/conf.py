@@ -74,7 +74,6 @@ def _block_math(self, node):
 
 
 _SECTION = re.compile(r"(Args|Returns|Raises|Yields|Attributes):\s*$")
-_ITEM = re.compile(r"\S.*?: ")
 
 
 def _as_markup(app, what, name, obj, options, lines):

@@ -190,9 +190,9 @@ def defaults(cells: Mapping[Setting, Networks], others: Mapping[str, Networks]) 
 def _choice(goal: Goal, cells: Mapping[Setting, Networks]) -> tuple[Verdict, tuple[str, ...]]:
     """Whether a setting beats the default for a goal, and the goal's row of the table."""
     scores = {
-        cell: _score(best_scores, goal)
-        for cell, best_scores in cells.items()
-        if cell != DEFAULT and (not goal.as_accurate or _as_accurate(best_scores, cells.get(DEFAULT, {})))
+        cell: _score(networks, goal)
+        for cell, networks in cells.items()
+        if cell != DEFAULT and (not goal.as_accurate or _as_accurate(networks, cells.get(DEFAULT, {})))
     }
     usual = _score(cells.get(DEFAULT, {}), goal)
     best = max(scores, key=lambda cell: _rank(interval(scores[cell].values())), default=None)

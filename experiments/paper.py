@@ -217,8 +217,8 @@ def sensitivity(rows: Rows, readings: Readings) -> Section:
 
 def frechet(distances: dict[str, dict[str, list[float]]]) -> Section:
     """Experiment 5: Fréchet distance of images rebuilt from eigenvectors."""
-    networks = distances["sqs"]
-    less = interval([a - b for a, b in zip(networks["eigenvectors"], networks["random"], strict=True)])
+    by_kind = distances["sqs"]
+    less = interval([a - b for a, b in zip(by_kind["eigenvectors"], by_kind["random"], strict=True)])
     claim = "Experiment 5: images rebuilt from eigenvectors of sqs are closer to the class than from random directions"
     verdicts = [Verdict(claim, "difference of distances < 0", less, below(less, 0))]
     body = [(gate, *(interval(values).text(2) for values in kinds.values())) for gate, kinds in distances.items()]
@@ -227,7 +227,7 @@ def frechet(distances: dict[str, dict[str, list[float]]]) -> Section:
         "eigenvectors, on its ten principal components and on ten random directions, in the features of a small "
         "classifier of the same data; mean over classes, networks of noise 1.0."
     )
-    tables = [table(("gate", *networks), body)]
+    tables = [table(("gate", *by_kind), body)]
     picture = figures.dots(distances, "Fréchet distance")
     return Section("frechet", "Experiment 5: rebuilt images", text, verdicts, tables, picture)
 

@@ -185,8 +185,8 @@ def _same_axes(*arrays):
     axes = [_varying(array) for array in arrays]
     every = frozenset().union(*axes)
     return [
-        jax.lax.pcast(array, tuple(every - axis), to="varying") if every - axis else array
-        for array, axis in zip(arrays, axes, strict=True)
+        jax.lax.pcast(array, tuple(every - present), to="varying") if every - present else array
+        for array, present in zip(arrays, axes, strict=True)
     ]
 
 

@@ -206,7 +206,8 @@ def _slope_in_lam(x, c, lam, p):
     unit = jnp.where((lam > 0) & (lam < 1), lam, 1)
     finite = jnp.where(r == jnp.inf, 1, r)
     over = jnp.where(r == jnp.inf, value / unit, jnp.sign(x) * _over_decay(finite - c, finite, lam, p, unit))
-    distant = jnp.where(lam > 0, over * _share(r, lam, p) * (unit / jnp.where(lam > 0, lam, 1)), value * jnp.inf)
+    at_0 = value * jnp.where(lam > 0, 0, jnp.inf)
+    distant = jnp.where(lam > 0, over * _share(r, lam, p) * (unit / jnp.where(lam > 0, lam, 1)), at_0)
     return -jnp.where(far, jnp.where((lam == 0) & (value == 0), 0, distant), plain)
 
 

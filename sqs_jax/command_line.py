@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import difflib
 import io
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,17 +15,15 @@ from sqs_jax.options import plain_type, types_of, value_of
 from sqs_jax.start import missing
 
 _HELP = {"-h", "--help"}
-# Negative numbers that argparse takes for flags.
-_NEGATIVE = r"-(\d+\.?\d*|\.\d+)e[+-]?\d+|-inf"
 
 
 def read(kind: Any, args: Sequence[str], *, prog: str, description: str = "") -> Any:
     """The dataclass that a command line describes; its fields are declared by `option`.
 
-    Prints the flags and exits where --help is asked for. Raises InputError for a flag that is unknown, a value that is
-    none of its kind, and a required one that is missing.
+    Prints the flags and exits where --help is asked for. Raises InputError for a flag that is unknown, a value of the
+    wrong type, and a required one that is missing.
     """
-    if asks_help(args):
+    if asks_help([kind], args):
         print_help([kind], prog=prog, description=description or kind.__doc__)
     values = given([kind], args, prog=prog)
     for field in dataclasses.fields(kind):
@@ -35,33 +32,32 @@ def read(kind: Any, args: Sequence[str], *, prog: str, description: str = "") ->
     return kind(**values)
 
 
-def asks_help(args: Sequence[str]) -> bool:
-    """Whether a command line asks for help."""
-    return not _HELP.isdisjoint(args)
+def asks_help(kinds: Sequence[Any], args: Sequence[str]) -> bool:
+    """Whether a command line asks for help, and not as the value of a flag."""
+    return not _HELP.isdisjoint(_joined(args, _parser(kinds, "")[0]))
 
 
 def given(kinds: Sequence[Any], args: Sequence[str], *, prog: str) -> dict[str, Any]:
-    """What a command line sets of the fields of several dataclasses, by name; fields of one name are one flag.
+    """The fields of several dataclasses that a command line sets, by name; fields of one name are one flag.
 
-    Raises InputError as `read`, but for what is missing.
+    Raises InputError as `read`, except for what is missing.
     """
     parser, positionals = _parser(kinds, prog)
-    args = _joined([_dashed(arg) for arg in args if arg not in _HELP])
-    values, rest = parser.parse_known_args(args)
-    words = [word for word in rest if not word.startswith("--")]
-    unknown = [word for word in rest if word.startswith("--")]
-    options = vars(values)
+    options, rest = parser.parse_known_args([arg for arg in _joined(args, parser) if arg not in _HELP])
+    words = [word for word in rest if not _is_flag(word)]
+    unknown = [word for word in rest if _is_flag(word)]
+    values = vars(options)
     for name, annotation in positionals.items():
         count = len(words) if get_origin(plain_type(annotation)) is tuple else 1
         taken, words = words[:count], words[count:]
         if taken:
-            options[name] = _positional(name, taken, annotation, prog)
+            values[name] = _positional(name, taken, annotation, prog)
     if unknown or words:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         likely = difflib.get_close_matches((unknown or words)[0], flags, 1)
         hint = f"; did you mean {likely[0]}?" if likely else ""
         parser.error(f"unrecognized: {', '.join([*unknown, *words])}{hint}")
-    return options
+    return values
 
 
 def print_help(groups: Sequence[Any], *, prog: str, description: str) -> NoReturn:
@@ -96,7 +92,8 @@ def _parser(groups: Sequence[Any], prog: str, description: str = "") -> tuple[_P
     positionals, names = {}, set()
     for group in groups:
         kind = group if isinstance(group, type) else type(group)
-        section = parser.add_argument_group((kind.__doc__ or kind.__name__).partition(".")[0])
+        title = (kind.__doc__ or kind.__name__).partition("\n")[0].partition(". ")[0]
+        section = parser.add_argument_group(title.rstrip("."))
         for field in dataclasses.fields(kind):
             if field.name in names:
                 continue
@@ -161,21 +158,27 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _dashed(arg: str) -> str:
-    """A flag with dashes, however it was written."""
-    name, equals, value = arg.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else arg
+def _joined(args: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    """The arguments, flags spelled with dashes, a value that begins with a dash joined to its flag by an =.
 
-
-def _joined(args: list[str]) -> list[str]:
-    """The arguments with numbers like -1e-3 joined to their flags by an =."""
+    argparse would take such a value, say -1e-3, for a flag.
+    """
+    flags = {flag: action for action in parser._actions for flag in action.option_strings}
     joined: list[str] = []
     for arg in args:
-        if joined and re.fullmatch(_NEGATIVE, arg) and joined[-1].startswith("--") and "=" not in joined[-1]:
+        name, equals, value = arg.partition("=")
+        word = name.replace("_", "-") + equals + value if arg.startswith("--") else arg
+        before = flags.get(joined[-1]) if joined else None
+        takes_one = isinstance(before, argparse._StoreAction) and before.nargs is None
+        if takes_one and word.startswith("-") and name.replace("_", "-") not in flags.keys() - {"-h"}:
             joined[-1] += f"={arg}"
         else:
-            joined.append(arg)
+            joined.append(word)
     return joined
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("-") and len(word) > 1
 
 
 @contextlib.contextmanager

@@ -287,6 +287,18 @@ def test_the_whole_range_of_parameters_is_exact(size, sign, c, lam, p):
                 assert abs(ours - truth) <= 2e-6 * max(5, p) * abs(truth) + limit, (name, ours, truth)
 
 
+@pytest.mark.parametrize("p", [1, 1.5, 2])
+@pytest.mark.parametrize("point", [(1.5, 0.01, 0.5), (-0.3, 0.2, 2.0), (4.0, 0.0, 0.1)])
+def test_reverse_over_reverse_is_forward_over_reverse(point, p):
+    def value(v):
+        return sqs(v[0], c=v[1], lam=v[2], p=p)
+
+    gradient = jax.grad(value)
+    forward = jax.jacfwd(gradient)(jnp.array(point))
+    assert np.all(np.isfinite(forward))
+    np.testing.assert_allclose(jax.jacrev(gradient)(jnp.array(point)), forward, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("gate", ["gelu", "silu", "relu", "bilinear", "sqs"])
 def test_gates_at_infinity_are_their_limits(gate):
     ends = jnp.array([-INF, -3.3e38, 3.3e38, INF])

@@ -24,6 +24,24 @@ def test_defaults_are_those_of_the_data_set():
     assert parse(["--lam", "1", "tfds:kmnist"])[0].data == "tfds:kmnist"
 
 
+def test_a_file_of_text_is_a_run_on_text(tmp_path):
+    for words in ([], ["stories"], ["text"]):
+        config, run_dir, _ = parse([*words, "--text", "a/book.txt", "--seed", "2"])
+        assert (config.data, run_dir) == ("text", Path("runs/book-sqs-seed2"))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"data": "stories", "width": 16}))
+    config, _, _ = parse(["--config", str(path), "--text", "book.txt"])
+    assert (config.data, config.width) == ("text", 16)
+
+
+def test_help_shows_the_defaults_of_a_configuration(tmp_path, capsys):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"data": "stories", "context": 77}))
+    with pytest.raises(SystemExit):
+        main(["--config", str(path), "--help"])
+    assert "(default: 77)" in capsys.readouterr().out
+
+
 def test_a_configuration_gives_the_defaults_and_flags_win(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"data": "mnist", "lr": 0.5, "bias": True}))

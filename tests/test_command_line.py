@@ -33,6 +33,13 @@ class Many:
     out: Path = option(Path("out"), "Where to.")
 
 
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """One text, see arXiv 2509.01874. More of it."""
+
+    name: str = option("", "Any text.")
+
+
 def parsed(line: str, kind=Example):
     return read(kind, line.split(), prog="example")
 
@@ -43,6 +50,9 @@ def test_every_kind_of_value_is_read():
     assert parsed(line) == Example(Path("x"), 5, -0.5, "b", False, (1, 2, 3), True)
     assert parsed("x --dry_run --sizes") == Example(Path("x"), dry_run=True)  # as it is spelled in Python
     assert parsed("--rate -1e-3 x").rate == -1e-3
+    assert parsed("--rate -1. x").rate == -1
+    assert read(Named, ["--name", "-hi there"], prog="x") == Named("-hi there")
+    assert read(Named, ["--name", "-h"], prog="x") == Named("-h")  # a value, no call for help
     assert parsed("x --sizes -1 4").sizes == (-1, 4)
     assert parsed("a b --out c", Many) == Many((Path("a"), Path("b")), Path("c"))
 
@@ -65,6 +75,10 @@ def test_only_what_is_set_is_given_and_a_later_flag_wins():
         ("x --coun 3", "unrecognized: --coun, 3; did you mean --count?"),
         ("x y z", "unrecognized: y, z"),
         ("x --loud=yes", "argument --loud"),
+        ("x -q", "unrecognized: -q"),
+        ("-count 3 x", "unrecognized: -count"),
+        ("x --count --loud", "argument --count: expected one argument"),
+        ("x --rate -1,2", "argument --rate: '-1,2': a number is needed"),
         ("x --sizes 1 two", "argument --sizes: 'two': a whole number is needed"),
     ],
 )
@@ -89,6 +103,12 @@ def test_help_shows_every_flag_with_its_default(line, capsys):
         "--dry-run, --no-dry-run Whether to do nothing. (default: false)",
     ):
         assert words in text
+
+
+def test_the_title_of_a_section_is_the_first_sentence(capsys):
+    with pytest.raises(SystemExit):
+        parsed("--help", Named)
+    assert "One text, see arXiv 2509.01874:\n" in capsys.readouterr().out
 
 
 def test_ranges_are_checked_with_the_name_and_what_is_valid():

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from sqs_jax.train import PRESETS
+from sqs_jax.train.cli.sweep import _VARIED, Options, _grid
 from sqs_jax.train.cli.train import main
 from sqs_jax.train.sweep.grid import members, parse_values
 
@@ -66,6 +67,24 @@ def test_bad_input_is_told_before_anything_is_trained(words, message, tmp_path, 
     assert error.count("\n") == 1
     assert message in error
     assert not list(tmp_path.iterdir())
+
+
+def test_the_order_of_the_axes_is_that_of_folders_that_were_begun():
+    names = ["seed", "gate", "lam", "c", "p", "learnable", "layers", "width", "hidden", "residual", "bias", "lr"]
+    names += [
+        "weight_decay",
+        "noise_std",
+        "noise_prob",
+        "warmup",
+        "clip",
+        "epochs",
+        "batch_size",
+        "validation",
+        "dtype",
+    ]
+    assert [field.name for field in _VARIED] == names
+    options = Options(width="8,16", layers="1,2", lr="0.1,0.2")
+    assert list(_grid(options)[1]) == ["layers", "width", "lr"]
 
 
 def test_a_sweep_is_on_images(tmp_path, monkeypatch, capsys):

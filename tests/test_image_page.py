@@ -15,7 +15,6 @@ from benchmarks.screenshot import opened, resize
 from sqs_jax import gated_linear
 from sqs_jax.analysis import GLUWeights, load_weights, spectrum
 from sqs_jax.analysis.cli import main
-from sqs_jax.analysis.report import image_page as reporting
 from sqs_jax.analysis.report.image_page import write_image_report
 from sqs_jax.analysis.report.weights_page import write_weights_report
 from sqs_jax.analysis.runs.compare import compare_runs
@@ -33,7 +32,7 @@ def run_dir(tmp_path_factory):
     """A trained run with its report."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     train(CONFIG, folder, report=quiet)
-    assert write_image_report(folder) == folder / "report.html"
+    assert write_image_report(load_run(folder)) == folder / "report.html"
     return folder
 
 
@@ -163,7 +162,7 @@ def test_deep_networks_with_everything(tmp_path):
         epochs=2, layers=2, residual=True, width=16, hidden=16, bias=True, learnable=True, noise_prob=0.5
     )
     train(config, tmp_path / "deep", report=quiet)
-    write_image_report(tmp_path / "deep", method="output")
+    write_image_report(load_run(tmp_path / "deep"), method="output")
     analysis = json.loads((tmp_path / "deep" / "summary.json").read_text())["analysis"]
     assert len(analysis["layers"]) == 2
     assert analysis["linear_share"] < 1
@@ -179,7 +178,7 @@ def test_deep_networks_with_everything(tmp_path):
 def test_a_network_without_embedding(tmp_path):
     direct = ImageConfig(epochs=2, width=0, hidden=8, gate="gelu", dtype="bfloat16", warmup=3, clip=1.0)
     train(direct, tmp_path / "direct", report=quiet)
-    write_image_report(tmp_path / "direct")
+    write_image_report(load_run(tmp_path / "direct"))
     with np.load(tmp_path / "direct" / "spectrum.npz") as saved:
         assert saved["vectors"].shape == (10, 16, 64)
 
@@ -207,7 +206,7 @@ def test_the_pages_of_a_comparison_and_of_weights_alone(run_dir, others, tmp_pat
     from selenium.webdriver.common.by import By
 
     copy = shutil.copytree(run_dir, tmp_path / "copy")
-    write_image_report(copy, comparison=compare_runs([run_dir], others, k=4))
+    write_image_report(load_run(copy), comparison=compare_runs([run_dir], others, k=4))
     opened(browser, copy / "report.html")
     assert browser.find_element(By.ID, "comparison").is_displayed()
     assert len(browser.find_elements(By.CSS_SELECTOR, "#plot-rank .scatterlayer .trace")) > 3
@@ -220,18 +219,12 @@ def test_the_pages_of_a_comparison_and_of_weights_alone(run_dir, others, tmp_pat
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
-def test_a_network_that_says_nothing_gets_its_report(tmp_path, monkeypatch):
+def test_a_network_that_says_nothing_gets_its_report(tmp_path):
     config = dataclasses.replace(CONFIG, epochs=1, gate="relu", width=0, hidden=2)
     train(config, tmp_path / "dead", report=quiet)
-    real = reporting.load_run
-
-    def silent(*args, **settings):
-        run = real(*args, **settings)
-        run.model.head[...] = 0 * run.model.head[...]
-        return run
-
-    monkeypatch.setattr(reporting, "load_run", silent)
-    page = write_image_report(tmp_path / "dead").read_text()
+    run = load_run(tmp_path / "dead")
+    run.model.head[...] = 0 * run.model.head[...]
+    page = write_image_report(run).read_text()
     assert "there is nothing to explain" in page
     assert json.loads((tmp_path / "dead" / "summary.json").read_text())["analysis"]["fidelity"]["joint"]["r2"] is None
 
@@ -248,7 +241,7 @@ def test_colour_images(tmp_path, monkeypatch):
     monkeypatch.setattr("sqs_jax.train.images.dataset.load", lambda *_: dataset)
     config = ImageConfig(data="cifar10", epochs=2, width=8, hidden=8, batch_size=100, validation=0)
     train(config, tmp_path / "run", report=quiet)
-    page = write_image_report(tmp_path / "run").read_text()
+    page = write_image_report(load_run(tmp_path / "run")).read_text()
     shown = json.loads(page.split('<script id="data" type="application/json">')[1].split("</script>")[0])
     assert shown["pictures"]["shape"] == [32, 32, 3]
     assert shown["images"]["shape"] == [32, 32, 3]

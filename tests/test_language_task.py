@@ -302,3 +302,24 @@ def test_two_processes_prepare_tinystories_at_once(original_files, tmp_path):
     ends = [(*process.communicate(), process.returncode) for process in processes]
     assert [code for *_, code in ends] == [0, 0, 0], ends[0][1] + ends[1][1] + ends[2][1]
     assert len({out.splitlines()[-1] for out, *_ in ends}) == 1
+
+
+def test_a_loss_that_is_not_finite_ends_the_round_within_two_steps(tmp_path, monkeypatch):
+    real, calls = language_task.make_step, []
+
+    def breaking(*args):
+        step = real(*args)
+
+        def broken(state, *batch):
+            calls.append(int(state.step))
+            state, loss = step(state, *batch)
+            return state, loss * np.nan if calls[-1] == 3 else loss
+
+        broken.lower = step.lower
+        return broken
+
+    monkeypatch.setattr(language_task, "make_step", breaking)
+    config = dataclasses.replace(CONFIG, steps=20, evaluate_every=20)
+    with pytest.raises(loop.NonFiniteLossError, match="`train_loss` is nan at step 4"):
+        train(config, tmp_path / "run", report=quiet)
+    assert calls == [0, 1, 2, 3, 4]

@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,7 +119,6 @@ def test_only_runs_reports_and_commands_know_of_training():
 
 def test_no_two_files_have_one_name():
     names = Counter(path.name for path in MODULES.values() if not path.name.startswith("__"))
-    # A command is named after what it starts.
     assert [name for name, count in names.items() if count > 1] == []
     stems = sorted(path.stem for path in MODULES.values())
     alike = [(a, b) for a, b in itertools.pairwise(stems) if a != b and b in (f"{a}s", f"{a}d", f"{a}_")]
@@ -140,6 +140,12 @@ def test_files_and_functions_are_small():
             if isinstance(node, ast.FunctionDef):
                 lines = (node.end_lineno or 0) - node.lineno + 1
                 assert lines <= 50, f"{path.relative_to(ROOT)}: {node.name} has {lines} lines"
+
+
+def test_the_list_of_whole_runs_names_test_files():
+    (names,) = re.findall(r"_WHOLE_RUNS = \{(.*?)\}", (ROOT / "tests" / "conftest.py").read_text(), re.DOTALL)
+    for name in re.findall(r'"(\w+)"', names):
+        assert (ROOT / "tests" / f"test_{name}.py").is_file(), name
 
 
 def test_every_folder_with_code_is_packaged():

@@ -19,7 +19,6 @@ from sqs_jax.analysis.runs.load import (
     layer_inputs,
     layer_samples,
     layer_weights,
-    load_run,
 )
 from sqs_jax.analysis.runs.study import layer_fidelity, leading_masks, study
 from sqs_jax.analysis.spectrum_summary import extremes
@@ -34,9 +33,8 @@ _LIKED = 8
 
 
 def write_image_report(
-    run_dir: str | Path,
+    run: Run,
     *,
-    data_dir: Path | None = None,
     method: Method = "joint",
     comparison: dict[str, Any] | None = None,
     outputs: tuple[int, ...] = (),
@@ -48,21 +46,18 @@ def write_image_report(
     A report that is there already is replaced, file by file, each whole.
 
     Args:
-      run_dir: the run's folder.
-      data_dir: where the original files of its data set lie, as for `train`.
+      run: from `load_run`.
       method: which gains the spectrum is read with, as in `calibrate`.
       comparison: what `compare_runs` returned, to be shown too.
       outputs: numbers of the classes to read, from 0; by default all, of more than 64 the first 64.
 
-    Returns the page's path. Raises InputError as `load_run`, ValueError for outputs that there are not, OSError where
-    the folder cannot be written.
+    Returns the page's path. Raises ValueError for outputs that there are not, OSError where it cannot be written.
     """
-    run = load_run(run_dir, data_dir=data_dir)
     folder, chosen = RunFolder(run.path), page.chosen_outputs(outputs, len(run.data.classes))
     if len(chosen) < 2:
         raise ValueError(f"`outputs` is {chosen}: 2 classes or more are needed, for figures that are of their softmax")
     figures, arrays, images = _studied(run, method, chosen)
-    command = page.command("report", str(run_dir), method=method, outputs=outputs)
+    command = page.command("report", str(run.path), method=method, outputs=outputs)
     command += ["--against", *comparison["runs"]["b"]] if comparison else []
     with alone(run.path):
         summary = {**read_record(folder.summary, Summary), "analysis": figures | {"provenance": provenance()}}

@@ -239,9 +239,10 @@ def _texts(config: TextConfig, figures, model: Transformer, command: list[str]) 
     low, high = min(row["r2"] for row in rows), max(row["r2"] for row in rows)
     rise, plain = figures["together"][method], figures["together"]["identity"]
     verdict = (
-        f"Read with “{method}” gains, quadratic forms explain {100 * low:.1f} to {100 * high:.1f} % of what a GLU "
+        f"With “{method}” gains, quadratic forms explain {100 * low:.1f} to {100 * high:.1f} % of what a GLU "
         f"adds to the stream, on {figures['test_tokens']:,} tokens of held-out text. With a form in the place of every "
-        f"GLU the model's loss rises by {rise:.3f} nats a token; read with the gate as the identity, by {plain:.3f}."
+        f"GLU the model's loss rises by {rise:.3f} nats a token; with the gate read as the identity it rises by "
+        f"{plain:.3f}."
     )
     gate = f"{config.gate} (c {config.c:g}, λ {config.lam:g}, p {config.p:g})" if config.gate == "sqs" else config.gate
     sizes = model.config

@@ -30,7 +30,8 @@ def write_report(
     Raises InputError, a ValueError, where that is no such folder, it is not finished, its data cannot be had, or an
     argument is not for it.
     """
-    from sqs_jax.train.run_folder import RunFolder, SweepFolder
+    from sqs_jax.train.config import TextConfig
+    from sqs_jax.train.run_folder import RunFolder, SweepFolder, read_config
 
     path = Path(path)
     if SweepFolder(path).grid.is_file():
@@ -40,7 +41,8 @@ def write_report(
 
         return write_sweep_report(path)
     method = method or "joint"
-    if RunFolder(path).text.is_file():  # which every run on text has
+    config = read_config(RunFolder(path))
+    if isinstance(config, TextConfig):
         if outputs:
             raise InputError("--outputs belongs to a run on images, or to --weights: tokens are looked up on the page")
         from sqs_jax.analysis.report.language_page import write_language_report
@@ -48,8 +50,10 @@ def write_report(
         return write_language_report(path, data_dir=data_dir, method=method, against=against)
     from sqs_jax.analysis.report.image_page import write_image_report
     from sqs_jax.analysis.runs.compare import compare_runs
+    from sqs_jax.analysis.runs.load import open_run
 
     comparison = None
     if against:
         comparison = compare_runs([path], list(against), method=method, k=None, data_dir=data_dir)
-    return write_image_report(path, data_dir=data_dir, method=method, comparison=comparison, outputs=outputs)
+    run = open_run(RunFolder(path), config, data_dir)
+    return write_image_report(run, method=method, comparison=comparison, outputs=outputs)

@@ -60,10 +60,11 @@ def load_run(run_dir: str | os.PathLike[str], *, data_dir: Path | None = None, e
     from sqs_jax.train.run_folder import RunFolder, read_config
 
     folder = RunFolder(Path(run_dir))
-    return _load_run(folder, read_config(folder), data_dir, epoch)
+    return open_run(folder, read_config(folder), data_dir, epoch)
 
 
-def _load_run(folder: "RunFolder", config: Any, data_dir: Path | None, epoch: int | None = None) -> Run:
+def open_run(folder: "RunFolder", config: Any, data_dir: Path | None, epoch: int | None = None) -> Run:
+    """`load_run`, for a configuration that was read already."""
     from sqs_jax.messages import InputError
     from sqs_jax.train.images.dataset import load
     from sqs_jax.train.records import Summary, read_record, read_rows
@@ -176,7 +177,7 @@ def load_comparable(run_dirs: Sequence[Path], *, data_dir: Path | None = None) -
             first, other = getattr(configs[0], name), getattr(config, name)
             if first != other:
                 raise InputError(f"{run_dirs[0]} has `{name}` {first!r} and {path} {other!r}: no comparison")
-    return [_load_run(folder, config, data_dir) for folder, config in zip(folders, configs, strict=True)]
+    return [open_run(folder, config, data_dir) for folder, config in zip(folders, configs, strict=True)]
 
 
 def layer_samples(run: Run, layer: int = -1) -> Samples:

@@ -4,11 +4,11 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_origin
 
 from sqs_jax.command_line import fail, one_line_errors, program, read
 from sqs_jax.messages import InputError, quoted
-from sqs_jax.options import option
+from sqs_jax.options import needed, option, types_of
 from sqs_jax.train.config import ImageConfig
 from sqs_jax.train.config_file import from_json
 from sqs_jax.train.presets import IMAGES, preset
@@ -20,7 +20,7 @@ _DESCRIPTION = """Train every network of a grid of values, many at once where th
   python -m train sweep mnist --lam 0.1,0.5,1.0 --c 0.001,0.01,0.1 --p 1,2
   python -m train sweep --sweep-dir sweeps/mnist --resume
 
-Each flag of a configuration takes one value or several, with commas between; its default is the data set's. The
+Each flag of the second list takes one value or several, with commas between; its default is the data set's. The
 sweep's folder holds results.csv (a row a network and epoch), report.html, and members/<name>/, each the folder of an
 ordinary run, which python -m analysis reads. c, lam, p and learnable are varied for the gate sqs alone."""
 
@@ -39,7 +39,7 @@ class HowToSweep:
         "seeds then see the same noise, and the spread between seeds does not include it.",
     )
     at_once: int = option(
-        0, "Networks trained at once, at most; 0 for as many as fit (on a CPU one, unless they share their noise)."
+        0, "Networks trained at once, at most; 0 for as many as fit (on a CPU one, unless they share seed or noise)."
     )
     memory: float = option(0.0, "GiB of a device that they may take; 0 for most of what is free.")
     sweep_dir: Path | None = option(None, "Folder of the sweep; default sweeps/<data>.")
@@ -49,14 +49,26 @@ class HowToSweep:
     report: bool = option(True, "Write report.html when all is trained.")
 
 
-# What a grid can vary: the fields of a configuration but the data set, and how often a checkpoint is saved. The first
-# changes slowest, and networks are named after what varies in this order.
-_FIRST = ("seed", "gate", "lam", "c", "p", "learnable")
+# What a grid can vary: the fields of a configuration but the data set, and how often a checkpoint is saved. Networks
+# are named, and rows are sorted, in this order; a folder that was begun keeps it.
+_ORDER = (
+    "seed", "gate", "lam", "c", "p", "learnable", "layers", "width", "hidden", "residual", "bias", "lr", "weight_decay",
+    "noise_std", "noise_prob", "warmup", "clip", "epochs", "batch_size", "validation", "dtype",
+)  # fmt: skip
 _FIELDS = {field.name: field for field in dataclasses.fields(ImageConfig) if field.name not in ("data", "save_every")}
-_VARIED = tuple(_FIELDS[name] for name in dict.fromkeys((*_FIRST, *_FIELDS)))
+_VARIED = tuple(_FIELDS[name] for name in dict.fromkeys((*_ORDER, *_FIELDS)))
+
+
+def _help(field: dataclasses.Field) -> str:
+    """The help of a field, with the values that it may have where they are few."""
+    annotation = types_of(ImageConfig)[field.name]
+    few = annotation is bool or get_origin(annotation) is Literal
+    return f"{field.metadata['help']} ({needed(annotation)})" if few else field.metadata["help"]
+
+
 Options: Any = dataclasses.make_dataclass(
     "Options",
-    [(field.name, str | None, option(None, field.metadata["help"], metavar="A,B")) for field in _VARIED],
+    [(field.name, str | None, option(None, _help(field), metavar="A,B")) for field in _VARIED],
     bases=(HowToSweep,),
     frozen=True,
     namespace={"__doc__": HowToSweep.__doc__},

@@ -73,8 +73,9 @@ def parse(args: Sequence[str]) -> tuple[Any, Path, Paths]:
     paths = Paths(**{name: values.pop(name) for name in types_of(Paths) if name in values})
     if values.get("text") == "":
         raise InputError("`text` is '': the path of a file is needed")
-    if asks_help(args):
-        print_help([_preset(values), Paths], prog=_program(), description=_DESCRIPTION)
+    if asks_help([ImageConfig, TextConfig, Paths], args):
+        shown = from_json(paths.config) if paths.config else _preset(values)
+        print_help([shown, Paths], prog=_program(), description=_DESCRIPTION)
     if paths.resume and paths.config:
         raise InputError("--config and --resume exclude each other: a resumed run has its own configuration")
     if paths.resume:
@@ -98,6 +99,8 @@ def _replaced(base: TrainConfig, values: dict[str, Any]) -> TrainConfig:
             kind, flag = ("text" if isinstance(base, TextConfig) else "images"), name.replace("_", "-")
             raise InputError(f"--{flag} is not for {kind}, and {base.data} is {kind}")
     config = dataclasses.replace(base, **values)
+    if isinstance(config, TextConfig) and "text" in values and config.data == TextConfig.data:
+        config = dataclasses.replace(config, data="text")
     if isinstance(config, TextConfig) and "warmup" not in values and 0 < config.steps <= config.warmup:
         return dataclasses.replace(config, warmup=config.steps // 10)  # the default is for longer runs
     return config

@@ -70,10 +70,11 @@ class LanguageTask:
         return jax.device_put(first_state(self._model, self._optimizer), replicated(self._mesh))
 
     def train(self, state: TrainState, end: int, stopping: Callable[[], Any]) -> tuple[TrainState, np.ndarray]:
-        """Trains step by step up to the step `end`, or until `stopping()`."""
+        """Trains step by step up to the step `end`, until `stopping()`, or until a loss is not finite."""
         losses = []
         for step in range(int(state.step), end):
-            if stopping():
+            # The step before the last has ended: its loss costs no wait, and no more than two steps lie in the queue.
+            if stopping() or (len(losses) > 1 and not np.isfinite(losses[-2])):
                 break
             numbers = batch_numbers(step, self._config.batch_size, self._windows, self._config.seed)
             batch = jax.device_put(windows(self._text.train, self._config.context, numbers), self._across)
