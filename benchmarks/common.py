@@ -53,7 +53,8 @@ def parsed(function: Callable[..., Any], arguments: Sequence[str] | None = None)
         settings |= {"nargs": "*"} if many else {}
         parser.add_argument("--" + name.replace("_", "-"), **settings)
     values = vars(parser.parse_args(arguments))
-    return function(*(values.pop(name) for name in positionals), **values)
+    words = [values.pop(name) for name in positionals]
+    return function(*words, **values)
 
 
 def _attribute_docs(kind: Any) -> dict[str, str]:

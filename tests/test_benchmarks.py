@@ -2,12 +2,15 @@
 
 import importlib.util
 import json
+from pathlib import Path
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks import gpu, peers
+from benchmarks.common import parsed
 from sqs_jax import gated_linear, kernels
 
 
@@ -113,3 +116,22 @@ def test_the_peers_in_small(tmp_path):
     assert f"| {peers.SWEEP} | " in page
     assert "1 networks on digits" in page
     assert (tmp_path / "docs" / "images" / "peers-cpu.png").stat().st_size > 5000
+
+
+def example(
+    page: Path, /, text: str, width: int = 3, gates: tuple[Literal["a", "b"], ...] = ("a",), only: str | None = None
+):
+    return page, text, width, gates, only
+
+
+def test_flags_come_from_a_signature(capsys):
+    assert parsed(example, ["p", "--text", "t"]) == (Path("p"), "t", 3, ("a",), None)
+    line = ["p", "--text", "t", "--width", "4", "--gates", "b", "a", "--only", "x"]
+    assert parsed(example, line) == (Path("p"), "t", 4, ["b", "a"], "x")
+    for wrong in (["p"], ["--text", "t"], [*line, "--gates", "c"], [*line, "--width", "x"]):
+        with pytest.raises(SystemExit) as end:
+            parsed(example, wrong)
+        assert end.value.code == 2
+    with pytest.raises(SystemExit):
+        parsed(peers.Options, ["--help"])
+    assert "Networks of each gate. (default: 5)" in " ".join(capsys.readouterr().out.split())

@@ -21,7 +21,7 @@ _DESCRIPTION = f"""Train gated linear units (GLU) in a classifier of images or a
   python -m train                                  digits: seconds, and no network
   python -m train mnist --noise-std 0.5 --seed 3   the paper's setting, but for the noise
   python -m train mnist --gate silu --run-dir runs/silu
-  python -m train stories                          a language model: a minute or two, and no network
+  python -m train stories                          a language model: a minute, and no network
   python -m train --text book.txt --layers 6       on any UTF-8 text
   python -m train --run-dir runs/silu --resume     after Ctrl-C, SIGTERM or a crash
   python -m train --config runs/silu/config.json --seed 1
