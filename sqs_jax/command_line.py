@@ -103,7 +103,8 @@ def _parser(groups: Sequence[Any], prog: str, description: str = "") -> tuple[_P
             if field.metadata["positional"]:
                 positionals[field.name] = annotation
                 parser.usage = f"{prog} [{field.name}] [flags]"
-                section.add_argument(field.name, nargs="?", help=_help(field, default)) if description else None
+                if description:
+                    section.add_argument(field.name, nargs="?", help=_help(field, default))
             else:
                 section.add_argument(_flag(field.name), **_settings(field, annotation, default))
     return parser, positionals
@@ -128,10 +129,12 @@ class _Tuple(argparse.Action):
 
 
 def _help(field: dataclasses.Field, default: Any) -> str:
-    text = field.metadata["help"].replace("%", "%%")
-    if default in (None, "", (), dataclasses.MISSING) or isinstance(default, bool):
-        return f"{text} (default: {str(default).lower()})" if isinstance(default, bool) else text
-    return f"{text} (default: {default})".replace("%%", "%").replace("%", "%%")
+    text = field.metadata["help"]
+    if isinstance(default, bool):
+        text += f" (default: {str(default).lower()})"
+    elif default not in (None, "", (), dataclasses.MISSING):
+        text += f" (default: {default})"
+    return text.replace("%", "%%")  # argparse formats it
 
 
 def _reader(kind: Any):

@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 # .<name>.<16 hexadecimal digits>.partial: a path that is being written. Nothing else is ever removed.
@@ -40,6 +40,21 @@ def appearing(path: Path) -> Iterator[Path]:
         if path.exists():  # an empty folder would be replaced
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         partial.rename(path)
+
+
+def write_folder(folder: Path, content: Mapping[str, str | bytes]) -> None:
+    """Writes files, by name, into a new folder, which appears whole, or one by one into a folder that is there.
+
+    Raises OSError as `appearing`.
+    """
+    if folder.is_dir():
+        for name, data in content.items():
+            write(folder / name, data)
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with appearing(folder) as partial:
+        for name, data in content.items():
+            (partial / name).write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def remove(path: Path) -> None:

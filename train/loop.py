@@ -122,9 +122,10 @@ def _fit(
             checkpoints.save(task.checkpoint_number(step), state, progress)
         run_folder.write_metrics(run, progress.history)
         seconds = time.perf_counter() - start
+        timed_row = row | task.speed(len(losses), training)
         if report:
-            report(row | task.speed(len(losses), training), config, seconds)
-        elif line := task.progress_line(row | task.speed(len(losses), training), seconds):
+            report(timed_row, config, seconds)
+        elif line := task.progress_line(timed_row, seconds):
             print(line, flush=True)
         if stop and not is_last:
             raise Stopped(stop)

@@ -76,15 +76,8 @@ def create(path: Path, content: dict[str, str], flag: str = "--run-dir") -> None
     The last file is the one by which the folder is known as a run or a sweep.
     """
     check_free(path, flag)
-    if path.is_dir():  # and empty
-        for name, text in content.items():
-            files.write(path / name, text)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with files.appearing(path) as partial:
-            for name, text in content.items():
-                (partial / name).write_text(text, encoding="utf-8")
+        files.write_folder(path, content)
     except FileExistsError:  # another process was faster
         check_free(path, flag)
         raise

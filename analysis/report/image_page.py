@@ -57,8 +57,8 @@ def write_image_report(
     if len(chosen) < 2:
         raise ValueError(f"`outputs` is {chosen}: 2 classes or more are needed, for figures that are of their softmax")
     figures, arrays, images = _studied(run, method, chosen)
-    command = page.command("report", str(run.path), method=method, outputs=outputs)
-    command += ["--against", *comparison["runs"]["b"]] if comparison else []
+    against = comparison["runs"]["b"] if comparison else ()
+    command = page.command(str(run.path), method, outputs, against)
     with alone(run.path):
         summary = {**read_record(folder.summary, Summary), "analysis": figures | {"provenance": provenance()}}
         if comparison:
@@ -94,13 +94,13 @@ def _studied(run: Run, method: Method, outputs: tuple[int, ...]) -> tuple[dict[s
     return figures, arrays, images
 
 
-def _files(run: Run, summary: dict[str, Any], arrays, images: np.ndarray, command: list[str]) -> dict[Path, bytes]:
+def _files(run: Run, summary: dict[str, Any], arrays, images: np.ndarray, command: str) -> dict[Path, bytes]:
     """The files of a report, by path."""
     folder, figures = RunFolder(run.path), summary["analysis"]
     classes = [run.data.classes[output] for output in figures["outputs"]]
     pairs = Eigenpairs(arrays["values"], arrays["vectors"], arrays["residuals"])
     content = _content(run, summary, arrays, images, classes)
-    texts = _texts(run, figures, classes) | {"command": page.shell_line(command)}
+    texts = _texts(run, figures, classes) | {"command": command}
     return (
         {folder.spectrum: page.npz(arrays)}
         | _pictures(run, pairs, figures["method"], classes)

@@ -73,8 +73,7 @@ def write_language_report(
         raise InputError(f"{folder.path} was trained on another text than {config.text or config.data} is now")
     figures, arrays, shown = study_language(model, text, config, method)
     summary |= {"analysis": figures | {"provenance": provenance()}}
-    command = page.command("report", str(run_dir), method=method)
-    command += ["--against", *map(str, against)] if against else []
+    command = page.command(str(run_dir), method, against=[str(path) for path in against])
     content = _content(summary, shown, read_rows(folder.metrics), config, tokenizer, model)
     content["language"] |= {"others": others, "samples": _last_samples(folder)}
     words = _texts(config, figures, model, command)
@@ -233,7 +232,7 @@ def _is_text(spelling: bytes) -> bool:
     return True
 
 
-def _texts(config: TextConfig, figures, model: Transformer, command: list[str]) -> dict[str, str]:
+def _texts(config: TextConfig, figures, model: Transformer, command: str) -> dict[str, str]:
     method = figures["method"]
     rows = [row["gains"][method] for row in figures["layers"]]
     low, high = min(row["r2"] for row in rows), max(row["r2"] for row in rows)
@@ -251,4 +250,4 @@ def _texts(config: TextConfig, figures, model: Transformer, command: list[str]) 
         f"{sizes.context}, {sizes.vocab} tokens; seed {config.seed}."
     )
     name = Path(config.text).stem if config.text else config.data
-    return page.texts(f"{name}, {gate}", subtitle, verdict) | {"command": page.shell_line(command)}
+    return page.texts(f"{name}, {gate}", subtitle, verdict) | {"command": command}

@@ -110,16 +110,12 @@ def json_file(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
-def command(*words: str, method: str = "joint", outputs: Sequence[int] = ()) -> list[str]:
-    """The command that makes a page again, as words."""
+def command(path: str, method: str = "joint", outputs: Sequence[int] = (), against: Sequence[str] = ()) -> str:
+    """The line of a shell that makes the page of a run or a sweep again."""
     flags = ["--method", method] if method != "joint" else []
     flags += ["--outputs", *map(str, outputs)] if outputs else []
-    return ["python", "-m", "analysis", *words, *flags]
-
-
-def shell_line(words: Sequence[str]) -> str:
-    """A command as one line of a shell."""
-    return shlex.join(words)
+    flags += ["--against", *against] if against else []
+    return shlex.join(["python", "-m", "analysis", "report", path, *flags])
 
 
 _STORED = (

@@ -42,7 +42,7 @@ def write_sweep_report(sweep_dir: str | Path) -> Path:
         f"rate {base.lr:g}.{shared}"
     )
     texts = page.texts(f"Sweep on {base.data}", subtitle, verdict, stored="Every number here lies in results.csv.")
-    command = page.shell_line(page.command("report", str(sweep_dir)))
+    command = page.command(str(sweep_dir))
     write(folder.report, page.render(content, texts | {"command": command}))
     return folder.report
 

@@ -9,7 +9,7 @@ from sqs_jax.analysis.eigen import top_eigenpairs
 from sqs_jax.analysis.interaction import GLUWeights, check_weights, input_size
 from sqs_jax.analysis.report import page
 from sqs_jax.analysis.runs.study import kept_pairs, spectrum_figures
-from sqs_jax.files import appearing, visible, write
+from sqs_jax.files import visible, write_folder
 from sqs_jax.train.run_folder import provenance
 
 _MOST_PAIRS = 64  # of an output: the weights may be a language model's
@@ -63,7 +63,7 @@ def write_weights_report(
         "summary.json": page.json_file(summary),
         "report.html": page.render(content, texts).encode(),
     }
-    _write_folder(out_dir, made)
+    write_folder(out_dir, made)
     return out_dir / "report.html"
 
 
@@ -74,15 +74,3 @@ def _check(shape: tuple[int, ...], inputs: int, out_dir: Path) -> None:
         raise ValueError(f"`shape` is {shape}: (height, width) or (height, width, 3) with {inputs} entries is needed")
     if out_dir.exists() and (not out_dir.is_dir() or visible(out_dir)):
         raise ValueError(f"`out_dir` is {out_dir}: something is there already")
-
-
-def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
-    """Writes files into a folder, which appears whole where there is none."""
-    if folder.is_dir():  # and empty
-        for name, content in files.items():
-            write(folder / name, content)
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with appearing(folder) as partial:
-        for name, content in files.items():
-            (partial / name).write_bytes(content)

@@ -47,6 +47,9 @@ class Paths:
     report: bool = option(True, "Read the weights when training is done, and write report.html.")
 
 
+_FLAGS = (ImageConfig, TextConfig, Paths)
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Runs `python -m train` with these arguments; exits with 2 on bad input, 1 on a loss that is not finite."""
     args = sys.argv[1:] if args is None else args
@@ -69,11 +72,11 @@ def parse(args: Sequence[str]) -> tuple[Any, Path, Paths]:
     What the flags set replaces fields of a base: the configuration of a run that is resumed, that of --config, or the
     preset of the data set. The base also decides which flags there are.
     """
-    values = given([ImageConfig, TextConfig, Paths], args, prog=_program())
+    values = given(_FLAGS, args, prog=_program())
     paths = Paths(**{name: values.pop(name) for name in types_of(Paths) if name in values})
     if values.get("text") == "":
         raise InputError("`text` is '': the path of a file is needed")
-    if asks_help([ImageConfig, TextConfig, Paths], args):
+    if asks_help(_FLAGS, args):
         shown = from_json(paths.config) if paths.config else _preset(values)
         print_help([shown, Paths], prog=_program(), description=_DESCRIPTION)
     if paths.resume and paths.config:
