@@ -164,9 +164,10 @@ def test_gallery_of_colours_and_of_many_classes():
 
 def test_curves_draw_what_the_rows_hold():
     rows = [{"epoch": i, "train_loss": 1 / i, "validation_loss": 2 / i, "validation_accuracy": 0.5} for i in (1, 2, 3)]
-    loss, accuracy = plots.curves(rows, title="planted").axes
+    loss, accuracy = plots.curves(rows, title="planted", noise_std=0.5).axes
     np.testing.assert_allclose(loss.lines[1].get_xydata(), [[1, 2], [2, 1], [3, 2 / 3]])
     assert len(accuracy.lines) == 1
-    without = plots.curves([{"epoch": 1, "train_loss": 1.0}], title="one epoch, no validation")
+    without = plots.curves([{"epoch": 1, "train_loss": 1.0}], title="one epoch, no validation", noise_std=0.0)
+    assert [line.get_label() for line in (loss.lines[0], *without.axes[0].lines)] == ["train (with noise)", "train"]
     assert [len(axis.lines) for axis in without.axes] == [1]
     drawn(without)

@@ -218,4 +218,5 @@ def _pictures(run: Run, pairs: Eigenpairs, method: Method, classes: list[str]) -
     images = _as_images(run, np.asarray(shown.vectors[:, :, :inputs]))
     what = "eigenvectors" if len(run.model.layers) == 1 else "what the last layer's eigenvectors respond to"
     gallery = plots.gallery(shown.values, images, classes, title=f"{name}: {what}, {method} gains")
-    return {folder.eigenvectors: plots.png(gallery), folder.curves: plots.png(plots.curves(run.history, title=name))}
+    curves = plots.curves(run.history, title=name, noise_std=config.noise_std)
+    return {folder.eigenvectors: plots.png(gallery), folder.curves: plots.png(curves)}

@@ -87,7 +87,8 @@ def write_language_report(
 
 def _curves(history, config: TextConfig) -> bytes:
     """The curves of training, as PNG."""
-    return plots.png(plots.curves(history, title=f"{config.data}, {config.gate}, seed {config.seed}"))
+    title = f"{config.data}, {config.gate}, seed {config.seed}"
+    return plots.png(plots.curves(history, title=title, noise_std=config.noise_std))
 
 
 def study_language(

@@ -69,8 +69,11 @@ def _draw(axis, image):
         axis.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
 
 
-def curves(rows: list[dict], *, title: str) -> Figure:
-    """Loss (log scale), and accuracy or bits per byte where there is validation: the rows of a `metrics.jsonl`."""
+def curves(rows: list[dict], *, title: str, noise_std: float) -> Figure:
+    """Loss (log scale), and accuracy or bits per byte where there is validation: the rows of a `metrics.jsonl`.
+
+    `noise_std` is the noise of training, which the legend names where there is some.
+    """
     quantities = ["loss", *(name for name in ("accuracy", "bits_per_byte") if f"validation_{name}" in rows[0])]
     figure = Figure(figsize=(4.8 * len(quantities), 3.6), layout="constrained")
     figure.suptitle(title, fontsize=12, color=_INK, parse_math=False)
@@ -79,7 +82,7 @@ def curves(rows: list[dict], *, title: str) -> Figure:
             name = f"{part}_{quantity}"
             if name in rows[0]:
                 points = [(row["epoch"], row[name]) for row in rows]
-                label = "train (with noise)" if part == "train" else part
+                label = "train (with noise)" if part == "train" and noise_std > 0 else part
                 marker = "o" if len(rows) == 1 else None
                 axis.plot(*zip(*points, strict=True), color=color, label=label, marker=marker, linewidth=1.6)
         axis.set_xlabel("epoch")
