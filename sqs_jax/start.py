@@ -61,12 +61,13 @@ def run(module: str, interrupted: str = "interrupted") -> None:
 
 def missing(error: ModuleNotFoundError) -> str:
     """What to say of a package that is not installed."""
-    return f"the package {error.name} is not installed: pip install 'sqs-jax[{EXTRA}]' brings it"
+    name = "pretrained" if error.name == "gguf" else EXTRA
+    return f"the package {error.name} is not installed: pip install 'sqs-jax[{name}]' brings it"
 
 
 @contextlib.contextmanager
 def extra():
-    """Around imports that need the extra `train`: where a package is missing, the ImportError names the extra."""
+    """Around imports that need an extra: where a package is missing, the ImportError names the extra that brings it."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -14,7 +14,7 @@ from sqs_jax.gates import Gate, get_gate
 from sqs_jax.modules import GLU, cast, check_positive
 
 Remat = Literal["none", "dots", "block"]
-_EPSILON = 1e-6
+EPSILON = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _attention(q, k, v):
 def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
     """x / sqrt(mean(x²) + 1e-6)·scale over the last axis, computed in float32; the dtype of x."""
     wide = x.astype(jnp.float32)
-    size = jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + _EPSILON)
+    size = jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + EPSILON)
     return (wide * size * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 

@@ -1,0 +1,134 @@
+"""What a pretrained language model computes, as functions of arrays: embedding, attention, GLU, logits, one token more.
+
+Weights of a block are a dict of arrays by the names of `sqs_jax.pretrained.families`: matrices stand on the right of
+their input. All is computed in float32.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sqs_jax.gates import get_gate
+from sqs_jax.pretrained.architecture import Architecture, BlockKind, Rope
+
+Weights = dict[str, jax.Array]
+KeysValues = tuple[jax.Array, jax.Array]
+
+
+def rms(x: jax.Array, epsilon: float) -> jax.Array:
+    """x / sqrt(mean(x²) + ε) over the last axis."""
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
+
+
+def embed(arch: Architecture, embedding: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The embedded tokens (batch, length, d): the stream as the first block gets it."""
+    return embedding[tokens] * arch.embedding_scale
+
+
+def attend(arch: Architecture, kind: BlockKind, weights: Weights, x: jax.Array) -> tuple[jax.Array, KeysValues]:
+    """The stream (batch, length, d) after attention, before the GLU; and keys and values (batch, length, heads, n)."""
+    positions = jnp.arange(x.shape[1], dtype=jnp.int32)
+    q, k, v = _queries_keys_values(arch, kind, weights, x, positions[None])
+    behind = positions[:, None] - positions[None]
+    read = _attention(arch, q, k, v, _is_seen(kind, behind)[None])
+    return add(arch, weights, "attention", x, _projected(weights, read)), (k, v)
+
+
+def glu_input(arch: Architecture, weights: Weights, x: jax.Array) -> jax.Array:
+    """What the GLU reads, before the scale of its norm: x / rms(x), or x itself where no norm stands before it."""
+    return x if arch.norms == "after" else rms(x, arch.epsilon)
+
+
+def glu(kind: BlockKind, weights: Weights, z: jax.Array) -> jax.Array:
+    """The GLU of `glu_input` z (..., d): ((z W + b_w) ⊙ σ(z V + b_v)) D + b, before the norm after it."""
+    scaled = _scaled(z, weights.get("glu_norm"))
+    a = _with_bias(scaled @ weights["up"], weights.get("up_bias"))
+    u = _with_bias(scaled @ weights["gate"], weights.get("gate_bias"))
+    return _with_bias((a * get_gate(kind.gate)(u)) @ weights["down"], weights.get("down_bias"))
+
+
+def add(arch: Architecture, weights: Weights, part: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """The stream with what `part`, "attention" or "glu", gives: through the norm after it, where there is one."""
+    scale = weights.get(f"{part}_post_norm")
+    y = y if scale is None else _scaled(rms(y, arch.epsilon), scale)
+    return x + y * arch.residual_scale
+
+
+def block(arch: Architecture, kind: BlockKind, weights: Weights, x: jax.Array) -> tuple[jax.Array, KeysValues]:
+    """The stream after a whole block, and keys and values."""
+    x, kept = attend(arch, kind, weights, x)
+    return add(arch, weights, "glu", x, glu(kind, weights, glu_input(arch, weights, x))), kept
+
+
+def logits(arch: Architecture, norm: jax.Array, unembedding: jax.Array, x: jax.Array) -> jax.Array:
+    """The logits (..., vocab) of a stream (..., d), for the last norm (d,) and the unembedding (vocab, d)."""
+    values = jnp.einsum("...d,vd->...v", _scaled(rms(x, arch.epsilon), norm), unembedding) * arch.logit_scale
+    return _capped(values, arch.logit_cap)
+
+
+def block_with_cache(arch, kind: BlockKind, weights: Weights, x, position, kept: KeysValues):
+    """One token a row, at `position` (batch,): the stream (batch, 1, d), and the cache (batch, room, heads, n) with it."""
+    q, k, v = _queries_keys_values(arch, kind, weights, x, position[:, None])
+    put = jax.vmap(lambda cache, new, at: jax.lax.dynamic_update_slice_in_dim(cache, new, at, axis=0))
+    keys, values = put(kept[0], k, position), put(kept[1], v, position)
+    behind = position[:, None, None] - jnp.arange(keys.shape[1], dtype=jnp.int32)[None, None]
+    read = _attention(arch, q, keys, values, _is_seen(kind, behind))
+    x = add(arch, weights, "attention", x, _projected(weights, read))
+    return add(arch, weights, "glu", x, glu(kind, weights, glu_input(arch, weights, x))), (keys, values)
+
+
+def _queries_keys_values(arch: Architecture, kind: BlockKind, weights: Weights, x, positions):
+    """(batch, length, heads, n) each, normalised and rotated."""
+    z = x if arch.norms == "after" else _scaled(rms(x, arch.epsilon), weights["attention_norm"])
+    q, k, v = (_with_bias(z @ weights[name], weights.get(f"{name}_bias")) for name in ("q", "k", "v"))
+    if "q_norm" in weights:  # over the full width or over each head, as the size of the scale says
+        q, k = (_normalised(arch, part, weights[f"{name}_norm"]) for part, name in ((q, "q"), (k, "k")))
+    q, k, v = (part.reshape(*x.shape[:2], -1, arch.head_width) for part in (q, k, v))
+    return _rotated(q, positions, kind.rope), _rotated(k, positions, kind.rope), v
+
+
+def _normalised(arch: Architecture, x, scale):
+    groups = x.reshape(*x.shape[:2], -1, scale.shape[0])
+    return _scaled(rms(groups, arch.epsilon), scale).reshape(x.shape)
+
+
+def _rotated(x, positions, rope: Rope | None):
+    """The pairs (x_i, x_{i + n/2}) of each head turned, n = 2·len(frequencies); what is beyond n stays."""
+    if rope is None:
+        return x
+    frequencies = jnp.asarray(np.array(rope.frequencies), jnp.float32)
+    half = len(rope.frequencies)
+    angle = positions[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None]
+    cos, sin = jnp.cos(angle) * rope.gain, jnp.sin(angle) * rope.gain
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+
+
+def _is_seen(kind: BlockKind, behind):
+    """Which positions a query sees, by how far they are behind it; what is beyond it is padding, or nothing yet."""
+    return (behind >= 0) & (behind < kind.window) if kind.window else behind >= 0
+
+
+def _attention(arch: Architecture, q, k, v, seen):
+    """What heads read (batch, length, heads·n); `seen` (batch or 1, length, keys)."""
+    batch, length, heads, n = q.shape
+    q = q.reshape(batch, length, arch.key_heads, heads // arch.key_heads, n)
+    scores = _capped(jnp.einsum("bqhgn,bkhn->bhgqk", q, k) * arch.attention_scale, arch.attention_cap)
+    weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bhgqk,bkhn->bqhgn", weights, v).reshape(batch, length, heads * n)
+
+
+def _projected(weights: Weights, read):
+    return _with_bias(read @ weights["o"], weights.get("o_bias"))
+
+
+def _scaled(x, scale):
+    return x if scale is None else x * scale.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def _with_bias(x, bias):
+    return x if bias is None else x + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def _capped(x, cap: float):
+    return cap * jnp.tanh(x / cap) if cap else x

@@ -1,0 +1,75 @@
+"""A language model as arrays: what is read from a file of any framework, or made of a `Transformer`."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sqs_jax.activation import SQS
+from sqs_jax.gates import Gate
+from sqs_jax.pretrained.architecture import Architecture, BlockKind, Rope
+from sqs_jax.pretrained.decoder import Weights
+from sqs_jax.transformer import EPSILON, Transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """A decoder-only language model with a gated linear unit in each block, in float32."""
+
+    architecture: Architecture
+    embedding: jax.Array
+    """(vocab, d)."""
+    norm: jax.Array
+    """Scale of the last norm (d,)."""
+    unembedding: jax.Array
+    """(vocab, d); where the two are tied, the same array as `embedding`."""
+    block: Callable[[int], Weights]
+    """The weights of one layer, from 0: read when they are asked for, so that one layer at a time is in memory."""
+    tokenizer: Any = None
+    """A `tokenizers.Tokenizer`."""
+    name: str = ""
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return self.architecture.layers
+
+
+def from_transformer(model: Transformer, tokenizer: Any = None, name: str = "") -> LanguageModel:
+    """A `Transformer` of this package as a `LanguageModel`; its weights are shared, in float32."""
+    config = model.config
+    n = config.width // config.heads
+    rope = Rope(tuple(map(float, config.rotary_base ** (-np.arange(n // 2) / (n // 2)))))
+    kinds = tuple(BlockKind(0, rope, _hashable(model.block(layer).glu.sigma)) for layer in range(config.layers))
+    architecture = Architecture(
+        family="sqs_jax",
+        vocab=config.vocab,
+        context=config.context,
+        width=config.width,
+        hidden=config.glu_width,
+        heads=config.heads,
+        key_heads=config.heads,
+        head_width=n,
+        epsilon=EPSILON,
+        blocks=kinds,
+        attention_scale=n**-0.5,
+    )
+
+    def block(layer: int) -> Weights:
+        part = model.block(layer)
+        q, k, v = jnp.split(part.qkv[...], 3, axis=1)
+        norms = {"attention_norm": part.attention_norm[...], "glu_norm": part.glu_norm[...]}
+        glu = {"up": part.glu.w[...], "gate": part.glu.v[...], "down": part.down[...]}
+        return {"q": q, "k": k, "v": v, "o": part.project[...]} | norms | glu
+
+    embedding, norm = model.embedding[...], model.norm[...]
+    unembedding = embedding if model.unembedding is None else model.directions().T
+    return LanguageModel(architecture, embedding, norm, unembedding, block, tokenizer, name)
+
+
+def _hashable(gate: Gate) -> Gate:
+    """A gate whose numbers are numbers: outside of jit a learnable one's are."""
+    return SQS(float(gate.c), float(gate.lam), float(gate.p)) if isinstance(gate, SQS) else gate
