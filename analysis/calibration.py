@@ -1,6 +1,7 @@
 """Calibration: gains for the hidden units, so that quadratic forms stand for a gate that is not the identity.
 
-A gain γ is the factor by which a hidden unit's product a·u is multiplied to stand for a·σ(u).
+A gain γ is the factor by which a hidden unit's product a·u is multiplied to stand for a·σ(u). An affine reading has a
+linear term beside it.
 """
 
 import contextlib
@@ -15,6 +16,8 @@ from jax import Array
 from jax.core import Tracer
 from jaxtyping import Float
 
+from sqs_jax.analysis import gains
+from sqs_jax.analysis.gains import Terms
 from sqs_jax.analysis.interaction import (
     GLUWeights,
     at_least_float32,
@@ -23,10 +26,13 @@ from sqs_jax.analysis.interaction import (
     input_size,
     linear_part,
 )
-from sqs_jax.gates import Gate, get_gate, static_gate
+from sqs_jax.analysis.moments import Moments, batch_moments, batch_residuals, merged
+from sqs_jax.gates import Gate, static_gate
 
-Method = Literal["identity", "bussgang", "output", "joint", "gaussian"]
+Method = Literal["identity", "bussgang", "gaussian", "output", "output_affine", "joint", "joint_affine"]
 METHODS: tuple[Method, ...] = get_args(Method)
+AFFINE: tuple[Method, ...] = ("output_affine", "joint_affine")
+"""Methods whose reading has a linear term, so that `gain` alone does not say it."""
 Samples = Any  # Float[ArrayLike, "n inputs"], or an iterable of such arrays
 BATCH = 2048
 
@@ -34,7 +40,7 @@ BATCH = 2048
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How to read a layer's gate: a_h·σ(u_h) ≈ (gain_h·a_h + gate_gain_h·u_h)·u_h, up to a constant in each output.
+    """How to read a layer's gate: a·σ(u) ≈ γ·a·u + δ·u² + β·a + ε·u in each hidden unit, and z L in the outputs.
 
     A pytree of its arrays, float32 or float64; `method` and `samples` are static.
     """
@@ -43,7 +49,13 @@ class Calibration:
     gain: Float[Array, " h"]
     """γ (h,)."""
     gate_gain: Float[Array, " h"]
-    """What the form takes of u² (h,): 0 except for "gaussian"."""
+    """δ (h,): 0 except for "gaussian"."""
+    linear: Float[Array, " h"]
+    """β (h,): 0 except for "output_affine" and "gaussian"."""
+    gate_linear: Float[Array, " h"]
+    """ε (h,): 0 except for "gaussian"."""
+    linear_map: Float[Array, "d outputs"] | None
+    """L (d, outputs): None except for "joint_affine"."""
     offset: Float[Array, " outputs"]
     """The constant of each output (outputs,), so that the means agree on the calibration set."""
     r2: Float[Array, " outputs"]
@@ -53,18 +65,54 @@ class Calibration:
 
 
 def calibrated(weights: GLUWeights, calibration: Calibration) -> GLUWeights:
-    """The layer with the gains in its linear branch: its interaction matrices are those of the calibrated form.
+    """The bilinear layer that a calibration stands for: its interaction matrices are those of the calibrated form.
 
-    The result is at least float32: 16 bits would round the gains.
+        γ·a·u + β·a = a·(γ·u + β),        z L = Σ_i z_i·1·L_i
+
+    so gains scale the gate branch, and β is its bias. The constant coordinate of interaction matrices carries all that is
+    linear: a map L is d more hidden units, whose gate branch is 1. For "gaussian" there are 2h hidden units: the others
+    are u·(δ·u + ε). The result is at least float32: 16 bits would round the gains.
     """
     weights = at_least_float32(weights)
-    gain, gate_gain = calibration.gain, calibration.gate_gain
-    w = weights.w * gain[None] + weights.v * gate_gain[None]
-    biases = weights.w_bias, weights.v_bias
-    if biases == (None, None):
-        return weights._replace(w=w)
-    w_bias, v_bias = (jnp.zeros_like(gain) if bias is None else bias for bias in biases)
-    return weights._replace(w=w, w_bias=w_bias * gain + v_bias * gate_gain, v_bias=v_bias)
+    if calibration.linear_map is not None:
+        d, dtype = len(weights.w), weights.w.dtype
+        layer = calibrated(weights, dataclasses.replace(calibration, linear_map=None))
+        assert layer.v_bias is not None
+        own = jnp.zeros_like(layer.v_bias) if layer.w_bias is None else layer.w_bias
+        return layer._replace(
+            w=jnp.concatenate([layer.w, jnp.eye(d, dtype=dtype)], axis=1),
+            v=jnp.concatenate([layer.v, jnp.zeros((d, d), dtype)], axis=1),
+            w_bias=jnp.concatenate([own, jnp.zeros(d, dtype)]),
+            v_bias=jnp.concatenate([layer.v_bias, jnp.ones(d, dtype)]),
+            out=jnp.concatenate([layer.out, calibration.linear_map]),
+        )
+    gain, linear = calibration.gain, calibration.linear
+    bias = jnp.zeros_like(gain) if weights.v_bias is None else weights.v_bias
+    if calibration.method == "gaussian":
+        own = jnp.zeros_like(gain) if weights.w_bias is None else weights.w_bias
+        other = calibration.gate_gain
+        return weights._replace(
+            w=jnp.concatenate([weights.w, weights.v], axis=1),
+            v=jnp.concatenate([weights.v * gain[None], weights.v * other[None]], axis=1),
+            w_bias=jnp.concatenate([own, bias]),
+            v_bias=jnp.concatenate([bias * gain + linear, bias * other + calibration.gate_linear]),
+            out=jnp.concatenate([weights.out, weights.out]),
+        )
+    has_bias = weights.v_bias is not None or calibration.method in AFFINE
+    return weights._replace(v=weights.v * gain[None], v_bias=bias * gain + linear if has_bias else None)
+
+
+def bilinear_layer(weights: GLUWeights, calibration: Calibration) -> GLUWeights:
+    """The layer as a calibration reads it, constants included: what stands in the layer's place.
+
+    Its forms, its linear part and its bias add up to the calibrated outputs; a linear map is part of the skip L.
+    """
+    layer = calibrated(weights, dataclasses.replace(calibration, linear_map=None))
+    bias = calibration.offset if weights.out_bias is None else weights.out_bias + calibration.offset
+    skip, own = calibration.linear_map, weights.skip
+    if skip is None or own is None:
+        return layer._replace(out_bias=bias, skip=own if skip is None else skip)
+    return layer._replace(out_bias=bias, skip=own + skip)
 
 
 def calibrate(
@@ -74,11 +122,15 @@ def calibrate(
 
         "identity"   γ_h = 1: the gate is read as the identity, as in the paper
         "bussgang"   γ_h = E[u σ(u)] / E[u²]: least squares for σ itself
+        "gaussian"   least squares among all quadratic forms if z were Gaussian with the mean and the covariance of
+                     the calibration set: `sqs_jax.analysis.gains.gaussian_gains`
         "output"     γ_h = E[a² u σ(u)] / E[a² u²]: least squares for each hidden unit's output
-        "joint"      least squares for the outputs, over all γ at once and a constant each: (PᵀP) ∘ Cov(a u) has to
+        "joint"      least squares for the outputs, over all γ at once and a constant each: (PPᵀ) ∘ Cov(a u) has to
                      be solved; on the calibration set no other γ is better, but for the ridge
-        "gaussian"   least squares among all quadratic forms if z were Gaussian with mean 0 and the second moments of
-                     the calibration set: `gaussian_gains`
+        "output_affine"
+                     least squares for each hidden unit's output by γ·a·u + β·a and a constant
+        "joint_affine"
+                     least squares for the outputs, over all γ and a linear map z L at once, and a constant each
 
     Args:
       weights: of the layer.
@@ -86,12 +138,13 @@ def calibrate(
         iterator, which can be read once, is kept in memory.
       gate: σ, as in `sqs_jax.gated_linear`.
       method: as above.
-      ridge: for "joint": ridge·mean(diagonal)·‖γ - γ_output‖² is added to the sum of squares, which decides where
-        the data does not.
+      ridge: for "joint" and "joint_affine": ridge·mean(diagonal)·‖γ - γ_output‖² is added to the sum of squares, which
+        decides where the data does not.
 
     Returns:
       A Calibration. All is computed in float64, from centred data, whatever the dtype of the weights. Pass it to
-      `calibrated`. Unless the method is "gaussian", its `gain` may also be passed to `spectrum` as it is.
+      `calibrated`. Where the method has no linear term and is not "gaussian", its `gain` may also be passed to `spectrum`
+      as it is.
 
     Host code: it sums over batches outside of jit, grad and vmap.
 
@@ -100,7 +153,8 @@ def calibrate(
         their moments overflow; a ridge below 0.
       TypeError: weights or inputs that are traced.
 
-    Source: Bussgang 1952 for the gain of a nonlinearity; "joint" and the Gaussian form are this project's own.
+    Source: Bussgang 1952 for the gain of a nonlinearity; Belrose and Rigg 2025 (arXiv 2502.01032) for "gaussian"; the
+    others are this project's own.
     """
     return calibrate_all(weights, x, gate, methods=(method,), ridge=ridge)[method]
 
@@ -122,9 +176,10 @@ def calibrate_all(
         wide = jax.tree.map(lambda array: jnp.asarray(np.asarray(array), jnp.float64), weights)
         batches = as_batches(wide, x)
         moments = None
+        pairs, linear = bool({"joint", "joint_affine"} & {*methods}), "joint_affine" in methods
         for batch in batches():
-            part = _moments(wide, batch, sigma, "joint" in methods)
-            moments = _merged(moments, {name: np.asarray(array) for name, array in part.items()})
+            part = batch_moments(wide, batch, sigma, pairs=pairs, linear=linear)
+            moments = merged(moments, {name: np.asarray(array) for name, array in part.items()})
         n = 0 if moments is None else int(moments["n"])
         if moments is None or n < 2:
             raise ValueError(f"`x` has {n} sample: 2 or more are needed")
@@ -132,20 +187,36 @@ def calibrate_all(
             raise ValueError(
                 "`x` or `weights` holds numbers so large that their fourth moments overflow: scale them down"
             )
-        gains = {method: _gains(wide, moments, sigma, method, ridge) for method in methods}
-        stacked = tuple(jnp.asarray(np.stack(part)) for part in zip(*gains.values(), strict=True))
+        terms = {method: _terms(wide, moments, sigma, method, ridge) for method in methods}
+        arrays = jax.tree.map(jnp.asarray, list(terms.values()))
         # Of each output and method: of what the layer gives, and of what its form leaves of it.
         residuals = None
         for batch in batches():
-            part = _residuals(wide, *stacked, batch, sigma)
-            residuals = _merged(residuals, {name: np.asarray(array) for name, array in part.items()})
+            part = batch_residuals(wide, arrays, batch, sigma)
+            residuals = merged(residuals, {name: np.asarray(array) for name, array in part.items()})
         assert residuals is not None
-    spread = variation(moments["y²"], n, moments["y"])
+    spread = variation(moments["y,y"], n, moments["y"])
     for i, method in enumerate(methods):
-        arrays = (*gains[method], residuals["r"][i], 1 - residuals["r²"][i] / spread)
-        gain, gate_gain, offset, r2 = (jnp.asarray(array, dtype) for array in arrays)
-        calibrations[method] = Calibration(method, gain, gate_gain, offset, r2, n)
+        parts = (*terms[method], residuals["r"][i], 1 - residuals["r,r"][i] / spread)
+        fields = (None if part is None else jnp.asarray(part, dtype) for part in parts)
+        calibrations[method] = Calibration(method, *fields, samples=n)
     return calibrations
+
+
+def _terms(weights: GLUWeights, moments: Moments, gate: Gate, method: Method, ridge: float) -> Terms:
+    if method == "joint":
+        return gains.joint_gains(weights, moments, ridge)
+    if method == "joint_affine":
+        return gains.joint_affine_gains(weights, moments, ridge)
+    if method == "gaussian":
+        return gains.gaussian_terms(gate, moments)
+    simple = {
+        "identity": gains.identity_gains,
+        "bussgang": gains.bussgang_gains,
+        "output": gains.output_gains,
+        "output_affine": gains.output_affine_gains,
+    }
+    return simple[method](moments)
 
 
 def variation(squares, n: int, mean, eps: float = float(np.finfo(np.float64).eps)) -> np.ndarray:
@@ -174,38 +245,6 @@ def _float64() -> Iterator[None]:
         yield
 
 
-def gaussian_gains(
-    gate: str | Gate, u_variance: Float[np.ndarray, " h"], covariance: Float[np.ndarray, " h"]
-) -> tuple[Float[np.ndarray, " h"], Float[np.ndarray, " h"]]:
-    """The best quadratic form of a·σ(u), in closed form, for a and u jointly Gaussian with mean 0.
-
-    With s² = E[u²], ρ = E[a u] / s², g = E[u σ(u)] / s² and κ = (E[u³ σ(u)] - 3 s⁴ g) / s⁶, it is
-    g·a u + ½ρs²κ·u², up to a constant. Never g = E[σ'(u)] by autodiff, which misses a jump at 0.
-
-    Args:
-      gate: σ.
-      u_variance: s² (h,), > 0. For z with covariance Σ it is vᵀ Σ v,
-      covariance: E[a u] (h,), and this wᵀ Σ v.
-
-    Returns gains of a·u and of u², (h,) each, float64; the expectations are Gauss-Legendre sums on either side of 0.
-
-    Raises ValueError for a variance that is not positive.
-    """
-    variance = np.asarray(u_variance, np.float64)
-    if not np.all(variance > 0):
-        raise ValueError("`u_variance` has entries that are not positive: variances > 0 are needed")
-    nodes, node_weights = np.polynomial.legendre.leggauss(160)
-    nodes, node_weights = 6 * (nodes + 1), 6 * node_weights  # from 0 to 12 standard deviations
-    t = np.concatenate([-nodes[::-1], nodes])
-    density = np.concatenate([node_weights[::-1], node_weights]) * np.exp(-(t**2) / 2) / np.sqrt(2 * np.pi)
-    u = np.sqrt(variance)[:, None] * t
-    sigma = np.asarray(get_gate(gate)(jnp.asarray(u)), np.float64)
-    first, third = (u * sigma) @ density, (u**3 * sigma) @ density
-    g = first / variance
-    kappa = (third - 3 * variance**2 * g) / variance**3
-    return g, np.asarray(covariance, np.float64) * kappa / 2  # ρ s² is the covariance
-
-
 def as_batches(weights: GLUWeights, x: Samples) -> Callable[[], Iterator[jax.Array]]:
     """A function that iterates over x anew, in batches (n, inputs) of at most 2048 rows.
 
@@ -230,61 +269,6 @@ def as_batches(weights: GLUWeights, x: Samples) -> Callable[[], Iterator[jax.Arr
     return read
 
 
-def _merged(a: dict[str, np.ndarray] | None, b: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The moments of two batches together.
-
-    Means are weighted by the sizes; centred sums get the product of the differences of the means (Chan et al. 1979).
-    """
-    if a is None:
-        return b
-    n = a["n"] + b["n"]
-    apart = {name: b[name] - a[name] for name in a}
-    shift = a["n"] * b["n"] / n
-    merged = {name: a[name] + b[name] for name in a}  # n, sums
-    for name in _MEANS & a.keys():
-        merged[name] = a[name] + apart[name] * (b["n"] / n)
-    for name, (left, right) in _CENTRED.items():
-        if name in a:
-            between = apart[left] * apart[right] if name.endswith("²") else np.outer(apart[left], apart[right])
-            merged[name] = merged[name] + shift * between
-    return merged
-
-
-# Of the moments of a batch, which are means, and which are sums of products of what is centred at two of these.
-_MEANS = {"au", "as", "y", "r"}
-_CENTRED = {"FF": ("au", "au"), "FS": ("au", "as"), "y²": ("y", "y"), "r²": ("r", "r")}
-
-
-@jax.jit(static_argnames=("gate", "pairs"))
-def _moments(weights, x, gate, pairs: bool):
-    """The moments of a batch that gains are computed from; `pairs` adds the covariances of hidden units."""
-    _, a, u = hidden_layer(weights, x)
-    s = gate(u)
-    form, unit = a * u, a * s
-    y = unit @ weights.out
-    moments = {"n": jnp.asarray(len(x)), "au": form.mean(0), "as": unit.mean(0), "y": y.mean(0)}
-    moments |= {"u²": (u**2).sum(0), "uσ": (u * s).sum(0), "a²u²": (form**2).sum(0), "a²uσ": (form * unit).sum(0)}
-    moments["y²"] = jnp.sum((y - y.mean(0)[None]) ** 2, axis=0)
-    if pairs:
-        centred = form - form.mean(0)[None]
-        moments |= {"FF": centred.T @ centred, "FS": centred.T @ (unit - unit.mean(0)[None])}
-    return moments
-
-
-@jax.jit(static_argnames="gate")
-def _residuals(weights, gains, gate_gains, x, gate):
-    """The residuals of forms with several gains (methods, h): means and centred sums of squares (methods, outputs)."""
-    _, a, u = hidden_layer(weights, x)
-    unit = a * gate(u)
-
-    def left(gain, gate_gain):
-        rest = (unit - (gain[None] * a + gate_gain[None] * u) * u) @ weights.out
-        return rest.mean(0), jnp.sum((rest - rest.mean(0)[None]) ** 2, axis=0)
-
-    mean, squares = jax.lax.map(lambda pair: left(*pair), (gains, gate_gains))
-    return {"n": jnp.asarray(len(x)), "r": mean, "r²": squares}
-
-
 def forms(weights: GLUWeights, x: jax.Array) -> jax.Array:
     """The quadratic forms Σ_h P[h, o]·a_h·u_h of inputs (n, inputs): (n, outputs)."""
     _, a, u = hidden_layer(weights, x)
@@ -295,35 +279,3 @@ def network_logits(weights: GLUWeights, x: jax.Array, gate: Gate) -> jax.Array:
     """The logits of the network itself (n, outputs), the linear part and the bias with them."""
     z, a, u = hidden_layer(weights, x)
     return (a * gate(u)) @ weights.out + linear_part(weights, z)
-
-
-def _gains(weights, moments, gate, method: Method, ridge: float) -> tuple[np.ndarray, np.ndarray]:
-    ones, zeros = np.ones(weights.w.shape[1]), np.zeros(weights.w.shape[1])
-    if method == "identity":
-        return ones, zeros
-    if method == "bussgang":
-        return _ratio(moments["uσ"], moments["u²"]), zeros
-    if method == "gaussian":
-        variance = moments["u²"] / moments["n"]
-        alive = variance > 0
-        g, half = gaussian_gains(gate, np.where(alive, variance, 1), moments["au"])
-        return np.where(alive, g, 1), np.where(alive, half, 0)
-    output = _ratio(moments["a²uσ"], moments["a²u²"])
-    return (output if method == "output" else _joint(weights, moments, output, ridge)), zeros
-
-
-def _joint(weights, moments, start: np.ndarray, ridge: float) -> np.ndarray:
-    """Solves the normal equations of the outputs, shrunk towards the gains `start`."""
-    out = np.asarray(weights.out)
-    weight = out @ out.T / moments["n"]
-    system, right = weight * moments["FF"], np.sum(weight * moments["FS"], axis=1)
-    diagonal = np.trace(system) / len(system)
-    if diagonal <= 0:
-        return start
-    system_ridge = system + max(ridge, 1e-12) * diagonal * np.eye(len(system))
-    return start + np.linalg.solve(system_ridge, right - system @ start)
-
-
-def _ratio(upper, lower):
-    """Gains of least squares; 1 for a hidden unit that is always 0, where any would do."""
-    return np.where(lower > 0, upper / np.where(lower > 0, lower, 1), 1)

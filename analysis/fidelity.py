@@ -236,16 +236,18 @@ def _linear(weights, x):
 def _responses(weights, pairs, x, basis):
     """λ_i (x·v_i)², (n, outputs, k)."""
     with jax.default_matmul_precision("highest"):
-        return pairs.values[None] * jnp.einsum("nd,okd->nok", points(weights, x, basis), pairs.vectors) ** 2
+        at = points(weights, x, basis, pairs.vectors.shape[2])
+        return pairs.values[None] * jnp.einsum("nd,okd->nok", at, pairs.vectors) ** 2
 
 
-def points(weights: GLUWeights, x: jax.Array, basis: Basis) -> jax.Array:
-    """The coordinates (n, d) in which forms of this basis are written: x or z, with a last 1 where there are biases."""
+def points(weights: GLUWeights, x: jax.Array, basis: Basis, size: int) -> jax.Array:
+    """The coordinates (n, size) in which forms of this basis are written: x or z.
+
+    With a last 1 where `size` is one more, as it is where there are biases or a linear term.
+    """
     if basis == "hidden" and weights.embed is not None:
         x = x @ weights.embed
-    if weights.w_bias is None and weights.v_bias is None:
-        return x
-    return jnp.pad(x, ((0, 0), (0, 1)), constant_values=1)
+    return x if x.shape[1] == size else jnp.pad(x, ((0, 0), (0, 1)), constant_values=1)
 
 
 def _small_batches(weights, pairs, x: Samples):

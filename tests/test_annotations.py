@@ -11,7 +11,7 @@ with install_import_hook(["sqs_jax.glu", "sqs_jax.sharding", "sqs_jax.analysis"]
     import sqs_jax
     from sqs_jax import analysis
     from sqs_jax.analysis import similarity, interpret
-    from sqs_jax.analysis.calibration import gaussian_gains
+    from sqs_jax.analysis.gains import gaussian_gains
 
 rng = np.random.default_rng(0)
 def array(*shape):
@@ -32,7 +32,7 @@ analysis.eigenpairs(analysis.interaction_matrices(weights))
 analysis.extremes(pairs, 2)
 analysis.effective_rank(pairs.values), analysis.eigengaps(pairs.values)
 gains = analysis.calibrate(weights, inputs, "sqs")
-gaussian_gains("sqs", np.ones(4), np.zeros(4))
+gaussian_gains("sqs", np.zeros(4), np.ones(4), np.zeros(4), np.zeros(4))
 analysis.calibrated(weights, gains)
 analysis.fidelity(weights, inputs, "sqs", calibration=gains, labels=labels)
 analysis.truncation(weights, inputs, "sqs", pairs=pairs, calibration_x=inputs, ks=(1, 3))

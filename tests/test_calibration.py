@@ -7,11 +7,11 @@ import pytest
 
 from sqs_jax import GATES, SQS
 from sqs_jax.analysis import GLUWeights, interaction_matrices, spectrum
-from sqs_jax.analysis.calibration import calibrate, calibrated, gaussian_gains
+from sqs_jax.analysis.calibration import METHODS, calibrate, calibrated
+from sqs_jax.analysis.gains import gaussian_gains
 from sqs_jax.analysis.fidelity import fidelity
 from tests.helpers import logits64, network, samples
 
-METHODS = ("identity", "bussgang", "output", "joint", "gaussian")
 
 
 @pytest.mark.parametrize("embed", [0, 9])
@@ -35,6 +35,12 @@ def test_each_gain_is_its_least_squares(gate):
     y, a, u, s = logits64(weights, x.astype(np.float64), gate)
     bussgang = [np.linalg.lstsq(u[:, [h]], s[:, h], rcond=None)[0][0] for h in range(10)]
     output = [np.linalg.lstsq((a * u)[:, [h]], (a * s)[:, h], rcond=None)[0][0] for h in range(10)]
+    ones = np.ones(len(x))
+    units = [np.stack([a[:, h] * u[:, h], a[:, h], ones], axis=1) for h in range(10)]
+    affine = np.array([np.linalg.lstsq(unit, (a * s)[:, h], rcond=None)[0] for h, unit in enumerate(units)])
+    result = calibrate(weights, x, gate, method="output_affine")
+    np.testing.assert_allclose(result.gain, affine[:, 0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result.linear, affine[:, 1], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(calibrate(weights, x, gate, method="bussgang").gain, bussgang, rtol=1e-4)
     np.testing.assert_allclose(calibrate(weights, x, gate, method="output").gain, output, rtol=1e-4)
     # All outputs one under the other: unknown are the gains and a constant for each output.
@@ -44,6 +50,12 @@ def test_each_gain_is_its_least_squares(gate):
     joint = calibrate(weights, x, gate, method="joint", ridge=0)
     np.testing.assert_allclose(joint.gain, solution[:10], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(joint.offset, solution[10:], rtol=1e-3, atol=1e-3)
+    linear = np.concatenate([np.hstack([x * (i == o) for i in range(4)]) for o in range(4)])
+    solution = np.linalg.lstsq(np.hstack([design[:, :10], linear, design[:, 10:]]), y.T.ravel(), rcond=None)[0]
+    joint = calibrate(weights, x, gate, method="joint_affine", ridge=0)
+    np.testing.assert_allclose(joint.gain, solution[:10], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(joint.linear_map, solution[10:58].reshape(4, 12).T, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(joint.offset, solution[58:], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("gate", ["sqs", "relu", "gelu", "silu"])
@@ -53,31 +65,40 @@ def test_joint_is_the_best_on_its_calibration_set_and_r2_is_what_it_says(gate):
     y = logits64(weights, x.astype(np.float64), gate)[0]
     total = np.sum((y - y.mean(0)) ** 2, axis=0)
     left = {}
-    for method in METHODS[:4]:
+    for method in METHODS:
         result = calibrate(weights, x, gate, method=method)
-        z = x.astype(np.float64)
-        form = np.einsum("ni,oij,nj->no", z, interaction_matrices(calibrated(weights, result)), z)
+        matrices = interaction_matrices(calibrated(weights, result))
+        z = np.pad(x.astype(np.float64), ((0, 0), (0, matrices.shape[1] - 12)), constant_values=1)
+        form = np.einsum("ni,oij,nj->no", z, matrices, z)
         residual = y - form - np.asarray(result.offset)
         np.testing.assert_allclose(result.r2, 1 - np.sum((residual - residual.mean(0)) ** 2, axis=0) / total, atol=1e-4)
         left[method] = np.sum(residual**2)
-    assert left["joint"] <= min(left.values()) * (1 + 1e-5)
+    linear = ("output_affine", "joint_affine", "gaussian")
+    assert left["joint"] <= min(value for name, value in left.items() if name not in linear) * (1 + 1e-5)
+    assert left["joint_affine"] <= min(left["joint"], left["output_affine"]) * (1 + 1e-5)
     assert left["joint"] < 0.98 * left["identity"]
+    if gate != "sqs":  # an odd gate has no linear term to speak of
+        assert left["joint_affine"] < 0.8 * left["joint"]
 
 
 @pytest.mark.parametrize("gate", ["sqs", "relu", "gelu", "silu"])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
-def test_the_gaussian_form_against_monte_carlo(gate, scale):
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (0.7, -0.9), (-1.5, 2.0)])
+def test_the_gaussian_form_against_monte_carlo(gate, scale, shift):
     # The best quadratic form in (a, u), by least squares over many draws of a pair with correlation 0.6.
     rng = np.random.default_rng(0)
-    u = rng.normal(size=400_000)
-    a = (0.6 * u + 0.8 * rng.normal(size=len(u))) * 2 * scale
-    u = u * scale
+    t = rng.normal(size=1_000_000)
+    a = (0.6 * t + 0.8 * rng.normal(size=len(t))) * 2 * scale + shift[0] * scale
+    u = (t + shift[1]) * scale
     target = a * np.asarray(GATES[gate](jnp.asarray(u, jnp.float32)), np.float64)
-    design = np.stack([a * u, u * u, a * a, np.ones_like(u)], axis=1) / scale**2
+    design = np.stack([a * u, u * u, a * scale, u * scale, a * a, np.full_like(u, scale**2)], axis=1) / scale**2
     solution = np.linalg.lstsq(design, target, rcond=None)[0] / scale**2
-    g, half = gaussian_gains(gate, np.array([scale**2]), np.array([1.2 * scale**2]))
-    np.testing.assert_allclose([g[0], half[0]], solution[:2], atol=0.03 * abs(solution[0]) + 1e-3)
-    np.testing.assert_allclose(solution[2], 0, atol=0.02 * abs(solution[0]) + 1e-3)
+    moments = (shift[1] * scale, scale**2, shift[0] * scale, 1.2 * scale**2)
+    result = np.concatenate(gaussian_gains(gate, *(np.array([moment]) for moment in moments))[:4])
+    expected = solution[:4] * [1, 1, scale, scale]
+    size = np.max(np.abs(solution))
+    np.testing.assert_allclose(result / [1, 1, scale, scale], expected / [1, 1, scale, scale], atol=0.03 * size + 1e-3)
+    np.testing.assert_allclose(solution[4], 0, atol=0.02 * size + 1e-3)
 
 
 def test_the_gain_of_sqs_near_0_counts_the_jump():
@@ -88,13 +109,14 @@ def test_the_gain_of_sqs_near_0_counts_the_jump():
     density = lambda u: np.exp(-((u / s) ** 2) / 2) / (s * np.sqrt(2 * np.pi))  # noqa: E731
     value = lambda u: (u - 0.01) / (1 + 0.5 * u)  # noqa: E731
     expected = 2 * quad(lambda u: u * value(u) * density(u), 0, 2)[0] / s**2
-    result = gaussian_gains(gate, np.array([s**2]), np.array([0.0]))[0]
+    zero = np.array([0.0])
+    result = gaussian_gains(gate, zero, np.array([s**2]), zero, zero).gain
     np.testing.assert_allclose(result, expected, rtol=1e-5)
     slope = 2 * quad(lambda u: density(u) * 1.005 / (1 + 0.5 * u) ** 2, 0, 2)[0]
     assert abs(result[0] - slope) > 0.05
 
 
-@pytest.mark.parametrize("method", ["output", "joint", "gaussian"])
+@pytest.mark.parametrize("method", METHODS)
 def test_batches_give_what_the_whole_gives(method):
     weights = network(biases=True)
     x = samples(weights)
@@ -236,4 +258,4 @@ def test_a_calibration_goes_through_jit_and_any_callable_is_a_gate():
     assert (through.method, through.samples) == ("joint", 200)
     np.testing.assert_array_equal(through.r2, result.r2)
     read = jax.jit(calibrated)(weights, result)
-    np.testing.assert_allclose(read.w, weights.w * result.gain[None], rtol=1e-6)
+    np.testing.assert_allclose(read.v, weights.v * result.gain[None], rtol=1e-6)

@@ -91,6 +91,7 @@ def _studied(run: Run, method: Method, outputs: tuple[int, ...]) -> tuple[dict[s
         "masks": leading_masks(pairs, inputs).astype(np.float32),
     }
     arrays |= {f"gain_{name}": gain for name, gain in gains.items()} | {"outputs": np.array(outputs)}
+    arrays |= {f"linear_{name}": np.asarray(calibrations[name].linear) for name in AFFINE}
     return figures, arrays, images
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sqs_jax.analysis.calibration import Method, calibrate, calibrated
-from sqs_jax.analysis.eigen import rank_bound, top_eigenpairs
+from sqs_jax.analysis.eigen import dimension, rank_bound, top_eigenpairs
 from sqs_jax.analysis.fidelity import points
 from sqs_jax.analysis.interaction import branches
 from sqs_jax.analysis.runs.load import (
@@ -50,9 +50,10 @@ def compare_runs(
     runs = load_comparable([*a, *b], data_dir=data_dir)
     k = k if k is not None else min(_RANKS, *(rank_bound(layer_weights(run.model), "input") for run in runs))
     readings = [_reading(run, method, k) for run in runs]
-    initial = [_initial(run, k) for run in runs[: len(a)]]
+    size = readings[0].vectors.shape[2]
+    initial = [_initial(run, k, size) for run in runs[: len(a)]]
     samples = _calibration_inputs(runs[0])
-    x = np.asarray(points(layer_weights(runs[0].model), jnp.asarray(samples), "input"))
+    x = np.asarray(points(layer_weights(runs[0].model), jnp.asarray(samples), "input", size))
     measures = compare(readings[: len(a)], readings[len(a) :], initial, x.T @ x / len(x))
     names = [" and ".join(sorted({run.config.gate for run in group})) for group in (runs[: len(a)], runs[len(a) :])]
     note = (
@@ -77,8 +78,12 @@ def _calibration_inputs(run: Run) -> np.ndarray:
     return layer_inputs(run, images[drawn(len(images), CALIBRATION_SAMPLES)])
 
 
-def _initial(run: Run, k: int) -> Reading:
-    return _read(run, untrained(run), run.model.layers[-1].sigma, None, "identity", k)
+def _initial(run: Run, k: int, size: int) -> Reading:
+    """The network before training, read as it is, in the `size` coordinates of the other readings."""
+    weights = untrained(run)
+    if dimension(weights, "input") < size:  # they have a constant coordinate, for a linear term
+        weights = weights._replace(v_bias=jnp.zeros(weights.v.shape[1], weights.v.dtype))
+    return _read(run, weights, run.model.layers[-1].sigma, None, "identity", k)
 
 
 def _read(run: Run, weights, gate: Gate, samples, method: Method, k: int) -> Reading:

@@ -6,5 +6,6 @@
 
 from sqs_jax.pretrained.loading import load_pretrained
 from sqs_jax.pretrained.model import LanguageModel, from_transformer
+from sqs_jax.pretrained.sampling import PretrainedDecoder
 
-__all__ = ["LanguageModel", "from_transformer", "load_pretrained"]
+__all__ = ["LanguageModel", "PretrainedDecoder", "from_transformer", "load_pretrained"]

@@ -34,7 +34,7 @@ def attend(arch: Architecture, kind: BlockKind, weights: Weights, x: jax.Array) 
     return add(arch, weights, "attention", x, _projected(weights, read)), (k, v)
 
 
-def glu_input(arch: Architecture, weights: Weights, x: jax.Array) -> jax.Array:
+def glu_input(arch: Architecture, x: jax.Array) -> jax.Array:
     """What the GLU reads, before the scale of its norm: x / rms(x), or x itself where no norm stands before it."""
     return x if arch.norms == "after" else rms(x, arch.epsilon)
 
@@ -57,7 +57,7 @@ def add(arch: Architecture, weights: Weights, part: str, x: jax.Array, y: jax.Ar
 def block(arch: Architecture, kind: BlockKind, weights: Weights, x: jax.Array) -> tuple[jax.Array, KeysValues]:
     """The stream after a whole block, and keys and values."""
     x, kept = attend(arch, kind, weights, x)
-    return add(arch, weights, "glu", x, glu(kind, weights, glu_input(arch, weights, x))), kept
+    return add(arch, weights, "glu", x, glu(kind, weights, glu_input(arch, x))), kept
 
 
 def logits(arch: Architecture, norm: jax.Array, unembedding: jax.Array, x: jax.Array) -> jax.Array:
@@ -74,7 +74,7 @@ def block_with_cache(arch, kind: BlockKind, weights: Weights, x, position, kept:
     behind = position[:, None, None] - jnp.arange(keys.shape[1], dtype=jnp.int32)[None, None]
     read = _attention(arch, q, keys, values, _is_seen(kind, behind))
     x = add(arch, weights, "attention", x, _projected(weights, read))
-    return add(arch, weights, "glu", x, glu(kind, weights, glu_input(arch, weights, x))), (keys, values)
+    return add(arch, weights, "glu", x, glu(kind, weights, glu_input(arch, x))), (keys, values)
 
 
 def _queries_keys_values(arch: Architecture, kind: BlockKind, weights: Weights, x, positions):

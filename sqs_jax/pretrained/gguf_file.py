@@ -81,6 +81,7 @@ def load_gguf(path: Path) -> LanguageModel:
         block=kept_blocks(block, architecture),
         tokenizer=check_tokenizer(make_tokenizer(fields, path), architecture, path),
         name=path.stem,
+        end=fields.get("tokenizer.ggml.eos_token_id"),
     )
 
 

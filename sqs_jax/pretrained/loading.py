@@ -105,7 +105,15 @@ def _from_folder(folder: Path) -> LanguageModel:
             read_any_tokenizer(folder / "tokenizer.json"), architecture, folder / "tokenizer.json"
         ),
         name=folder.resolve().name,
+        end=_end(config, architecture),
     )
+
+
+def _end(config, architecture: Architecture) -> int | None:
+    """The token that ends a text: of several the first."""
+    end = config.get("eos_token_id")
+    end = end[0] if isinstance(end, list) and end else end
+    return end if isinstance(end, int) and 0 <= end < architecture.vocab else None
 
 
 def kept_blocks(block, architecture: Architecture):

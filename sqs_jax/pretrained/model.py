@@ -31,6 +31,8 @@ class LanguageModel:
     tokenizer: Any = None
     """A `tokenizers.Tokenizer`."""
     name: str = ""
+    end: int | None = None
+    """The token that ends a text."""
 
     @property
     def layers(self) -> int:
