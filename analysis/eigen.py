@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jaxtyping import Float
@@ -22,10 +23,12 @@ from sqs_jax.analysis.interaction import (
     exponent,
     homogeneous,
     input_size,
+    interaction_matrices,
     scaled,
     with_gain,
 )
 from sqs_jax.analysis.krylov import BLOCK, capacity_for, krylov_eigenpairs
+from sqs_jax.analysis.lapack import extreme_eigenpairs
 
 Method = Literal["auto", "dense", "krylov"]
 
@@ -34,6 +37,8 @@ MEMORY = 2**30
 # Below this size a matrix is decomposed whole sooner than Krylov finds its largest pairs.
 _LEAST_FOR_KRYLOV = 200
 _MODERATE = 8  # powers of two
+# On a CPU, below this size LAPACK finds a few pairs of a dense matrix sooner than Krylov, whatever the spectrum.
+_MOST_FOR_LAPACK = 640
 
 
 class NotConvergedError(ArithmeticError):
@@ -189,7 +194,8 @@ def top_eigenpairs(
     """The k eigenpairs of each output's interaction matrix that are largest in size.
 
     "krylov" never forms a matrix: it needs the weights and 2·(4k + 16)·d numbers an output. "dense" is `spectrum`.
-    "auto" takes "krylov" where it is faster, and "dense" where that does not converge, as for a flat spectrum.
+    "auto" takes "krylov" where it is faster. An output for which that does not converge, as for a flat spectrum, it
+    solves by a dense matrix; on a CPU, from which only the k pairs are taken, as from all matrices of moderate size.
 
     Args:
       weights, basis, gain: as in `interaction_matrices`.
@@ -215,22 +221,45 @@ def top_eigenpairs(
     _check_memory(memory)
     if traced or method == "dense" or (method == "auto" and rank < max(_LEAST_FOR_KRYLOV, 12 * k, least)):
         return spectrum(weights, basis=basis, count=k, gain=gain, memory=memory)
+    if method == "auto" and d <= _MOST_FOR_LAPACK and rank == d and jax.default_backend() == "cpu":
+        return _few_dense(weights, gain, k, basis, memory)
     # Where "auto" gives up, it has spent about what the dense solution costs.
     pairs = _krylov(weights, gain, k, tol, basis, memory, most_products=rank // 2 if method == "auto" else 4 * d)
-    worst = _worst_residual(pairs)
+    errors = _relative_residuals(pairs)
+    worst = jnp.max(errors)
     if worst <= tol:
         return pairs
     if method == "auto":
-        return spectrum(weights, basis=basis, count=k, gain=gain, memory=memory)
+        left = np.flatnonzero(errors > tol)
+        rest = _few_dense(weights._replace(out=weights.out[:, left], out_bias=None, skip=None), gain, k, basis, memory)
+        return Eigenpairs(*(array.at[left].set(part) for array, part in zip(pairs, rest, strict=True)))
     raise NotConvergedError(
         f"`tol` is {tol:g}, and after {4 * d} products, or as many more for copies, a largest residual is {worst:.2g}: "
         "a larger `tol`, or `method` 'dense', is needed"
     )
 
 
-def _worst_residual(pairs: Eigenpairs) -> Array:
-    """The largest residual, over |λ₁| of its output."""
-    return jnp.max(pairs.residuals / jnp.maximum(jnp.abs(pairs.values[:, :1]), jnp.finfo(pairs.values.dtype).tiny))
+def _relative_residuals(pairs: Eigenpairs) -> Array:
+    """The largest residual of each output (outputs,), over its |λ₁|."""
+    least = jnp.finfo(pairs.values.dtype).tiny
+    return jnp.max(pairs.residuals / jnp.maximum(jnp.abs(pairs.values[:, :1]), least), axis=1)
+
+
+def _few_dense(weights, gain, k: int, basis: Basis, memory: int) -> Eigenpairs:
+    """The k largest pairs of dense matrices: by LAPACK on a CPU, elsewhere of all pairs."""
+    if jax.default_backend() != "cpu":
+        return spectrum(weights, basis=basis, count=k, gain=gain, memory=memory)
+    weights, exponents = scaled(with_gain(weights, gain))
+    d = dimension(weights, basis)
+    chunk = max(1, memory // (3 * d**2 * weights.w.dtype.itemsize))
+    parts = []
+    for start in range(0, weights.out.shape[1], chunk):
+        columns = weights.out[:, start : start + chunk]
+        matrices = interaction_matrices(weights._replace(out=columns, out_bias=None, skip=None), basis=basis)
+        with _one_thread_a_matrix():
+            parts.append(extreme_eigenpairs(np.asarray(matrices), k))
+    values, vectors, residuals = (jnp.asarray(np.concatenate(part)) for part in zip(*parts, strict=True))
+    return _unscaled(Eigenpairs(values, _turned(vectors), residuals), exponents)
 
 
 def _check_top(k: int, method: str, tol: float, *, rank: int, d: int, least: int, traced: bool) -> None:

@@ -1,0 +1,249 @@
+"""Surrogates: a bilinear layer that is fitted to what a gated layer reads and gives, whose eigenvectors are exact.
+
+A surrogate's weights are not the layer's own. How far its forms are from the calibrated ones is part of the result.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Float
+
+from sqs_jax.analysis.calibration import bilinear_layer, calibrate, check_concrete, forms, network_logits
+from sqs_jax.analysis.interaction import GLUWeights, at_least_float32, check_weights, input_size, linear_part
+from sqs_jax.gates import Gate, static_gate
+
+_LOOKS = 8  # how often the held-out samples are looked at
+_HELD_OUT, _MOST_HELD_OUT = 0.1, 4096
+_START_SAMPLES = 10_000  # for the gains that a fit starts from
+_PART = 2048
+
+
+class Surrogate(NamedTuple):
+    """A bilinear layer that stands for a gated one."""
+
+    weights: GLUWeights
+    """((x W + b_w) ⊙ (x V + b_v)) P + x L + b: all of it is exact, so no calibration is needed."""
+    r2: float
+    """R² of the layer's outputs, on the samples that were held out."""
+    start_r2: float
+    """R² there of the joint affine reading that the fit starts from."""
+    steps: int
+    """The step with the best R²."""
+    form_cosine: Float[np.ndarray, " outputs"]
+    """Of the surrogate's forms and those of the start, ⟨A, B⟩ / ‖A‖‖B‖ in the metric of the centred data."""
+
+
+class _Layer(NamedTuple):
+    """The parameters of a surrogate."""
+
+    w: Any
+    w_bias: Any
+    v: Any
+    v_bias: Any
+    out: Any
+    skip: Any
+    bias: Any
+
+
+def fit_surrogate(
+    weights: GLUWeights,
+    x: Float[Any, "n inputs"],
+    gate: str | Gate,
+    *,
+    width: int | None = None,
+    steps: int = 300,
+    batch_size: int = 1024,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+) -> Surrogate:
+    """The bilinear layer that is nearest to a gated layer on its inputs: least squares by Adam.
+
+        ŷ = ((x W' + b) ⊙ (x V' + c)) P' + x L' + o,      the mean of ‖y - ŷ‖² is made small
+
+    It starts from the layer's own weights with joint affine gains, without which other and worse layers are found. The
+    learning rate falls by a cosine. A tenth of the samples is held out; the parameters with the best R² there are kept,
+    and the fit ends when it has not risen twice.
+
+    Args:
+      weights: of the layer, without an embedding. For a language model `mlp_weights`, whose outputs are the stream's.
+      x: its inputs (n, inputs), n ≥ 20; places that are not to count, such as attention sinks, left out.
+      gate: σ.
+      width: hidden units of the surrogate, by default those of the layer; beyond them, random ones that give 0 are added.
+      steps: of Adam, 1 or more; batch_size: samples a step; learning_rate: at the start; seed: of the batches.
+
+    Host code. Raises ValueError for weights, inputs or numbers that do not fit.
+
+    Source: this project's own; the nearest published reading is the best quadratic form for Gaussian inputs (Belrose and
+    Rigg 2025), which `calibrate` has as "gaussian".
+    """
+    check_concrete("fit_surrogate", weights=weights, x=x)
+    check_weights(weights)
+    x = np.asarray(x, np.float32)
+    _check(weights, x, width, steps=steps, batch_size=batch_size)
+    if not learning_rate > 0:
+        raise ValueError(f"`learning_rate` is {learning_rate}: a number > 0 is needed")
+    weights, sigma = at_least_float32(weights), static_gate(gate)
+    order = np.random.default_rng(seed).permutation(len(x))
+    held = min(_MOST_HELD_OUT, max(2, int(len(x) * _HELD_OUT)))
+    test, train = x[np.sort(order[:held])], x[np.sort(order[held:])]
+    y, test_y = (_outputs(weights, part, sigma) for part in (train, test))
+    start = bilinear_layer(weights, calibrate(weights, train[:: max(1, len(train) // _START_SAMPLES)], gate, method="joint_affine"))
+    params = _widened(_balanced(start, train), width, seed)
+    best, best_r2, best_step = _fitted(params, train, y, test, test_y, steps, batch_size, learning_rate, seed)
+    result = GLUWeights(best.w, best.v, best.out, None, best.w_bias, best.v_bias, best.bias, best.skip)
+    return Surrogate(result, best_r2, _r2(params, test, test_y), best_step, _form_cosines(result, start, train))
+
+
+def layer_outputs(weights: GLUWeights, x: jax.Array) -> jax.Array:
+    """What a bilinear layer gives (n, outputs): its forms, its linear part and its bias."""
+    return forms(weights, x) + linear_part(weights, x if weights.embed is None else x @ weights.embed)
+
+
+def _check(weights: GLUWeights, x: np.ndarray, width: int | None, **counts: int) -> None:
+    inputs, h = input_size(weights), weights.w.shape[1]
+    if weights.embed is not None:
+        raise ValueError("`weights` has an embedding: a layer that reads its input itself is needed")
+    if x.ndim != 2 or x.shape[1] != inputs:
+        raise ValueError(f"`x` has shape {x.shape}: (n, {inputs}) is needed")
+    if len(x) < 20 or not np.all(np.isfinite(x)):
+        raise ValueError(f"`x` has {len(x)} samples, or some are not finite: 20 finite ones or more are needed")
+    if width is not None and width < h:
+        raise ValueError(f"`width` is {width}: {h}, the layer's own, or more is needed")
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"`{name}` is {count}: a whole number ≥ 1 is needed")
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _network(weights, x, gate):
+    with jax.default_matmul_precision("highest"):
+        return network_logits(weights, x, gate)
+
+
+def _outputs(weights: GLUWeights, x: np.ndarray, gate: Gate) -> jax.Array:
+    return jnp.concatenate([_network(weights, x[i : i + _PART], gate) for i in range(0, len(x), _PART)])
+
+
+def _balanced(layer: GLUWeights, x: np.ndarray) -> _Layer:
+    """The same layer with each unit's three factors of one size on the data, so that one learning rate fits all."""
+    d, h = layer.w.shape
+    zeros = jnp.zeros(h)
+    w_bias, v_bias = (zeros if bias is None else bias for bias in (layer.w_bias, layer.v_bias))
+    few = jnp.asarray(x[:_PART])
+    a, u = (jnp.sqrt(jnp.mean((few @ m + b[None]) ** 2, axis=0)) for m, b in ((layer.w, w_bias), (layer.v, v_bias)))
+    p = jnp.linalg.norm(layer.out, axis=1)
+    alive = (a > 0) & (u > 0) & (p > 0)
+    a, u, p = (jnp.where(alive, size, 1) for size in (a, u, p))
+    size = (a * u * p) ** (1 / 3)
+    outputs = layer.out.shape[1]
+    return _Layer(
+        w=layer.w * (size / a)[None],
+        w_bias=w_bias * size / a,
+        v=layer.v * (size / u)[None],
+        v_bias=v_bias * size / u,
+        out=layer.out * (size / p)[:, None],
+        skip=jnp.zeros((d, outputs)) if layer.skip is None else layer.skip,
+        bias=jnp.zeros(outputs) if layer.out_bias is None else layer.out_bias,
+    )
+
+
+def _widened(layer: _Layer, width: int | None, seed: int) -> _Layer:
+    """With random hidden units beside its own that give 0 at first."""
+    d, h = layer.w.shape
+    more = 0 if width is None else width - h
+    if not more:
+        return layer
+    keys = jax.random.split(jax.random.key(seed))
+    w, v = (
+        jnp.concatenate([own, jnp.std(own) * jax.random.normal(key, (d, more))], axis=1)
+        for own, key in zip((layer.w, layer.v), keys, strict=True)
+    )
+    w_bias, v_bias = (jnp.pad(bias, (0, more)) for bias in (layer.w_bias, layer.v_bias))
+    return layer._replace(w=w, v=v, w_bias=w_bias, v_bias=v_bias, out=jnp.pad(layer.out, ((0, more), (0, 0))))
+
+
+def _predicted(params: _Layer, x):
+    a, u = x @ params.w + params.w_bias[None], x @ params.v + params.v_bias[None]
+    return (a * u) @ params.out + x @ params.skip + params.bias[None]
+
+
+@functools.partial(jax.jit, static_argnames=("count", "batch_size", "optimizer"), donate_argnums=(0, 1))
+def _advance(params, state, x, y, key, first, *, count: int, batch_size: int, optimizer):
+    """`count` steps of the fit; the loss is in units of the outputs' variance."""
+    scale = jnp.mean((y - y.mean(0)[None]) ** 2)
+
+    def step(carry, number):
+        params, state = carry
+        rows = jax.random.randint(jax.random.fold_in(key, number), (batch_size,), 0, len(x))
+        gradient = jax.grad(lambda params: jnp.mean((_predicted(params, x[rows]) - y[rows]) ** 2) / scale)(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.scan(step, (params, state), first + jnp.arange(count, dtype=jnp.int32))[0]
+
+
+@functools.lru_cache
+def _optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+
+
+def _fitted(params: _Layer, x, y, test, test_y, steps, batch_size, learning_rate, seed) -> tuple[_Layer, float, int]:
+    """The parameters with the best R² on the held-out samples, that R², and their step."""
+    optimizer = _optimizer(learning_rate, steps)
+    state, x, key = optimizer.init(params), jnp.asarray(x), jax.random.key(seed)
+    best, best_r2, best_step = params, _r2(params, test, test_y), 0
+    params = jax.tree.map(jnp.copy, params)
+    each, done, worse = max(1, steps // _LOOKS), 0, 0
+    while done < steps and worse < 2:
+        count = min(each, steps - done)
+        params, state = _advance(
+            params, state, x, y, key, jnp.int32(done), count=count, batch_size=batch_size, optimizer=optimizer
+        )
+        done += count
+        r2 = _r2(params, test, test_y)
+        worse = 0 if r2 > best_r2 else worse + 1
+        if r2 > best_r2:
+            best, best_r2, best_step = jax.tree.map(jnp.copy, params), r2, done
+    return best, best_r2, best_step
+
+
+_predict = jax.jit(_predicted)
+
+
+def _r2(params: _Layer, x: np.ndarray, y: jax.Array) -> float:
+    with jax.default_matmul_precision("highest"):
+        parts = [np.asarray(_predict(params, x[i : i + _PART]), np.float64) for i in range(0, len(x), _PART)]
+    wide = np.asarray(y, np.float64)
+    spread = np.sum((wide - wide.mean(0)) ** 2)
+    return float(1 - np.sum((wide - np.concatenate(parts)) ** 2) / spread) if spread > 0 else float("nan")
+
+
+def _form_cosines(a: GLUWeights, b: GLUWeights, x: np.ndarray) -> np.ndarray:
+    """Cosine (outputs,) of the forms of two layers in the metric of the covariance of x."""
+    centred = x - x.mean(0)
+    covariance = jnp.asarray(centred.T @ centred / len(x))
+    return np.asarray(form_cosines(a, b, covariance))
+
+
+@jax.jit
+def form_cosines(a: GLUWeights, b: GLUWeights, metric: jax.Array) -> jax.Array:
+    """⟨A_o, B_o⟩ / ‖A_o‖‖B_o‖ (outputs,) of two layers' forms, without biases, with ⟨A, B⟩ = tr(A M B M).
+
+    With M the covariance of Gaussian inputs it is the correlation of the two forms about their mean. By the factors: no
+    matrix is formed.
+    """
+
+    def inner(x, y):
+        products = [
+            (x.w.T @ metric @ left) * (x.v.T @ metric @ right) for left, right in ((y.w, y.v), (y.v, y.w))
+        ]
+        return jnp.einsum("ho,hk,ko->o", x.out, products[0] + products[1], y.out)
+
+    with jax.default_matmul_precision("highest"):
+        size = jnp.sqrt(inner(a, a) * inner(b, b))
+        return jnp.where(size > 0, inner(a, b) / jnp.where(size > 0, size, 1), jnp.nan)
