@@ -9,28 +9,38 @@ from pathlib import Path
 
 from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import NotConvergedError
+from sqs_jax.analysis.layer_reading import Order, Reading
 from sqs_jax.command_line import one_line_errors, program, read
 from sqs_jax.gates import nearest
 from sqs_jax.messages import InputError, one_line, quoted
-from sqs_jax.options import option
+from sqs_jax.options import COUNT, ONE_OR_MORE, check_options, option
+from sqs_jax.pretrained.loading import is_pretrained
 
 _DESCRIPTION = """Read the weights of gated linear units.
 
   python -m analysis report runs/mnist-sqs-seed0                       a run: report.html and its numbers
   python -m analysis report runs/sqs --against runs/bilinear-*         beside other runs, with ceiling and nulls
+  python -m analysis report SmolLM2-135M --text corpus.txt             a pretrained language model, layer by layer
   python -m analysis report --weights layer.safetensors --w up.weight --v gate.weight --out head.weight --transpose
   python -m analysis compare runs/sqs-* -- runs/bilinear-*             two groups of runs, a seed a run"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """report: the report of a run or a sweep, into its folder, or of weights from a file of any framework."""
+    """report: the report of a run, a sweep, a pretrained language model, or weights of any framework."""
 
-    run: Path | None = option(None, "Folder of a finished run, or of a sweep.", positional=True)
+    run: str | None = option(
+        None,
+        "Folder of a finished run, or of a sweep; or a pretrained model: a Hugging Face folder, a .gguf file, or "
+        "hf:owner/name.",
+        positional=True,
+    )
     method: Method | None = option(
         None, "Of a run: gains that the spectrum is read with, by default joint; all are measured."
     )
-    against: tuple[Path, ...] = option((), "Of a run: two or more others to compare it with.")
+    against: tuple[Path, ...] = option(
+        (), "Of a run: two or more others to compare it with. Of a pretrained model: folders of other readings."
+    )
     data_dir: Path | None = option(None, "Folder with the original files of the run's data set; default SQS_DATA_DIR.")
     weights: Path | None = option(None, "A .safetensors or .npz file, or a folder of shards, instead of a run.")
     w: str | None = option(None, "Name in that file of the linear branch W (inputs, h).")
@@ -49,7 +59,30 @@ class Report:
     outputs: tuple[int, ...] = option(
         (), "Numbers of the outputs to read, from 0; by default all, of more than 64 the first 64."
     )
-    out_dir: Path | None = option(None, "Folder for the report of weights; default runs/<name of the file>-report.")
+    out_dir: Path | None = option(
+        None,
+        "Folder for the report of weights, default runs/<name>-report, or of a model, default runs/<name>-reading.",
+    )
+    text: Path | None = option(None, "Of a pretrained model: the text that it is read on, UTF-8.")
+    layers: str = option("", "Of a pretrained model: numbers of layers, from 0, with commas; by default all.")
+    words: str = option(
+        "",
+        "Of a pretrained model: words with commas, each one token, the blank before it a part of it, as in "
+        '" king, Monday"; by default the 200 most frequent tokens of the text.',
+    )
+    reading: tuple[Reading, ...] = option(
+        ("affine",),
+        "Of a pretrained model: how its gates are read, any of identity, joint, affine, surrogate; the eigenvectors are "
+        "those of the last.",
+    )
+    tokens: int = option(
+        0, "Of a pretrained model: tokens that readings are fitted on; 0 for a number that suits its width.", COUNT
+    )
+    pairs: int = option(4, "Of a pretrained model: eigenvectors of each word.", ONE_OR_MORE)
+    order: Order = option(
+        "size", "Of a pretrained model: the eigenvectors with the largest |λ|, or those that add most on the data."
+    )
+    seed: int = option(0, "Of a pretrained model: seed of surrogates.", COUNT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +118,8 @@ def main(args: Sequence[str] | None = None) -> None:
             raise InputError("report takes one run: `--` and a second group belong to compare")
         elif command.weights:
             _report_weights(command, shlex.join(["python", "-m", "analysis", *args]))
+        elif command.run and is_pretrained(command.run):
+            _report_model(command, shlex.join(["python", "-m", "analysis", *args]))
         elif command.run:
             _report(command)
         else:
@@ -101,17 +136,54 @@ def _groups(args: list[str]) -> tuple[list[str], list[str]]:
 
 
 _NAMES = ("gate_up", "w", "v", "out", "embed", "w_bias", "v_bias")
-_OF_WEIGHTS = ("transpose", "shape", "out_dir")
+_OF_WEIGHTS = ("transpose", "shape")
+_OF_MODELS = ("text", "layers", "words", "tokens", "seed")
 
 
 def _report(command: Report) -> None:
     from sqs_jax.analysis.report import write_report
 
-    if named := [name for name in (*_NAMES, *_OF_WEIGHTS) if getattr(command, name)]:
-        raise InputError(f"--{named[0].replace('_', '-')} belongs to --weights FILE: a run has its own")
+    _refuse(command, (*_NAMES, *_OF_WEIGHTS, "out_dir"), "belongs to --weights FILE: a run has its own")
+    _refuse(command, _OF_MODELS, "belongs to a pretrained model: a run has its own")
     assert command.run
     options = {name: getattr(command, name) for name in ("data_dir", "method", "against", "outputs")}
-    print(write_report(command.run, **options))
+    print(write_report(Path(command.run), **options))
+
+
+def _refuse(command: Report, names: Sequence[str], why: str) -> None:
+    """Raises InputError for the first of these flags that is given."""
+    if named := [name for name in names if getattr(command, name)]:
+        raise InputError(f"--{named[0].replace('_', '-')} {why}")
+
+
+def _report_model(command: Report, line: str) -> None:
+    from sqs_jax.analysis.report.model_page import write_model_report
+
+    _refuse(command, (*_NAMES, *_OF_WEIGHTS), "belongs to --weights FILE")
+    _refuse(command, ("method", "data_dir", "outputs"), "belongs to a run of python -m train")
+    check_options(command)
+    if not command.text:
+        raise InputError("a pretrained model is read on a text: --text FILE is needed")
+    assert command.run
+    try:
+        layers = tuple(int(part) for part in command.layers.split(",") if part.strip())
+    except ValueError:
+        raise InputError(f"--layers is {quoted(command.layers)}: numbers with commas, as in 4,12, are needed") from None
+    page = write_model_report(
+        command.run,
+        text=command.text,
+        out_dir=command.out_dir,
+        layers=tuple(dict.fromkeys(layers)),
+        words=tuple(word for word in command.words.split(",") if word),
+        readings=command.reading,
+        tokens=command.tokens,
+        pairs=command.pairs,
+        order=command.order,
+        seed=command.seed,
+        against=command.against,
+        command=line,
+    )
+    print(page)
 
 
 def _report_weights(command: Report, line: str) -> None:

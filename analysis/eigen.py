@@ -23,7 +23,6 @@ from sqs_jax.analysis.interaction import (
     exponent,
     homogeneous,
     input_size,
-    interaction_matrices,
     scaled,
     with_gain,
 )
@@ -250,15 +249,9 @@ def _few_dense(weights, gain, k: int, basis: Basis, memory: int) -> Eigenpairs:
     if jax.default_backend() != "cpu":
         return spectrum(weights, basis=basis, count=k, gain=gain, memory=memory)
     weights, exponents = scaled(with_gain(weights, gain))
-    d = dimension(weights, basis)
-    chunk = max(1, memory // (3 * d**2 * weights.w.dtype.itemsize))
-    parts = []
-    for start in range(0, weights.out.shape[1], chunk):
-        columns = weights.out[:, start : start + chunk]
-        matrices = interaction_matrices(weights._replace(out=columns, out_bias=None, skip=None), basis=basis)
-        with _one_thread_a_matrix():
-            parts.append(extreme_eigenpairs(np.asarray(matrices), k))
-    values, vectors, residuals = (jnp.asarray(np.concatenate(part)) for part in zip(*parts, strict=True))
+    w, v = (np.asarray(branch) for branch in branches(weights, basis))
+    with _one_thread_a_matrix():
+        values, vectors, residuals = map(jnp.asarray, extreme_eigenpairs(w, v, np.asarray(weights.out), k))
     return _unscaled(Eigenpairs(values, _turned(vectors), residuals), exponents)
 
 

@@ -65,7 +65,7 @@ def output_affine_gains(moments: Moments) -> Terms:
 def joint_gains(weights: GLUWeights, moments: Moments, ridge: float) -> Terms:
     """γ of all units at once: (PPᵀ) ∘ Cov(au) γ = Cov(au, y Pᵀ), shrunk towards `output_gains`."""
     start = output_gains(moments).gain
-    out = np.asarray(weights.out)
+    out = np.asarray(weights.out, np.float64)
     return unit_terms(_solved((out @ out.T) * moments["au×au"], moments["au,t"], start, ridge))
 
 
@@ -75,7 +75,7 @@ def joint_affine_gains(weights: GLUWeights, moments: Moments, ridge: float) -> T
     For given γ the best map is that of z on y - Σ_h γ_h a_h u_h P_h. So the normal equations are those of `joint_gains`
     for what z does not explain: with C = Cov(z), Cov(au) - Cov(au, z) C⁻¹ Cov(z, au), and the right side likewise.
     """
-    out, mixed = np.asarray(weights.out), moments["au×z"]
+    out, mixed = np.asarray(weights.out, np.float64), moments["au×z"]
     values, vectors = np.linalg.eigh(moments["z×z"])
     alive = values > _FLAT * values[-1]
     inverse = (vectors[:, alive] / values[alive]) @ vectors[:, alive].T

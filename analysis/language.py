@@ -1,39 +1,41 @@
-"""Reading the GLUs of a Transformer: what each adds to the residual stream, as quadratic forms of its input."""
+"""Reading the GLUs of a language model: what each adds to the residual stream, as quadratic forms of its input.
+
+All functions take a `Transformer` of this package or a pretrained `LanguageModel`.
+"""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
 from sqs_jax.analysis.calibration import (
     BATCH,
+    METHODS,
     Calibration,
     Method,
+    bilinear_layer,
     calibrate,
     calibrate_all,
     calibrated,
     forms,
     network_logits,
 )
-from sqs_jax.analysis.calibration import (
-    METHODS as ALL_METHODS,
-)
 from sqs_jax.analysis.eigen import Eigenpairs, top_eigenpairs
-from sqs_jax.analysis.fidelity import fidelity, r_squared
-from sqs_jax.analysis.interaction import GLUWeights
-from sqs_jax.gates import static_gate
-from sqs_jax.transformer import Transformer, check_tokens, rms_norm
+from sqs_jax.analysis.fidelity import r_squared
+from sqs_jax.analysis.interaction import GLUWeights, linear_part
+from sqs_jax.analysis.streams import Form, Windows, is_sink, layer_streams, losses, sink_limit
+from sqs_jax.gates import Gate, static_gate
+from sqs_jax.pretrained.decoder import rms
+from sqs_jax.pretrained.model import LanguageModel, from_transformer
+from sqs_jax.transformer import Transformer, check_tokens
 
-# The stream is not Gaussian with mean 0.
-METHODS: tuple[Method, ...] = tuple(method for method in ALL_METHODS if method != "gaussian")
-Windows = tuple[np.ndarray, np.ndarray]
-_BATCH = 16  # windows at a time
+Model = Transformer | LanguageModel
+_BLOCK = 256  # entries of a long row whose maximum is taken first
 
 
 class Reading(NamedTuple):
@@ -45,44 +47,85 @@ class Reading(NamedTuple):
     """Rise of the model's loss, in nats a token, when the form stands in the GLU's place."""
 
 
-def mlp_weights(model: Transformer, layer: int, directions: Float[Array, "d outputs"] | None = None) -> GLUWeights:
+def as_language_model(model: Model) -> LanguageModel:
+    """The model as arrays."""
+    return from_transformer(model) if isinstance(model, Transformer) else model
+
+
+def mlp_weights(model: Model, layer: int, directions: Float[Array, "d outputs"] | None = None) -> GLUWeights:
     """The GLU of a block as analysis reads it, its norm folded in: x̂ ↦ GLU(norm(x)) D, along directions.
 
         norm(x) = g ∘ x̂,   x̂ = x / rms(x),   W' = diag(g) W,   V' = diag(g) V,   P = D · directions
 
-    so that each interaction matrix is a form in x̂, the residual stream scaled to a root mean square of 1.
+    so that each interaction matrix is a form in x̂, the residual stream scaled to a root mean square of 1. Where no norm
+    stands before the GLU (OLMo 2), it is a form in x.
 
     Args:
-      model: the Transformer.
+      model: the language model.
       layer: number of the block, from 0.
-      directions: (d, outputs) in the stream that the GLU adds to, such as `token_directions`; by default its d
-        coordinates.
+      directions: (d, outputs) in the stream that the GLU adds to, such as `token_directions`; by default the d
+        coordinates of what the GLU gives. A norm behind the GLU (Gemma 2 and 3, OLMo 2) scales each coordinate, which
+        directions are multiplied with, and divides all by one positive number a place, which no form knows.
 
     Raises ValueError for a layer that the model does not have, or directions that do not fit.
     """
-    config = model.config
-    if not 0 <= layer < config.layers:
-        raise ValueError(f"`layer` is {layer}: a number from 0 to {config.layers - 1} is needed")
-    if directions is not None and (directions.ndim != 2 or directions.shape[0] != config.width):
-        raise ValueError(f"`directions` has shape {directions.shape}: ({config.width}, outputs) is needed")
+    model = as_language_model(model)
+    check_layer(model, layer)
+    width = model.architecture.width
+    if directions is not None and (directions.ndim != 2 or directions.shape[0] != width):
+        raise ValueError(f"`directions` has shape {directions.shape}: ({width}, outputs) is needed")
     block = model.block(layer)
-    scale, down = block.glu_norm[...][:, None], block.down[...]
-    out = down if directions is None else down @ directions
-    return GLUWeights(scale * block.glu.w[...], scale * block.glu.v[...], out)
+    up, gate, out, bias = block["up"], block["gate"], block["down"], block.get("down_bias")
+    if "glu_norm" in block:
+        up, gate = (block["glu_norm"][:, None] * part for part in (up, gate))
+    if directions is not None:
+        scale = block.get("glu_post_norm")
+        directions = directions if scale is None else scale[:, None] * directions
+        out, bias = out @ directions, None if bias is None else bias @ directions
+    return GLUWeights(up, gate, out, None, block.get("up_bias"), block.get("gate_bias"), bias)
 
 
-def token_directions(model: Transformer, tokens: Sequence[int]) -> Float[Array, "d tokens"]:
+def along(weights: GLUWeights, directions: Float[Array, "d outputs"]) -> GLUWeights:
+    """A layer with the stream's coordinates as outputs, read along directions (d, outputs) instead."""
+    bias, skip = weights.out_bias, weights.skip
+    return weights._replace(
+        out=weights.out @ directions,
+        out_bias=None if bias is None else bias @ directions,
+        skip=None if skip is None else skip @ directions,
+    )
+
+
+def stream_directions(model: Model, layer: int, directions: Float[Array, "d outputs"]) -> Float[Array, "d outputs"]:
+    """Directions of the stream as those of what a layer's GLU gives: scaled as the norm behind it does."""
+    scale = as_language_model(model).block(layer).get("glu_post_norm")
+    return directions if scale is None else scale[:, None] * directions
+
+
+def glu_gate(model: Model, layer: int) -> Gate:
+    """σ of a block's GLU, hashable."""
+    return static_gate(as_language_model(model).architecture.blocks[layer].gate)
+
+
+def check_layer(model: Model, layer: int) -> None:
+    """Raises ValueError for a layer that the model does not have."""
+    layers = as_language_model(model).layers
+    if not 0 <= layer < layers:
+        raise ValueError(f"`layer` is {layer}: a number from 0 to {layers - 1} is needed")
+
+
+def token_directions(model: Model, tokens: Sequence[int]) -> Float[Array, "d tokens"]:
     """The directions (d, len(tokens)) of the stream that raise the logits of tokens: unembedding times the last scale.
 
     The norm before the unembedding has this scale; it also divides the stream by its root mean square, which is one
     number for all tokens at a position. Raises ValueError for tokens out of range.
     """
-    check_tokens(np.asarray(tokens)[:, None], model.config)
-    return model.norm[...][:, None] * model.directions()[:, np.asarray(tokens)]
+    model = as_language_model(model)
+    check_tokens(np.asarray(tokens)[:, None], model.architecture)
+    return (model.norm[None] * model.unembedding[np.asarray(tokens)]).T * model.architecture.logit_scale
 
 
 def token_eigenpairs(
-    model: Transformer, layer: int, tokens: Sequence[int], k: int = 4, *, gain: Float[Array, " h"] | None = None
+    model: Model, layer: int, tokens: Sequence[int], k: int = 4, *, gain: Float[Array, " h"] | None = None
 ) -> Eigenpairs:
     """The k largest eigenpairs of a block's form for each token, over x̂: `top_eigenpairs` of `mlp_weights`.
 
@@ -93,105 +136,92 @@ def token_eigenpairs(
       gain: γ (h,) of `calibrate_mlp`.
     """
     weights = mlp_weights(model, layer, token_directions(model, tokens))
-    return top_eigenpairs(weights, k, basis="hidden", gain=gain)
+    return top_eigenpairs(weights._replace(w_bias=None, v_bias=None), k, basis="hidden", gain=gain)
 
 
-def normalised_streams(model: Transformer, tokens: np.ndarray) -> np.ndarray:
+def normalised_streams(model: Model, tokens: np.ndarray) -> np.ndarray:
     """x̂ before the GLU of each layer, for windows of tokens (n, length): (layers, n·length, d), float32."""
-    graph, params = nnx.split(model)
-    parts = [_streams(graph, params, jnp.asarray(tokens[i : i + _BATCH])) for i in range(0, len(tokens), _BATCH)]
-    return np.concatenate([np.asarray(part) for part in parts], axis=1)
+    return np.stack([stream.x for stream in layer_streams(as_language_model(model), tokens)])
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _streams(graph, params, tokens):
-    model = nnx.merge(graph, params)
-    x, streams = model.embed(tokens), []
-    for layer in range(model.config.layers):
-        block = model.block(layer)
-        x = block.attend(x)[0]
-        streams.append(_unit(x))
-        x = x + block.mlp(x)
-    return jnp.stack(streams).reshape(model.config.layers, -1, model.config.width)
-
-
-def _unit(x):
-    return rms_norm(x, jnp.ones(x.shape[-1], jnp.float32)).astype(jnp.float32)
-
-
-def counted_streams(model: Transformer, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def counted_streams(model: Model, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """`normalised_streams` where a target is not below 0: (layers, count, d)."""
     return normalised_streams(model, tokens)[:, targets.reshape(-1) >= 0]
 
 
-def calibrate_mlp(model: Transformer, layer: int, x: np.ndarray, method: Method = "joint") -> Calibration:
+def calibrate_mlp(model: Model, layer: int, x: np.ndarray, method: Method = "joint") -> Calibration:
     """Gains of a block's GLU for all that it adds to the stream: `calibrate` on its inputs x̂ (n, d)."""
-    return calibrate(mlp_weights(model, layer), x, model.block(layer).glu.sigma, method=method)
+    return calibrate(mlp_weights(model, layer), x, glu_gate(model, layer), method=method)
 
 
 def read_mlps(
-    model: Transformer, train: Windows, test: Windows
-) -> tuple[list[dict[str, Reading]], dict[str, float], list[dict[str, Calibration]]]:
+    model: Model, train: Windows, test: Windows, methods: Sequence[Method] = METHODS
+) -> tuple[list[dict[Method, Reading]], dict[Method, float], list[dict[Method, Calibration]]]:
     """How well each layer reads, with each kind of gains.
 
     Args:
-      model: the Transformer.
+      model: the language model.
       train: inputs and targets of windows, (n, length) each, that gains are found on.
       test: those that all is measured on. In both, a place whose target is below 0 counts for nothing.
+      methods: of `calibrate`.
+
+    Sinks, places where the square of what a GLU adds is beyond 100 medians, are left out of gains and R²; where a form
+    stands in a GLU's place, the GLU's own output is kept there.
 
     Returns a dict of Readings by gains for each layer; the rise of the loss when every layer is replaced, by gains; and
     the calibrations.
     """
-    seen, unseen = counted_streams(model, *train), counted_streams(model, *test)
-    whole = model_loss(model, *test, {})
-    layers, calibrations = [], []
-    for layer in range(model.config.layers):
-        weights, gate = mlp_weights(model, layer), model.block(layer).glu.sigma
-        by_method = calibrate_all(weights, seen[layer], gate, methods=METHODS)
-        row = {}
-        for name, calibration in by_method.items():
-            r2 = fidelity(weights, unseen[layer], gate, calibration=calibration).r2
-            rise = model_loss(model, *test, {layer: calibration}) - whole
-            row[name] = Reading(float(r2), rise)
-        layers.append(row)
+    model = as_language_model(model)
+    r2s, calibrations, limits = [], [], []
+    counted = [targets.reshape(-1) >= 0 for _, targets in (train, test)]
+    for seen, unseen in zip(layer_streams(model, train[0]), layer_streams(model, test[0]), strict=True):
+        weights, gate = mlp_weights(model, seen.layer), glu_gate(model, seen.layer)
+        limits.append(sink_limit(seen.y[counted[0]]))
+        chosen = [rows & ~is_sink(stream.y, limits[-1]) for rows, stream in zip(counted, (seen, unseen), strict=True)]
+        by_method = calibrate_all(weights, seen.x[chosen[0]], gate, methods=methods)
+        x, y = unseen.x[chosen[1]], unseen.y[chosen[1]]
+        r2s.append({name: layer_r2(bilinear_layer(weights, each), x, y) for name, each in by_method.items()})
         calibrations.append(by_method)
-    together = {
-        name: model_loss(model, *test, {i: by_method[name] for i, by_method in enumerate(calibrations)}) - whole
-        for name in METHODS
-    }
-    return layers, together, calibrations
+
+    def form(layer: int, name: Method) -> Form:
+        return Form(bilinear_layer(mlp_weights(model, layer), calibrations[layer][name]), limits[layer])
+
+    plans = [{}] + [{i: form(i, name) for i in range(model.layers)} for name in methods]
+    plans += [{i: form(i, name)} for i in range(model.layers) for name in methods]
+    whole, *rest = losses(model, test, plans)
+    rises = [loss - whole for loss in rest]
+    count = len(methods)
+    layers = [
+        {name: Reading(r2s[i][name], rises[count + i * count + j]) for j, name in enumerate(methods)}
+        for i in range(model.layers)
+    ]
+    return layers, dict(zip(methods, rises[:count], strict=True)), calibrations
 
 
-def model_loss(model: Transformer, tokens: np.ndarray, targets: np.ndarray, replaced: dict[int, Calibration]) -> float:
+def model_loss(model: Model, tokens: np.ndarray, targets: np.ndarray, replaced: Mapping[int, Calibration]) -> float:
     """Mean loss in nats a token, where the GLUs of some layers are replaced by their calibrated quadratic forms."""
-    graph, params = nnx.split(model)
-    forms_of = {
-        layer: (calibrated(mlp_weights(model, layer), calibration), calibration.offset)
-        for layer, calibration in replaced.items()
+    model = as_language_model(model)
+    plan = {
+        layer: Form(bilinear_layer(mlp_weights(model, layer), calibration)) for layer, calibration in replaced.items()
     }
-    total = sum(
-        float(_nats(graph, params, forms_of, jnp.asarray(tokens[i : i + _BATCH]), jnp.asarray(targets[i : i + _BATCH])))
-        for i in range(0, len(tokens), _BATCH)
-    )
-    return total / max(1, int(np.sum(targets >= 0)))
+    return losses(model, (tokens, targets), [plan])[0]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _nats(graph, params, forms_of, tokens, targets):
-    model = nnx.merge(graph, params)
-    x = model.embed(tokens)
-    for layer in range(model.config.layers):
-        block = model.block(layer)
-        x = block.attend(x)[0]
-        if layer in forms_of:
-            weights, offset = forms_of[layer]
-            flat = _unit(x).reshape(-1, x.shape[-1])
-            x = x + (forms(weights, flat) + offset[None]).reshape(x.shape).astype(x.dtype)
-        else:
-            x = x + block.mlp(x)
-    log_p = jax.nn.log_softmax(model.logits(x))
-    chosen = jnp.take_along_axis(log_p, jnp.maximum(targets, 0)[:, :, None], axis=2)[:, :, 0]
-    return -jnp.sum(chosen, where=targets >= 0)
+def layer_r2(layer: GLUWeights, x: np.ndarray, y: np.ndarray) -> float:
+    """R² of a bilinear layer for outputs y (n, outputs) of inputs x̂ (n, d)."""
+    return float(r_squared(y.astype(np.float64), y - predicted(layer, x)))
+
+
+def predicted(layer: GLUWeights, x: np.ndarray) -> np.ndarray:
+    """What a bilinear layer gives for inputs x̂ (n, d): (n, outputs), float64."""
+    parts = [_predicted(layer, jnp.asarray(x[i : i + BATCH])) for i in range(0, len(x), BATCH)]
+    return np.concatenate([np.asarray(part, np.float64) for part in parts])
+
+
+@jax.jit
+def _predicted(layer, x):
+    with jax.default_matmul_precision("highest"):
+        return jnp.broadcast_to(forms(layer, x) + linear_part(layer, x), (len(x), layer.out.shape[1]))
 
 
 def direction_r2(weights: GLUWeights, x: np.ndarray, gate: Any, *, calibration: Calibration) -> np.ndarray:
@@ -209,19 +239,35 @@ def _both(weights, read, x, gate):
         return network_logits(weights, x, gate), forms(read, x)
 
 
-def liked_tokens(vectors: np.ndarray, model: Transformer, count: int = 6) -> np.ndarray:
+def liked_tokens(vectors: np.ndarray, model: Model, count: int = 6) -> np.ndarray:
     """Tokens whose normalised embeddings lie furthest along each vector, and against it: (..., 2, count) ids.
 
     A form is even: both ends of an eigenvector count alike.
     """
-    embedding = np.asarray(_unit(model.embedding[...]))
+    model = as_language_model(model)
+    embedding = np.asarray(rms(model.embedding, model.architecture.epsilon))
     flat = vectors.reshape(-1, vectors.shape[-1])
     parts = []
     for start in range(0, len(flat), 512):
         score = flat[start : start + 512] @ embedding.T
-        order = np.argsort(score, axis=1)
-        parts.append(np.stack([order[:, ::-1][:, :count], order[:, :count]], axis=1))
+        parts.append(np.stack([first_columns(score, count), first_columns(-score, count)], axis=1))
     return np.concatenate(parts).reshape(*vectors.shape[:-1], 2, count)
+
+
+def first_columns(score: np.ndarray, count: int) -> np.ndarray:
+    """The columns of the largest entries of each row, the largest first: (rows, count)."""
+    columns = np.broadcast_to(np.arange(score.shape[1]), score.shape)
+    blocks = score.shape[1] // _BLOCK
+    if blocks > 2 * count:  # the largest entries lie in the blocks with the largest maxima
+        rest = score[:, blocks * _BLOCK :]
+        parts = score[:, : blocks * _BLOCK].reshape(len(score), blocks, _BLOCK)
+        chosen = np.argpartition(-parts.max(axis=2), count, axis=1)[:, :count]
+        columns = (chosen[:, :, None] * _BLOCK + np.arange(_BLOCK)).reshape(len(score), -1)
+        near = np.take_along_axis(parts, chosen[:, :, None], axis=1).reshape(len(score), -1)
+        tail = np.broadcast_to(np.arange(blocks * _BLOCK, score.shape[1]), rest.shape)
+        score, columns = np.concatenate([near, rest], axis=1), np.concatenate([columns, tail], axis=1)
+    order = np.argsort(-score, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(columns, order, axis=1)
 
 
 def liked_places(vectors: np.ndarray, x: np.ndarray, count: int = 3) -> np.ndarray:
@@ -229,8 +275,5 @@ def liked_places(vectors: np.ndarray, x: np.ndarray, count: int = 3) -> np.ndarr
     flat = vectors.reshape(-1, vectors.shape[-1])
     parts = []
     for start in range(0, len(flat), 512):
-        response = (flat[start : start + 512] @ x.T) ** 2
-        order = np.argpartition(-response, count, axis=1)[:, :count] if count < len(x) else np.argsort(-response)
-        order = np.take_along_axis(order, np.argsort(-np.take_along_axis(response, order, 1), axis=1), axis=1)
-        parts.append(order)
+        parts.append(first_columns((flat[start : start + 512] @ x.T) ** 2, count))
     return np.concatenate(parts).reshape(*vectors.shape[:-1], -1)

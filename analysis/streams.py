@@ -4,7 +4,7 @@ Each pass reads the weights of one layer at a time.
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +36,11 @@ class Form(NamedTuple):
     """Where ‖y‖² of the GLU itself is beyond it, a sink, its own output is kept."""
 
 
+Plan = Mapping[int, Form | Callable[[], Form]]
+"""Forms by layer, or functions that read them when their layer is reached."""
+Report = Callable[[int], None]
+
+
 class LayerStream(NamedTuple):
     """One layer's GLU in its model, over all places of some windows."""
 
@@ -46,11 +51,8 @@ class LayerStream(NamedTuple):
     """What it gives, before any norm after it."""
 
 
-def layer_streams(model: LanguageModel, tokens: np.ndarray, *, outputs: bool = True) -> Iterator[LayerStream]:
-    """Every layer's GLU in turn, on windows of tokens (n, length): rows are the places of the first window, and so on.
-
-    Without `outputs`, `y` is empty for the last layer of whoever stops there; all else is the same.
-    """
+def layer_streams(model: LanguageModel, tokens: np.ndarray) -> Iterator[LayerStream]:
+    """Every layer's GLU in turn, on windows of tokens (n, length): rows are the places of the first window, and so on."""
     x = _embedded(model, tokens)
     for layer, kind in enumerate(model.architecture.blocks):
         weights = model.block(layer)
@@ -70,11 +72,11 @@ def is_sink(y: Float[np.ndarray, "n d"], limit: float) -> np.ndarray:
     return np.sum(np.square(y, dtype=np.float64), axis=1) > limit
 
 
-def losses(model: LanguageModel, windows: Windows, plans: Sequence[Mapping[int, Form]]) -> list[float]:
+def losses(model: LanguageModel, windows: Windows, plans: Sequence[Plan], report: Report | None = None) -> list[float]:
     """The model's loss for each plan, in nats a token: a plan names the layers whose GLUs a form replaces.
 
     An empty plan is the model itself. One pass over the layers serves all plans; until its first form a plan shares the
-    stream of the model.
+    stream of the model. `report` is called with the number of each layer that is done.
     """
     tokens, targets = windows
     arch, x = model.architecture, _embedded(model, tokens)
@@ -83,8 +85,12 @@ def losses(model: LanguageModel, windows: Windows, plans: Sequence[Mapping[int, 
         weights = model.block(layer)
         for i, plan in enumerate(plans):
             if i in streams or layer in plan:
-                streams[i] = _advanced(arch, kind, weights, streams.get(i, x), plan.get(layer))
+                form = plan.get(layer)
+                form = form() if callable(form) else form
+                streams[i] = _advanced(arch, kind, weights, streams.get(i, x), form)
         x = _advanced(arch, kind, weights, x, None)
+        if report:
+            report(layer)
     own = _mean_loss(model, x, targets) if len(streams) < len(plans) else 0.0
     return [_mean_loss(model, streams[i], targets) if i in streams else own for i in range(len(plans))]
 

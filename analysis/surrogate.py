@@ -91,7 +91,9 @@ def fit_surrogate(
     held = min(_MOST_HELD_OUT, max(2, int(len(x) * _HELD_OUT)))
     test, train = x[np.sort(order[:held])], x[np.sort(order[held:])]
     y, test_y = (_outputs(weights, part, sigma) for part in (train, test))
-    start = bilinear_layer(weights, calibrate(weights, train[:: max(1, len(train) // _START_SAMPLES)], gate, method="joint_affine"))
+    start = bilinear_layer(
+        weights, calibrate(weights, train[:: max(1, len(train) // _START_SAMPLES)], gate, method="joint_affine")
+    )
     params = _widened(_balanced(start, train), width, seed)
     best, best_r2, best_step = _fitted(params, train, y, test, test_y, steps, batch_size, learning_rate, seed)
     result = GLUWeights(best.w, best.v, best.out, None, best.w_bias, best.v_bias, best.bias, best.skip)
@@ -239,9 +241,7 @@ def form_cosines(a: GLUWeights, b: GLUWeights, metric: jax.Array) -> jax.Array:
     """
 
     def inner(x, y):
-        products = [
-            (x.w.T @ metric @ left) * (x.v.T @ metric @ right) for left, right in ((y.w, y.v), (y.v, y.w))
-        ]
+        products = [(x.w.T @ metric @ left) * (x.v.T @ metric @ right) for left, right in ((y.w, y.v), (y.v, y.w))]
         return jnp.einsum("ho,hk,ko->o", x.out, products[0] + products[1], y.out)
 
     with jax.default_matmul_precision("highest"):

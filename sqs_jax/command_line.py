@@ -133,7 +133,7 @@ def _help(field: dataclasses.Field, default: Any) -> str:
     if isinstance(default, bool):
         text += f" (default: {str(default).lower()})"
     elif default not in (None, "", (), dataclasses.MISSING):
-        text += f" (default: {default})"
+        text += f" (default: {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
     return text.replace("%", "%%")  # argparse formats it
 
 

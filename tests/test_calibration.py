@@ -8,10 +8,9 @@ import pytest
 from sqs_jax import GATES, SQS
 from sqs_jax.analysis import GLUWeights, interaction_matrices, spectrum
 from sqs_jax.analysis.calibration import METHODS, calibrate, calibrated
-from sqs_jax.analysis.gains import gaussian_gains
 from sqs_jax.analysis.fidelity import fidelity
+from sqs_jax.analysis.gains import gaussian_gains
 from tests.helpers import logits64, network, samples
-
 
 
 @pytest.mark.parametrize("embed", [0, 9])

@@ -12,7 +12,7 @@ from flax import nnx
 
 from benchmarks.screenshot import opened, resize
 from sqs_jax.analysis import language as reading
-from sqs_jax.analysis.calibration import network_logits
+from sqs_jax.analysis.calibration import METHODS, network_logits
 from sqs_jax.analysis.cli import main
 from sqs_jax.analysis.report.language_page import drawn_windows, frequent_tokens, write_language_report
 from sqs_jax.train import InputError, TextConfig, train
@@ -209,7 +209,7 @@ def test_the_report_writes_what_it_shows(run_dir):
     result = summary["analysis"]
     assert len(result["layers"]) == 2
     for row in result["layers"]:
-        assert set(row["gains"]) == {"identity", "bussgang", "output", "joint"}
+        assert set(row["gains"]) == set(METHODS)
         assert row["gains"]["joint"]["r2"] > row["gains"]["identity"]["r2"]
         assert 1 <= row["participation_rank"] <= row["eigenvalues"] == 16
         assert row["decay"][0] == 1

@@ -9,7 +9,7 @@ import numpy as np
 
 from sqs_jax.analysis import interpret
 from sqs_jax.analysis.as_json import as_json
-from sqs_jax.analysis.calibration import Method
+from sqs_jax.analysis.calibration import AFFINE, Method
 from sqs_jax.analysis.eigen import Eigenpairs
 from sqs_jax.analysis.report import page, plots
 from sqs_jax.analysis.runs.load import (

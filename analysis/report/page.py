@@ -30,9 +30,8 @@ def render(content: dict[str, Any], words: dict[str, str]) -> str:
 
     parts = {name: html.escape(text) for name, text in words.items()}
     folder = files("sqs_jax.analysis.report")
-    parts |= {
-        name: (folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js", "language.js", "sweep.js")
-    }
+    scripts = ("page.css", "page.js", "language.js", "model.js", "sweep.js")
+    parts |= {name: (folder / name).read_text(encoding="utf-8") for name in scripts}
     data = json.dumps(content, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     parts |= {"data": data.replace("<", "\\u003c"), "plotly": get_plotlyjs().replace("</script", "<\\/script")}
     pieces = (folder / "page.html").read_text(encoding="utf-8").split("{{")

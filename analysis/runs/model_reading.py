@@ -1,0 +1,302 @@
+"""The reading of a pretrained language model, layer by layer, in a folder that a later call goes on from.
+
+reading.json          what is read, of which model and text; another call has to ask for the same
+layers/layer-NN.npz   what was fitted of a layer; whole or absent
+losses.json           the losses with layers replaced
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from sqs_jax import files
+from sqs_jax.analysis.interaction import GLUWeights
+from sqs_jax.analysis.language import layer_r2
+from sqs_jax.analysis.layer_reading import (
+    FittedLayer,
+    Order,
+    Reading,
+    WordPairs,
+    fit_layer,
+    layer_form,
+    read_words,
+)
+from sqs_jax.analysis.streams import is_sink, layer_streams, losses
+from sqs_jax.messages import InputError
+from sqs_jax.pretrained.model import LanguageModel
+from sqs_jax.pretrained.tensor_files import read_json
+from sqs_jax.pretrained.vocabulary import encode_text, first_tokens, one_token
+from sqs_jax.train.run_folder import alone
+
+_LENGTH = 512  # tokens of a window, or the model's context where that is shorter
+_TEST_TOKENS = 8192
+_TEXT_BYTES = 2**26  # of a text that are read
+_LETTERS = 16  # of the text for each token that is needed
+_WORDS = 200
+_STEPS = 300
+_WIDTH = 256  # narrower models cost less for each token: they get more tokens and steps
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadingOptions:
+    """What is read of a model, and of which text."""
+
+    readings: tuple[Reading, ...] = ("affine",)
+    """Beside each other; the last is the one whose eigenvectors are shown."""
+    layers: tuple[int, ...] = ()
+    """Numbers from 0; all by default."""
+    words: tuple[int, ...] = ()
+    """Tokens; by default the most frequent ones of the text."""
+    tokens: int = 0
+    """That readings are fitted on; 0 for 20,000, of surrogates 40,000, and more for a width below 256."""
+    test_tokens: int = _TEST_TOKENS
+    """That all is measured on, none of which is fitted on."""
+    pairs: int = 4
+    """Eigenpairs a word."""
+    order: Order = "size"
+    """By |λ|, or by what a pair adds on the data."""
+    seed: int = 0
+
+
+@dataclasses.dataclass
+class ModelReading:
+    """What was measured of a model."""
+
+    loss: float
+    """Of the model itself on the held-out text, in nats a token."""
+    layers: list[dict[str, Any]]
+    """For each layer that was read: "layer", "sinks", "effective_rank", "readings": {name: {"r2", "loss_rise"}}, …"""
+    all: dict[str, float]
+    """Rise of the loss with all those layers replaced, by reading."""
+    words: list[int]
+    pairs: list[WordPairs]
+    """One for each layer."""
+    tokens: int
+    test_tokens: int
+    text: np.ndarray
+    """The held-out windows (n, length)."""
+
+
+def default_tokens(model: LanguageModel, readings: Sequence[str]) -> int:
+    """How many tokens readings are fitted on unless something else is asked for."""
+    base = 40_000 if "surrogate" in readings else 20_000
+    return base * max(1, min(3, _WIDTH // model.architecture.width))
+
+
+def default_steps(model: LanguageModel) -> int:
+    """Steps of a surrogate's fit."""
+    return _STEPS * max(1, min(4, _WIDTH // model.architecture.width))
+
+
+def text_windows(model: LanguageModel, text: str, train_tokens: int, test_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows of a text's tokens, (n, length) each, for fitting and for measuring: drawn at random, none in both.
+
+    Each begins with the token that begins every text of the model, where it has one. Raises InputError for a text that
+    has too few tokens.
+    """
+    first = first_tokens(model.tokenizer)
+    length = min(_LENGTH, model.architecture.context)
+    own = length - len(first)
+    # Of a long text, more than enough: to tokenize all of it would take minutes.
+    text = text[: _LETTERS * (train_tokens + test_tokens)]
+    tokens = encode_text(model.tokenizer, text)
+    needed = [-(-count // length) for count in (train_tokens, test_tokens)]
+    count = len(tokens) // own
+    if count < sum(needed):
+        raise InputError(
+            f"the text has {len(tokens)} tokens: {sum(needed) * own} are needed for {train_tokens} that readings are "
+            f"fitted on and {test_tokens} that they are measured on"
+        )
+    rows = np.array(tokens[: count * own], np.int32).reshape(count, own)
+    windows = np.concatenate([np.tile(np.array(first, np.int32), (count, 1)), rows], axis=1)
+    order = np.random.default_rng(0).permutation(count)
+    return windows[np.sort(order[: needed[0]])], windows[np.sort(order[needed[0] : sum(needed)])]
+
+
+def read_text(path: Path) -> str:
+    """The first 64 MiB of a text. Raises InputError for a file that cannot be read, or is not UTF-8."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_TEXT_BYTES)
+        return content.decode("utf-8", errors="strict" if len(content) < _TEXT_BYTES else "ignore")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8") from None
+
+
+def text_words(model: LanguageModel, words: Sequence[str]) -> tuple[int, ...]:
+    """The tokens of words. Raises InputError, with its pieces, for one that is not a single token."""
+    return tuple(dict.fromkeys(one_token(model.tokenizer, word) for word in words))
+
+
+def next_tokens(windows: np.ndarray) -> np.ndarray:
+    """The target of each place: the next token of its window, -1 for the last."""
+    return np.pad(windows[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
+
+
+def read_model(
+    model: LanguageModel,
+    text: str,
+    options: ReadingOptions,
+    folder: Path | None = None,
+    report: Callable[[str], None] = print,
+) -> ModelReading:
+    """Reads layers of a language model on a text: fits, fidelity, losses with layers replaced, eigenvectors of words.
+
+    Args:
+      model: from `load_pretrained`.
+      text: what it is read on.
+      options: what is read.
+      folder: where fits and losses are kept, and taken from where they are there already.
+      report: called with a line for each layer that is done.
+
+    Raises InputError for a layer that the model does not have, a text that is too short, and a folder that holds the
+    reading of something else.
+    """
+    layers = options.layers or tuple(range(model.layers))
+    if wrong := [layer for layer in layers if not 0 <= layer < model.layers]:
+        raise InputError(f"layer {wrong[0]}: {model.name} has layers 0 to {model.layers - 1}")
+    tokens = options.tokens or default_tokens(model, options.readings)
+    train, test = text_windows(model, text, tokens, options.test_tokens)
+    words = list(options.words) or frequent_words(model, test, _WORDS)
+    with alone(folder) if folder else contextlib.nullcontext():
+        if folder:
+            _claim(folder, _identity(model, train, test, options))
+        return _read(model, train, test, options, layers, words, folder, report)
+
+
+def _read(model, train, test, options: ReadingOptions, layers, words: list[int], folder: Path | None, report):
+    fits, rows, pairs, start = {}, [], [], time.monotonic()
+    for seen, unseen in zip(layer_streams(model, train), layer_streams(model, test), strict=True):
+        layer = seen.layer
+        if layer in layers:
+            fits[layer] = fitted = _fitted(model, seen, options, folder)
+            pairs.append(
+                read_words(model, fitted, options.readings[-1], unseen, words, k=options.pairs, order=options.order)
+            )
+            rows.append(_figures(layer, fitted, unseen, pairs[-1]))
+            shown = ", ".join(f"{name} {row['r2']:.3f}" for name, row in rows[-1]["readings"].items())
+            report(f"layer {layer}: R² {shown}; {fitted.sinks} sinks; {time.monotonic() - start:.0f} s")
+        if layer == max(layers):
+            break
+    loss, rises, all_rises = _losses(model, test, fits, options, folder, report)
+    for row in rows:
+        for name, figures in row["readings"].items():
+            figures["loss_rise"] = rises[f"{row['layer']} {name}"]
+    return ModelReading(loss, rows, all_rises, words, pairs, int(train.size), int(test.size), test)
+
+
+def frequent_words(model: LanguageModel, windows: np.ndarray, count: int) -> list[int]:
+    """The most frequent tokens of windows, the most frequent first, without those that begin every window."""
+    frequency = np.bincount(windows.ravel(), minlength=model.architecture.vocab)
+    frequency[first_tokens(model.tokenizer)] = 0
+    order = np.argsort(-frequency, kind="stable")
+    return [int(token) for token in order[:count] if frequency[token]]
+
+
+def _figures(layer: int, fitted: FittedLayer, unseen, pairs: WordPairs) -> dict[str, Any]:
+    keep = ~is_sink(unseen.y, fitted.limit)
+    r2 = {name: layer_r2(part, unseen.x[keep], unseen.y[keep]) for name, part in fitted.layers.items()}
+    row: dict[str, Any] = {"layer": layer, "sinks": fitted.sinks, "test_sinks": int(np.sum(~keep))}
+    row |= {"effective_rank": pairs.effective_rank, "readings": {name: {"r2": value} for name, value in r2.items()}}
+    if fitted.form_cosine is not None:
+        row["form_cosine"] = fitted.form_cosine
+    shares = {"linear_share": pairs.linear_share, "share": pairs.share, "word_r2": pairs.r2}
+    return row | {name: float(np.nanmean(values)) for name, values in shares.items()}
+
+
+def _losses(model, test, fits: dict[int, FittedLayer], options: ReadingOptions, folder: Path | None, report):
+    """The model's loss; its rises with one layer replaced, by layer and reading; and with all, by reading."""
+    key = json.dumps(sorted(fits))
+    path = folder / "losses.json" if folder else None
+    if path and path.is_file():
+        kept = read_json(path)
+        if kept.get("layers") == key:
+            return kept["loss"], kept["rises"], kept["all"]
+    names = options.readings
+    single = {f"{layer} {name}": {layer: layer_form(fits[layer], name)} for layer in fits for name in names}
+    together = [{layer: layer_form(fits[layer], name) for layer in fits} for name in names]
+    report(f"losses with layers replaced: {len(single) + len(together)} of them")
+    start = time.monotonic()
+    windows = (test, next_tokens(test))
+    whole, *rest = losses(model, windows, [{}, *together, *single.values()])
+    rises = [loss - whole for loss in rest]
+    all_rises = dict(zip(names, rises, strict=False))
+    each = dict(zip(single, rises[len(names) :], strict=True))
+    report(f"loss {whole:.4f} nats a token; all replaced: " + ", ".join(f"{n} {r:+.3f}" for n, r in all_rises.items()))
+    report(f"losses took {time.monotonic() - start:.0f} s")
+    if path:
+        files.write(path, json.dumps({"layers": key, "loss": whole, "rises": each, "all": all_rises}, indent=1) + "\n")
+    return whole, each, all_rises
+
+
+def _identity(model: LanguageModel, train: np.ndarray, test: np.ndarray, options: ReadingOptions) -> dict[str, Any]:
+    """What has to be the same for fits to be taken from a folder."""
+    text = hashlib.sha256(train.tobytes() + test.tobytes()).hexdigest()
+    weights = hashlib.sha256(np.asarray(model.embedding[:: max(1, len(model.embedding) // 64)]).tobytes()).hexdigest()
+    about = {"model": model.name, "embedding": weights, "layers": model.layers, "tokens": text}
+    return about | {"readings": list(options.readings), "seed": options.seed, "version": 1}
+
+
+def _claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Writes what a folder holds. Raises InputError where it holds something else."""
+    path = folder / "reading.json"
+    if path.is_file():
+        held = read_json(path)
+        if held != identity:
+            other = next(name for name in identity if held.get(name) != identity[name])
+            raise InputError(f"{folder} holds another reading (its {other} differ): another --out-dir is needed")
+        return
+    if folder.exists() and (not folder.is_dir() or files.visible(folder)):
+        raise InputError(f"{folder} is no reading, and not empty: another --out-dir is needed")
+    (folder / "layers").mkdir(parents=True, exist_ok=True)
+    files.write(path, json.dumps(identity, indent=1) + "\n")
+
+
+def _fitted(model: LanguageModel, seen, options: ReadingOptions, folder: Path | None) -> FittedLayer:
+    path = folder / "layers" / f"layer-{seen.layer:02}.npz" if folder else None
+    if path and path.is_file():
+        return load_layer(path)
+    fitted = fit_layer(model, seen, options.readings, steps=default_steps(model), seed=options.seed)
+    if path:
+        files.write(path, _layer_file(fitted))
+    return fitted
+
+
+def _layer_file(fitted: FittedLayer) -> bytes:
+    arrays: dict[str, Any] = {"limit": fitted.limit, "sinks": fitted.sinks, "mean": fitted.mean}
+    arrays["form_cosine"] = np.nan if fitted.form_cosine is None else fitted.form_cosine
+    for name, layer in fitted.layers.items():
+        arrays |= {f"{name}/{part}": np.asarray(array) for part, array in layer._asdict().items() if array is not None}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def load_layer(path: Path) -> FittedLayer:
+    """What was fitted of a layer, from its file. Raises InputError for a damaged one."""
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+        parts: dict[str, dict[str, Any]] = {}
+        for name, array in arrays.items():
+            if "/" in name:
+                reading, _, part = name.partition("/")
+                parts.setdefault(reading, {})[part] = jnp.asarray(array)
+        layers = {name: GLUWeights(**part) for name, part in parts.items()}
+        cosine = float(arrays["form_cosine"])
+        return FittedLayer(
+            float(arrays["limit"]), int(arrays["sinks"]), arrays["mean"], layers, None if np.isnan(cosine) else cosine
+        )
+    except Exception as error:  # whatever a damaged archive leads to
+        raise InputError(f"{path} is damaged ({type(error).__name__}): remove it, and the layer is read anew") from None
