@@ -6,7 +6,7 @@ What `__all__` names is public, and with it `analysis.interpret` and `analysis.s
 import importlib
 from typing import TYPE_CHECKING
 
-from sqs_jax.analysis.calibration import Calibration, calibrate, calibrated
+from sqs_jax.analysis.calibration import Calibration, bilinear_layer, calibrate, calibrated
 from sqs_jax.analysis.eigen import Eigenpairs, NotConvergedError, eigenpairs, spectrum, top_eigenpairs
 from sqs_jax.analysis.fidelity import Fidelity, ablation, deep_fidelity, fidelity, truncation
 from sqs_jax.analysis.interaction import GLUWeights, interaction_matrices
@@ -19,8 +19,10 @@ from sqs_jax.start import extra
 if TYPE_CHECKING:
     from sqs_jax.analysis.language import mlp_weights, token_directions, token_eigenpairs
     from sqs_jax.analysis.report import write_report
+    from sqs_jax.analysis.report.model_page import write_model_report
     from sqs_jax.analysis.report.weights_page import write_weights_report
     from sqs_jax.analysis.runs.compare import compare_runs
+    from sqs_jax.analysis.surrogate import Surrogate, fit_surrogate
     from sqs_jax.train.text.language_model import load_language
 
 __all__ = [
@@ -30,7 +32,9 @@ __all__ = [
     "GLUWeights",
     "NotConvergedError",
     "Run",
+    "Surrogate",
     "ablation",
+    "bilinear_layer",
     "calibrate",
     "calibrated",
     "compare",
@@ -41,6 +45,7 @@ __all__ = [
     "eigenpairs",
     "extremes",
     "fidelity",
+    "fit_surrogate",
     "interaction_matrices",
     "layer_weights",
     "load_language",
@@ -53,6 +58,7 @@ __all__ = [
     "token_eigenpairs",
     "top_eigenpairs",
     "truncation",
+    "write_model_report",
     "write_report",
     "write_weights_report",
 ]
@@ -60,11 +66,14 @@ __all__ = [
 
 # What needs Flax, or the extra `train`: only who uses it pays.
 _MODULES = {
+    "Surrogate": "sqs_jax.analysis.surrogate",
     "compare_runs": "sqs_jax.analysis.runs.compare",
+    "fit_surrogate": "sqs_jax.analysis.surrogate",
     "load_language": "sqs_jax.train.text.language_model",
     "mlp_weights": "sqs_jax.analysis.language",
     "token_directions": "sqs_jax.analysis.language",
     "token_eigenpairs": "sqs_jax.analysis.language",
+    "write_model_report": "sqs_jax.analysis.report.model_page",
     "write_report": "sqs_jax.analysis.report",
     "write_weights_report": "sqs_jax.analysis.report.weights_page",
 }

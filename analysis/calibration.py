@@ -70,9 +70,9 @@ def calibrated(weights: GLUWeights, calibration: Calibration) -> GLUWeights:
 
         γ·a·u + β·a = a·(γ·u + β),        z L = Σ_i z_i·1·L_i
 
-    so gains scale the gate branch, and β is its bias. The constant coordinate of interaction matrices carries all that is
-    linear: a map L is d more hidden units, whose gate branch is 1. For "gaussian" there are 2h hidden units: the others
-    are u·(δ·u + ε). The result is at least float32: 16 bits would round the gains.
+    so gains scale the gate branch, and β is its bias. The constant coordinate of interaction matrices carries all that
+    is linear: a map L is d more hidden units, whose gate branch is 1. For "gaussian" there are 2h hidden units: the
+    others are u·(δ·u + ε). The result is at least float32: 16 bits would round the gains.
     """
     weights = at_least_float32(weights)
     if calibration.linear_map is not None:
@@ -134,10 +134,8 @@ def calibrate(
         "output"     γ_h = E[a² u σ(u)] / E[a² u²]: least squares for each hidden unit's output
         "joint"      least squares for the outputs, over all γ at once and a constant each: (PPᵀ) ∘ Cov(a u) has to
                      be solved; on the calibration set no other γ is better, but for the ridge
-        "output_affine"
-                     least squares for each hidden unit's output by γ·a·u + β·a and a constant
-        "joint_affine"
-                     least squares for the outputs, over all γ and a linear map z L at once, and a constant each
+        "output_affine": least squares for each hidden unit's output by γ·a·u + β·a and a constant
+        "joint_affine": least squares for the outputs, over all γ and a linear map z L at once, and a constant each
 
     Args:
       weights: of the layer.
@@ -153,10 +151,10 @@ def calibrate(
 
     Returns:
       A Calibration, from centred data, whatever the dtype of the weights. Pass it to
-      `calibrated`. Where the method has no linear term and is not "gaussian", its `gain` may also be passed to `spectrum`
-      as it is.
+      `calibrated`. Where the method has no linear term and is not "gaussian", its `gain` may also be passed to
+      `spectrum` as it is.
 
-    Host code: it sums over batches outside of jit, grad and vmap.
+    Host code, outside of jit, grad and vmap.
 
     Raises:
       ValueError: an unknown method, inputs that do not fit, are not finite, are fewer than 2, or are so large that
@@ -215,10 +213,14 @@ def calibrate_all(
         assert residuals is not None
     spread = variation(moments["y,y"], n, moments["y"])
     for i, method in enumerate(methods):
-        parts = (*terms[method], residuals["r"][i], 1 - residuals["r,r"][i] / spread)
-        fields = (None if part is None else jnp.asarray(part, dtype) for part in parts)
-        calibrations[method] = Calibration(method, *fields, samples=n)
+        parts: Any = (*terms[method], residuals["r"][i], 1 - residuals["r,r"][i] / spread)
+        calibrations[method] = Calibration(method, *(as_dtype(part, dtype) for part in parts), samples=n)
     return calibrations
+
+
+def as_dtype(part: Any, dtype: Any) -> Any:
+    """An array of this dtype; None as it is."""
+    return None if part is None else jnp.asarray(part, dtype)
 
 
 def _terms(weights: GLUWeights, moments: Moments, gate: Gate, method: Method, ridge: float) -> Terms:

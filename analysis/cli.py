@@ -72,8 +72,8 @@ class Report:
     )
     reading: tuple[Reading, ...] = option(
         ("affine",),
-        "Of a pretrained model: how its gates are read, any of identity, joint, affine, surrogate; the eigenvectors are "
-        "those of the last.",
+        "Of a pretrained model: how its gates are read, any of identity, joint, affine, surrogate; the eigenvectors "
+        "are those of the last.",
     )
     tokens: int = option(
         0, "Of a pretrained model: tokens that readings are fitted on; 0 for a number that suits its width.", COUNT

@@ -212,30 +212,32 @@ def top_eigenpairs(
     References: Golub and Underwood 1977 (block Lanczos); Wu and Simon 2000 (thick restart).
     """
     weights, gain = _checked(weights, gain)
-    rank, d = rank_bound(weights, basis), dimension(weights, basis)
+    rank, d, traced = rank_bound(weights, basis), dimension(weights, basis), is_traced((weights, gain))
     # A restart keeps k + BLOCK rows of the basis and needs room for a block beside them.
     least = 2 * -(-(k + 2 * BLOCK) // BLOCK) * BLOCK
-    traced = is_traced((weights, gain))
     _check_top(k, method, tol, rank=rank, d=d, least=least, traced=traced)
     _check_memory(memory)
     if traced or method == "dense" or (method == "auto" and rank < max(_LEAST_FOR_KRYLOV, 12 * k, least)):
         return spectrum(weights, basis=basis, count=k, gain=gain, memory=memory)
     if method == "auto" and d <= _MOST_FOR_LAPACK and rank == d and jax.default_backend() == "cpu":
         return _few_dense(weights, gain, k, basis, memory)
-    # Where "auto" gives up, it has spent about what the dense solution costs.
-    pairs = _krylov(weights, gain, k, tol, basis, memory, most_products=rank // 2 if method == "auto" else 4 * d)
+    most_products = rank // 2 if method == "auto" else 4 * d  # "auto" then has spent what the dense solution costs
+    pairs = _krylov(weights, gain, k, tol, basis, memory, most_products=most_products)
     errors = _relative_residuals(pairs)
-    worst = jnp.max(errors)
-    if worst <= tol:
+    if jnp.all(errors <= tol):
         return pairs
     if method == "auto":
-        left = np.flatnonzero(errors > tol)
-        rest = _few_dense(weights._replace(out=weights.out[:, left], out_bias=None, skip=None), gain, k, basis, memory)
-        return Eigenpairs(*(array.at[left].set(part) for array, part in zip(pairs, rest, strict=True)))
-    raise NotConvergedError(
-        f"`tol` is {tol:g}, and after {4 * d} products, or as many more for copies, a largest residual is {worst:.2g}: "
-        "a larger `tol`, or `method` 'dense', is needed"
+        return _completed(pairs, np.flatnonzero(errors > tol), weights, gain, k, basis, memory)
+    message = (
+        f"`tol` is {tol:g}, and after {most_products} products, or as many more for copies, a largest residual is "
     )
+    raise NotConvergedError(f"{message}{jnp.max(errors):.2g}: a larger `tol`, or `method` 'dense', is needed")
+
+
+def _completed(pairs: Eigenpairs, left: np.ndarray, weights, gain, k: int, basis: Basis, memory: int) -> Eigenpairs:
+    """The pairs with those of the outputs that are `left` solved densely."""
+    rest = _few_dense(weights._replace(out=weights.out[:, left], out_bias=None, skip=None), gain, k, basis, memory)
+    return Eigenpairs(*(array.at[left].set(part) for array, part in zip(pairs, rest, strict=True)))
 
 
 def _relative_residuals(pairs: Eigenpairs) -> Array:

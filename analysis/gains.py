@@ -130,8 +130,8 @@ def gaussian_gains(
       a_mean: α (h,): wᵀ μ,
       covariance: ρ s² (h,): wᵀ Σ v.
 
-    Returns Terms (γ, δ, β, ε). The expectations are Gauss-Legendre sums on either side of u = 0, where σ may jump: never
-    a mean of derivatives by autodiff, which misses the jump.
+    Returns Terms (γ, δ, β, ε). The expectations are Gauss-Legendre sums on either side of u = 0, where σ may jump:
+    never a mean of derivatives by autodiff, which misses the jump.
 
     Raises ValueError for a variance that is not positive.
 

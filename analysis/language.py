@@ -172,7 +172,9 @@ def read_mlps(
     the calibrations.
     """
     model = as_language_model(model)
-    r2s, calibrations, limits = [], [], []
+    r2s: list[dict[Method, float]] = []
+    calibrations: list[dict[Method, Calibration]] = []
+    limits: list[float] = []
     counted = [targets.reshape(-1) >= 0 for _, targets in (train, test)]
     for seen, unseen in zip(layer_streams(model, train[0]), layer_streams(model, test[0]), strict=True):
         weights, gate = mlp_weights(model, seen.layer), glu_gate(model, seen.layer)
@@ -191,7 +193,7 @@ def read_mlps(
     whole, *rest = losses(model, test, plans)
     rises = [loss - whole for loss in rest]
     count = len(methods)
-    layers = [
+    layers: list[dict[Method, Reading]] = [
         {name: Reading(r2s[i][name], rises[count + i * count + j]) for j, name in enumerate(methods)}
         for i in range(model.layers)
     ]

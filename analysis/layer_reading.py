@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sqs_jax.analysis.calibration import Method, bilinear_layer, calibrate
-from sqs_jax.analysis.eigen import top_eigenpairs
+from sqs_jax.analysis.eigen import Eigenpairs, top_eigenpairs
 from sqs_jax.analysis.fidelity import r_squared
 from sqs_jax.analysis.interaction import GLUWeights, interaction_matrices
 from sqs_jax.analysis.language import (
@@ -79,8 +79,9 @@ def fit_layer(
 ) -> FittedLayer:
     """Fits the readings of one layer on what its GLU reads and gives; sinks are left out.
 
-    "identity" is the gate as it is, with the offset that the data has; "joint" and "affine" are `calibrate`'s "joint" and
-    "joint_affine" ("output_affine" beyond 4,096 hidden units), of at most 20,000 places; "surrogate" is `fit_surrogate`.
+    "identity" is the gate as it is, with the offset that the data has; "joint" and "affine" are `calibrate`'s "joint"
+    and "joint_affine" ("output_affine" beyond 4,096 hidden units), of at most 20,000 places; "surrogate" is
+    `fit_surrogate`.
     """
     weights, gate = mlp_weights(model, seen.layer), glu_gate(model, seen.layer)
     limit = sink_limit(seen.y)
@@ -110,7 +111,7 @@ def layer_form(fitted: FittedLayer, reading: str) -> Form:
 
 
 def centred(layer: GLUWeights, mean: np.ndarray) -> GLUWeights:
-    """The same bilinear layer as a function of c = x̂ - mean: its quadratic part is the same, its linear part another."""
+    """The same bilinear layer as a function of c = x̂ - mean: the quadratic part stays, the linear part changes."""
     at = jnp.asarray(mean)
     zeros = jnp.zeros(layer.w.shape[1], layer.w.dtype)
     w_bias = at @ layer.w + (zeros if layer.w_bias is None else layer.w_bias)
@@ -125,6 +126,8 @@ def centred(layer: GLUWeights, mean: np.ndarray) -> GLUWeights:
 def linear_directions(layer: GLUWeights) -> jax.Array:
     """The linear part (d, outputs) of a bilinear layer: Σ_h P[h, o]·(c_h w_h + b_h v_h), and its skip."""
     with jax.default_matmul_precision("highest"):
+        assert layer.w_bias is not None
+        assert layer.v_bias is not None  # `centred` gives both
         linear = layer.w @ (layer.v_bias[:, None] * layer.out) + layer.v @ (layer.w_bias[:, None] * layer.out)
         return linear if layer.skip is None else linear + layer.skip
 
@@ -157,17 +160,12 @@ def read_words(
     c, y = unseen.x[keep] - fitted.mean, unseen.y[keep] @ np.asarray(directions)
     linear = np.asarray(linear_directions(layer))
     bare = layer._replace(w_bias=None, v_bias=None, skip=None, out_bias=None)
-    if order == "data":
-        half, inverse = _roots(c)
-        pairs = top_eigenpairs(bare._replace(w=half @ bare.w, v=half @ bare.v), k)
-        vectors, patterns = (np.asarray(pairs.vectors) @ np.asarray(matrix) for matrix in (inverse, half))
-    else:
-        pairs = top_eigenpairs(bare, k)
-        vectors = patterns = np.asarray(pairs.vectors)
-    values = np.asarray(pairs.values)
-    along_line = c @ linear
+    pairs, vectors, patterns = _pairs(bare, c, k, order)
+    values, along_line = np.asarray(pairs.values), c @ linear
     response = np.einsum("nd,mkd->nmk", c, vectors, optimize=True)
     explained = along_line + np.einsum("nmk,mk->nm", response**2, values, optimize=True)
+    likes = liked_tokens(np.concatenate([patterns.reshape(-1, len(linear)), linear.T]), model)
+    count = patterns.shape[0] * patterns.shape[1]
     return WordPairs(
         values=values,
         vectors=vectors,
@@ -175,11 +173,22 @@ def read_words(
         r2=_shares(y, predicted(layer, c)),
         linear_share=_shares(y, along_line),
         share=_shares(y, explained),
-        likes=liked_tokens(patterns, model),
-        linear_likes=liked_tokens(linear.T, model),
+        likes=likes[:count].reshape(*patterns.shape[:2], *likes.shape[1:]),
+        linear_likes=likes[count:],
         places=keep[distinct_places(response, contexts)],
         effective_rank=_effective_rank(bare),
     )
+
+
+def _pairs(layer: GLUWeights, c: np.ndarray, k: int, order: Order) -> tuple[Eigenpairs, np.ndarray, np.ndarray]:
+    """The pairs of a layer without linear part, the readout directions (m, k, d), and what c has in their responses."""
+    if order == "size":
+        pairs = top_eigenpairs(layer, k)
+        return pairs, np.asarray(pairs.vectors), np.asarray(pairs.vectors)
+    half, inverse = _roots(c)
+    pairs = top_eigenpairs(layer._replace(w=half @ layer.w, v=half @ layer.v), k)
+    readouts, patterns = (np.asarray(pairs.vectors) @ np.asarray(matrix) for matrix in (inverse, half))
+    return pairs, readouts, patterns
 
 
 def distinct_places(response: Float[np.ndarray, "n m k"], count: int) -> np.ndarray:

@@ -31,7 +31,8 @@ class _Centred(NamedTuple):
 
 
 def _names(text: str) -> dict[str, _Centred]:
-    return {name: _Centred(*name.replace("×", ",").split(","), "×" in name) for name in text.split()}
+    parts = {name: name.replace("×", ",").split(",") for name in text.split()}
+    return {name: _Centred(left, right, "×" in name) for name, (left, right) in parts.items()}
 
 
 _MEANS = ("a", "u", "au", "as", "z", "t", "y")
@@ -68,9 +69,9 @@ def batch_residuals(weights: GLUWeights, terms, x: jax.Array, gate: Gate) -> dic
     unit = a * gate(u)
     means, squares = [], []
     for term in terms:
-        gain, gate_gain, linear, gate_linear, linear_map = (None if part is None else part[None] for part in term)
+        gain, gate_gain, linear, gate_linear = (part[None] for part in term[:4])
         rest = (unit - (gain * a + gate_gain * u + gate_linear) * u - linear * a) @ weights.out
-        rest = rest if linear_map is None else rest - z @ linear_map[0]
+        rest = rest if term[4] is None else rest - z @ term[4]
         means.append(rest.mean(0))
         squares.append(jnp.sum((rest - means[-1][None]) ** 2, axis=0))
     return {"n": jnp.asarray(len(x)), "r": jnp.stack(means), "r,r": jnp.stack(squares)}

@@ -1,4 +1,4 @@
-"""The residual stream of a language model, layer by layer: what each GLU reads and gives, and the loss with forms in its place.
+"""The residual stream of a language model, layer by layer: what GLUs read and give, the loss with forms in their place.
 
 Each pass reads the weights of one layer at a time.
 """
@@ -52,7 +52,7 @@ class LayerStream(NamedTuple):
 
 
 def layer_streams(model: LanguageModel, tokens: np.ndarray) -> Iterator[LayerStream]:
-    """Every layer's GLU in turn, on windows of tokens (n, length): rows are the places of the first window, and so on."""
+    """Every layer's GLU in turn, on windows of tokens (n, length): a row a place, window after window."""
     x = _embedded(model, tokens)
     for layer, kind in enumerate(model.architecture.blocks):
         weights = model.block(layer)

@@ -19,6 +19,7 @@ from sqs_jax.gates import Gate, static_gate
 _LOOKS = 8  # how often the held-out samples are looked at
 _HELD_OUT, _MOST_HELD_OUT = 0.1, 4096
 _START_SAMPLES = 10_000  # for the gains that a fit starts from
+_PATIENCE = 3  # looks without a better one, after which a fit ends: its first steps may do harm
 _PART = 2048
 
 
@@ -66,19 +67,19 @@ def fit_surrogate(
 
     It starts from the layer's own weights with joint affine gains, without which other and worse layers are found. The
     learning rate falls by a cosine. A tenth of the samples is held out; the parameters with the best R² there are kept,
-    and the fit ends when it has not risen twice.
+    and the fit ends when it has not risen for three looks.
 
     Args:
       weights: of the layer, without an embedding. For a language model `mlp_weights`, whose outputs are the stream's.
       x: its inputs (n, inputs), n ≥ 20; places that are not to count, such as attention sinks, left out.
       gate: σ.
-      width: hidden units of the surrogate, by default those of the layer; beyond them, random ones that give 0 are added.
+      width: hidden units of the surrogate, by default those of the layer; more are random ones that give 0 at first.
       steps: of Adam, 1 or more; batch_size: samples a step; learning_rate: at the start; seed: of the batches.
 
     Host code. Raises ValueError for weights, inputs or numbers that do not fit.
 
-    Source: this project's own; the nearest published reading is the best quadratic form for Gaussian inputs (Belrose and
-    Rigg 2025), which `calibrate` has as "gaussian".
+    Source: this project's own; the nearest published reading is the best quadratic form for Gaussian inputs (Belrose
+    and Rigg 2025), which `calibrate` has as "gaussian".
     """
     check_concrete("fit_surrogate", weights=weights, x=x)
     check_weights(weights)
@@ -201,7 +202,7 @@ def _fitted(params: _Layer, x, y, test, test_y, steps, batch_size, learning_rate
     best, best_r2, best_step = params, _r2(params, test, test_y), 0
     params = jax.tree.map(jnp.copy, params)
     each, done, worse = max(1, steps // _LOOKS), 0, 0
-    while done < steps and worse < 2:
+    while done < steps and worse < _PATIENCE:
         count = min(each, steps - done)
         params, state = _advance(
             params, state, x, y, key, jnp.int32(done), count=count, batch_size=batch_size, optimizer=optimizer

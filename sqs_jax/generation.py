@@ -46,7 +46,7 @@ class Decoder(Protocol):
         """With `vocab`, the number of tokens, and `context`, the longest sequence."""
 
     def start(self, prompts: np.ndarray, lengths: np.ndarray, room: int) -> tuple[Any, jax.Array]:
-        """A cache for `room` tokens with the prompts (batch, length) in it, and the logits (batch, vocab) after each."""
+        """A cache for `room` tokens with the prompts (batch, length) in it, and the logits (batch, vocab) after."""
         ...
 
     def parts(self) -> tuple[Callable, Any]:
@@ -196,7 +196,7 @@ def last_rows(x: jax.Array, lengths: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="count", donate_argnums=2)
 def _continue(decode, params, state, last, *, keys, settings, end, count: int) -> tuple[_State, jax.Array]:
-    """`count` more tokens a row (batch, count); a row that has ended repeats `end`. The cache has no place after `last`."""
+    """`count` more tokens a row (batch, count); a row that has ended repeats `end`. The cache ends at `last`."""
 
     def step(state: _State, _):
         chosen = jax.vmap(_draw, (0, 0, 0, None))(keys, state.position, state.logits, settings)

@@ -253,8 +253,11 @@ def rotate(x: jax.Array, positions: jax.Array, base: float = 10_000.0) -> jax.Ar
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def check_tokens(tokens: Any, config: TransformerConfig) -> None:
-    """Raises ValueError unless tokens are integers (batch, length) that fit; under jit their range is not seen."""
+def check_tokens(tokens: Any, config: Any) -> None:
+    """Raises ValueError unless tokens are integers (batch, length) that fit; under jit their range is not seen.
+
+    `config` has `vocab` and `context`, as a TransformerConfig.
+    """
     if jnp.ndim(tokens) != 2 or not 1 <= jnp.shape(tokens)[1] <= config.context:
         raise ValueError(f"`tokens` has shape {jnp.shape(tokens)}: (batch, 1 to {config.context}) is needed")
     if not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):

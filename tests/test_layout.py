@@ -22,6 +22,9 @@ ORDER = (
     ("sharding",),
     ("modules", "transformer"),
     ("generation",),
+    ("pretrained.architecture", "pretrained.rope", "pretrained.decoder", "pretrained.tensor_files"),
+    ("pretrained.families", "pretrained.vocabulary", "pretrained.model"),
+    ("pretrained.loading", "pretrained.gguf_tokenizer", "pretrained.gguf_file", "pretrained.sampling"),
     ("train.config",),
     ("train.presets",),
     ("train.records",),
@@ -39,11 +42,15 @@ ORDER = (
     ("train.task",),
     ("train.loop",),
     ("train.sweep",),
-    ("analysis.as_json", "analysis.interaction", "analysis.derivatives", "analysis.krylov"),
+    ("analysis.as_json", "analysis.interaction", "analysis.derivatives", "analysis.krylov", "analysis.lapack"),
+    ("analysis.moments",),
     ("analysis.eigen",),
-    ("analysis.spectrum_summary", "analysis.calibration"),
+    ("analysis.spectrum_summary", "analysis.gains"),
+    ("analysis.calibration",),
     ("analysis.fidelity", "analysis.similarity", "analysis.interpret", "analysis.weight_files"),
+    ("analysis.streams", "analysis.surrogate"),
     ("analysis.language",),
+    ("analysis.layer_reading",),
     ("analysis.runs",),
     ("analysis.report",),
 )
@@ -51,7 +58,7 @@ ORDER = (
 # command `tune` and the benchmark import, measures the layer.
 COMMANDS = ("train.cli", "analysis.cli", "kernels.__main__", "kernels.measure", "train.__main__", "analysis.__main__")
 # What a package shows of the modules in it.
-FACADES = ("", "train", "analysis")
+FACADES = ("", "train", "analysis", "pretrained")
 # Below these, analysis takes arrays and knows nothing of runs.
 OF_RUNS = ("analysis.runs", "analysis.report", "analysis.cli", "analysis.weight_files")
 
@@ -60,7 +67,8 @@ def modules() -> dict[str, Path]:
     paths = {}
     for folder, prefix in (("sqs_jax", ""), ("kernels", "kernels."), ("train", "train."), ("analysis", "analysis.")):
         pattern = "*.py" if folder == "sqs_jax" else "**/*.py"
-        for path in (ROOT / folder).glob(pattern):
+        inner = (ROOT / "sqs_jax" / "pretrained").glob("*.py") if folder == "sqs_jax" else ()
+        for path in (*(ROOT / folder).glob(pattern), *inner):  # the other folders of sqs_jax are links
             parts = path.relative_to(ROOT / folder).with_suffix("").parts
             name = (prefix + ".".join(parts)).removesuffix("__init__").rstrip(".")
             paths[name] = path
@@ -129,7 +137,7 @@ FILES = [
     path
     for folder in ("sqs_jax", "kernels", "train", "analysis", "tests", "benchmarks", "experiments", "docs")
     for path in (ROOT / folder).glob("*.py" if folder == "sqs_jax" else "**/*.py")
-]
+] + list((ROOT / "sqs_jax" / "pretrained").glob("*.py"))
 
 
 def test_files_and_functions_are_small():

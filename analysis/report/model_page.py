@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 from sqs_jax.analysis.as_json import as_json
-from sqs_jax.analysis.layer_reading import READINGS, Order, Reading
+from sqs_jax.analysis.layer_reading import READINGS, Reading
 from sqs_jax.analysis.report import page
 from sqs_jax.analysis.runs.model_reading import ModelReading, ReadingOptions, read_model, read_text, text_words
 from sqs_jax.files import write
 from sqs_jax.messages import InputError
-from sqs_jax.pretrained import load_pretrained
+from sqs_jax.pretrained.loading import load_pretrained
 from sqs_jax.pretrained.model import LanguageModel
 from sqs_jax.pretrained.tensor_files import read_json
 from sqs_jax.pretrained.vocabulary import token_bytes_of
@@ -27,15 +27,11 @@ def write_model_report(
     *,
     text: Path,
     out_dir: Path | None = None,
-    layers: tuple[int, ...] = (),
     words: tuple[str, ...] = (),
     readings: tuple[Reading, ...] = ("affine",),
-    tokens: int = 0,
-    pairs: int = 4,
-    order: Order = "size",
-    seed: int = 0,
     against: tuple[Path, ...] = (),
     command: str = "sqs_jax.analysis.write_model_report",
+    **settings: Any,
 ) -> Path:
     """Reads the GLUs of a pretrained language model on a text, and writes a folder with a page and its numbers.
 
@@ -48,14 +44,11 @@ def write_model_report(
       path: of the model, as in `load_pretrained`.
       text: a UTF-8 file that it is read on.
       out_dir: the folder, by default runs/<name of the model>-reading.
-      layers: numbers from 0, by default all.
       words: each has to be one token of the model, such as " king"; by default the 200 most frequent ones of the text.
       readings: any of "identity", "joint", "affine" and "surrogate"; "affine" is measured in any case.
-      tokens: that readings are fitted on; 0 for a number that suits the model.
-      pairs: eigenpairs a word; order: which of them, "size" or "data", as in `read_words`.
-      seed: of surrogates.
       against: folders of other readings, whose map is shown beside this one.
       command: what made the report, for its footer.
+      settings: `layers`, `tokens`, `test_tokens`, `pairs`, `order` and `seed`, as in `ReadingOptions`.
 
     Returns the page's path. Raises InputError for a model, a text, a layer, a word or a folder that does not fit.
     """
@@ -63,18 +56,7 @@ def write_model_report(
     content = read_text(text)
     model = load_pretrained(path)
     folder = out_dir or Path("runs") / f"{model.name}-reading"
-    chosen = tuple(name for name in READINGS if name in {"affine", *readings})
-    last = readings[-1] if readings else "affine"
-    chosen = (*(name for name in chosen if name != last), last)
-    options = ReadingOptions(
-        readings=chosen,
-        layers=layers,
-        words=text_words(model, words),
-        tokens=tokens,
-        pairs=min(pairs, model.architecture.width),
-        order=order,
-        seed=seed,
-    )
+    options = ReadingOptions(readings=_ordered(readings), words=text_words(model, words), **settings)
     print(_banner(model, text), flush=True)
     result = read_model(model, content, options, folder, report=_say)
     summary = _summary(model, text, options, result)
@@ -89,6 +71,13 @@ def write_model_report(
     for name, data in made.items():
         write(folder / name, data)
     return folder / "report.html"
+
+
+def _ordered(readings: tuple[Reading, ...]) -> tuple[Reading, ...]:
+    """These readings and "affine", each once; the last is still the last."""
+    last: Reading = readings[-1] if readings else "affine"
+    before: list[Reading] = [name for name in READINGS if name in ("affine", *readings) and name != last]
+    return (*before, last)
 
 
 def _without_words(command: str) -> str:
@@ -211,13 +200,13 @@ def _texts(model: LanguageModel, text: Path, options: ReadingOptions, result: Mo
         "identity": "Read from the weights alone, the gate as the identity,",
         "joint": "Read from the weights, with one gain for each hidden unit,",
         "affine": "Read from the weights, with one gain for each hidden unit and a linear part,",
-        "surrogate": "Read by surrogates, bilinear layers that were fitted to the GLUs and whose weights are not the model's,",
+        "surrogate": "Read by surrogates, bilinear layers that were fitted to the GLUs, with weights of their own,",
     }
     count = len(result.layers)
     which = "every GLU" if count == model.layers else f"{count} of {model.layers} GLUs"
     verdict = (
-        f"{kinds[name]} quadratic forms explain {100 * min(values):.1f} to {100 * max(values):.1f} % of what a GLU adds, "
-        f"on {result.test_tokens:,} tokens of held-out text. With them in the place of {which} the model's loss, "
+        f"{kinds[name]} quadratic forms explain {100 * min(values):.1f} to {100 * max(values):.1f} % of what a GLU "
+        f"adds, on {result.test_tokens:,} tokens of held-out text. With them in the place of {which} the model's loss, "
         f"{result.loss:.3f} nats a token, rises by {result.all[name]:.3f}."
     )
     arch = model.architecture

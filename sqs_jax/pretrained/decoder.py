@@ -67,7 +67,7 @@ def logits(arch: Architecture, norm: jax.Array, unembedding: jax.Array, x: jax.A
 
 
 def block_with_cache(arch, kind: BlockKind, weights: Weights, x, position, kept: KeysValues):
-    """One token a row, at `position` (batch,): the stream (batch, 1, d), and the cache (batch, room, heads, n) with it."""
+    """One token a row, at `position` (batch,): the stream (batch, 1, d), and the cache (batch, room, heads, n)."""
     q, k, v = _queries_keys_values(arch, kind, weights, x, position[:, None])
     put = jax.vmap(lambda cache, new, at: jax.lax.dynamic_update_slice_in_dim(cache, new, at, axis=0))
     keys, values = put(kept[0], k, position), put(kept[1], v, position)

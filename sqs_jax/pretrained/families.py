@@ -1,4 +1,4 @@
-"""The families of language models that are known, a row each: what their config.json means, and how weights are named."""
+"""The families of language models that are known, a row each: what config.json means, and how weights are named."""
 
 import dataclasses
 import functools

@@ -31,8 +31,8 @@ def load_pretrained(path: str | os.PathLike[str]) -> LanguageModel:
         of float32, float16 or bfloat16, in shards or not); a .gguf file of the llama architecture, of any quantisation;
         or "hf:owner/name", a model on the hub, where `huggingface_hub` is installed and there is a network.
 
-    Families: LLaMA 2 and 3, SmolLM 2 and 3, Mistral, Qwen 2, 2.5 and 3, Gemma 1, 2 and 3 (text), Phi-3, Granite, OLMo 2.
-    Logits of each are compared with those of `transformers` in the tests.
+    Families: LLaMA 2 and 3, SmolLM 2 and 3, Mistral, Qwen 2, 2.5 and 3, Gemma 1, 2 and 3 (text), Phi-3, Granite,
+    OLMo 2. Logits of each are compared with those of `transformers` in the tests.
 
     Raises InputError, a ValueError, for anything that is not supported (a family, an activation, a rope, a field of the
     configuration or an array that is not known), for a file that is missing or damaged, for an array of another shape,
@@ -147,17 +147,18 @@ def shapes_by_role(arch: Architecture, full_norms: bool) -> dict[str, tuple[int,
     d, h, q, k = arch.width, arch.hidden, arch.heads * arch.head_width, arch.key_heads * arch.head_width
     matrices = {"q": (q, d), "k": (k, d), "v": (k, d), "o": (d, q), "up": (h, d), "gate": (h, d), "down": (d, h)}
     fused = {"qkv": (q + 2 * k, d), "gate_up": (2 * h, d)}
-    biases = {f"{role}_bias": shape[:1] for role, shape in matrices.items()}
-    places = ("attention_norm", "glu_norm", "attention_post_norm", "glu_post_norm")
-    heads = {"q_norm": (q,), "k_norm": (k,)} if full_norms else {f"{name}_norm": (arch.head_width,) for name in "qk"}
-    return {**matrices, **fused, **biases, **dict.fromkeys(places, (d,)), **heads}
+    table: dict[str, tuple[int, ...]] = {**matrices, **fused}
+    table |= {f"{role}_bias": shape[:1] for role, shape in matrices.items()}
+    table |= dict.fromkeys(("attention_norm", "glu_norm", "attention_post_norm", "glu_post_norm"), (d,))
+    n = arch.head_width
+    return table | ({"q_norm": (q,), "k_norm": (k,)} if full_norms else {"q_norm": (n,), "k_norm": (n,)})
 
 
 def check_arrays(
     folder: Path, files, architecture: Architecture, names: dict[str, str], prefix: str, tied: bool
 ) -> None:
     """Raises InputError for an array that is missing, has another shape, or is not known."""
-    table = {f"{prefix}embed_tokens.weight": (architecture.vocab, architecture.width)}
+    table: dict[str, tuple[int, ...]] = {f"{prefix}embed_tokens.weight": (architecture.vocab, architecture.width)}
     table[f"{prefix}norm.weight"] = (architecture.width,)
     if not tied:
         table["lm_head.weight"] = (architecture.vocab, architecture.width)

@@ -86,8 +86,8 @@ def _yarn(frequencies: np.ndarray, base: float, width: int, scaling: dict[str, A
     gain = scaling.get("attention_factor")
     if gain is None:
         scale, scale_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
-        both = scale and scale_all
-        gain = _yarn_gain(factor, scale) / _yarn_gain(factor, scale_all) if both else _yarn_gain(factor, 1)
+        two = _yarn_gain(factor, scale) / _yarn_gain(factor, scale_all) if scale and scale_all else None
+        gain = two or _yarn_gain(factor, 1)
     return frequencies * (1 - stretched + stretched / factor), float(gain)
 
 

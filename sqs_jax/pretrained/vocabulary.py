@@ -51,7 +51,7 @@ def token_bytes_of(tokenizer: Any) -> list[bytes]:
     by_letter = spells_bytes(tokenizer)
     vocab = tokenizer.get_vocab()
     spelled = [b""] * (max(vocab.values(), default=-1) + 1)
-    special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     for piece, token in vocab.items():
         spelled[token] = piece.encode() if token in special else _piece_bytes(piece, by_letter)
     return spelled
@@ -71,20 +71,20 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
 
 
 def first_tokens(tokenizer: Any) -> list[int]:
-    """The tokens that every text begins with for this model: of many, the one that marks the beginning; of others none."""
+    """The tokens that every text begins with for this model: one that marks the beginning, or none."""
     return tokenizer.encode("").ids
 
 
 def one_token(tokenizer: Any, word: str) -> int:
     """The token that a word is. Raises InputError, with its pieces, for a word of several."""
-    exact = tokenizer.token_to_id(word)
+    for spelling in (word.replace(" ", _BLANK), word):  # as SentencePiece writes it, and as a special token
+        token = tokenizer.token_to_id(spelling)
+        if token is not None:
+            return token
     ids = encode_text(tokenizer, word)
-    blank = tokenizer.token_to_id(word.replace(" ", _BLANK))
-    if blank is not None:
-        return blank
+    if word.startswith(" ") and ids and tokenizer.id_to_token(ids[0]) == _BLANK:  # it puts a blank before every text
+        ids = encode_text(tokenizer, word[1:])
     if len(ids) != 1:
-        if exact is not None:
-            return exact
         pieces = " ".join(repr(tokenizer.id_to_token(token)) for token in ids)
         raise InputError(f"{word!r} is {len(ids)} tokens ({pieces}): a word that is one token is needed")
     return ids[0]

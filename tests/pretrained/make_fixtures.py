@@ -3,8 +3,8 @@
     python -m venv ENV && ENV/bin/pip install -r tests/pretrained/requirements.txt
     ENV/bin/python tests/pretrained/make_fixtures.py
 
-Matrices are 15 times as large as at the start of training, and norms and biases are far from 1 and 0, so that a fault in
-any detail moves the logits. Weights are kept in float16, logits are computed of the kept ones in float64.
+Matrices are 15 times as large as at the start of training, and norms and biases are far from 1 and 0, so that a fault
+in any detail moves the logits. Weights are kept in float16, logits are computed of the kept ones in float64.
 """
 
 import json
@@ -41,21 +41,56 @@ STRETCHED = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "or
 # The configuration class of each fixture, and its fields beyond SIZES.
 MODELS = {
     "llama2": ("Llama", {"num_key_value_heads": 4}),
-    "llama3": ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 12, **rope("llama3", 500.0, **STRETCHED)}),
+    "llama3": (
+        "Llama",
+        {"attention_bias": True, "mlp_bias": True, "head_dim": 12, **rope("llama3", 500.0, **STRETCHED)},
+    ),
     "llama_linear": ("Llama", {"tie_word_embeddings": True, **rope("linear", factor=4.0)}),
     "llama_yarn": ("Llama", rope("yarn", 200.0, factor=4.0, original_max_position_embeddings=16)),
     "mistral": ("Mistral", {"sliding_window": 6}),
     "qwen2": ("Qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
     "gemma": ("Gemma", {"head_dim": 12}),
-    "gemma2": ("Gemma2", {"head_dim": 12, "sliding_window": 5, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 8.0, "final_logit_softcapping": 6.0}),
-    "gemma3": ("Gemma3Text", {"head_dim": 12, "sliding_window": 5, "query_pre_attn_scalar": 20, "layer_types": [LOCAL, LOCAL, GLOBAL],
-        "rope_parameters": {GLOBAL: {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0}, LOCAL: {"rope_type": "default", "rope_theta": 50.0}}}),
-    "phi3": ("Phi3", {"sliding_window": 7, "original_max_position_embeddings": 64, **rope("default", partial_rotary_factor=0.5)}),
-    "granite": ("Granite", {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.4, "logits_scaling": 2.5, "tie_word_embeddings": True}),
+    "gemma2": (
+        "Gemma2",
+        {
+            "head_dim": 12,
+            "sliding_window": 5,
+            "query_pre_attn_scalar": 20,
+            "attn_logit_softcapping": 8.0,
+            "final_logit_softcapping": 6.0,
+        },
+    ),
+    "gemma3": (
+        "Gemma3Text",
+        {
+            "head_dim": 12,
+            "sliding_window": 5,
+            "query_pre_attn_scalar": 20,
+            "layer_types": [LOCAL, LOCAL, GLOBAL],
+            "rope_parameters": {
+                GLOBAL: {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0},
+                LOCAL: {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
+    "phi3": (
+        "Phi3",
+        {"sliding_window": 7, "original_max_position_embeddings": 64, **rope("default", partial_rotary_factor=0.5)},
+    ),
+    "granite": (
+        "Granite",
+        {
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.2,
+            "residual_multiplier": 0.4,
+            "logits_scaling": 2.5,
+            "tie_word_embeddings": True,
+        },
+    ),
     "olmo2": ("Olmo2", {}),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1]}),
-}  # fmt: skip
+}
 
 
 def main():
