@@ -26,14 +26,14 @@ assert spectrum(GLUWeights(glu.w[...], glu.v[...], model.head[...], model.embed[
 if sys.argv[1] == "train":
     # Every module of the wheel: a folder that `packages` lacks is seen.
     modules = [module.name for module in pkgutil.walk_packages(sqs_jax.__path__, "sqs_jax.")]
-    assert {"sqs_jax.train.text.token_stream", "sqs_jax.train.cli.train", "sqs_jax.analysis.report.page"} <= set(
+    assert {"sqs_jax.train.text.token_stream", "sqs_jax.pretrained.families", "sqs_jax.analysis.report.page"} <= set(
         modules
     )
     for name in modules:
         if not name.endswith("__main__"):
             importlib.import_module(name)
     files = {path.name for path in (Path(sqs_jax.__file__).parent / "analysis" / "report").iterdir()}
-    assert {"page.html", "page.css", "page.js", "language.js", "sweep.js"} <= files
+    assert {"page.html", "page.css", "page.js", "language.js", "model.js", "sweep.js"} <= files
     run = [str(Path(sys.executable).parent / "sqs"), "--epochs", "2", "--run-dir", "runs/installed"]
     subprocess.run(run, check=True)
     subprocess.run([sys.executable, "-m", "sqs_jax.train", "--resume", "--run-dir", "runs/installed"], check=True)

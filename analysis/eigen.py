@@ -193,8 +193,7 @@ def top_eigenpairs(
     """The k eigenpairs of each output's interaction matrix that are largest in size.
 
     "krylov" never forms a matrix: it needs the weights and 2·(4k + 16)·d numbers an output. "dense" is `spectrum`.
-    "auto" takes "krylov" where it is faster. An output for which that does not converge, as for a flat spectrum, it
-    solves by a dense matrix; on a CPU, from which only the k pairs are taken, as from all matrices of moderate size.
+    "auto" takes the faster one; on a CPU, for d ≤ 640 and where Krylov does not converge, k pairs of dense matrices.
 
     Args:
       weights, basis, gain: as in `interaction_matrices`.
@@ -228,10 +227,12 @@ def top_eigenpairs(
         return pairs
     if method == "auto":
         return _completed(pairs, np.flatnonzero(errors > tol), weights, gain, k, basis, memory)
-    message = (
-        f"`tol` is {tol:g}, and after {most_products} products, or as many more for copies, a largest residual is "
-    )
-    raise NotConvergedError(f"{message}{jnp.max(errors):.2g}: a larger `tol`, or `method` 'dense', is needed")
+    raise NotConvergedError(_not_converged(tol, most_products, float(jnp.max(errors))))
+
+
+def _not_converged(tol: float, products: int, worst: float) -> str:
+    spent = f"after {products} products, or as many more for copies, a largest residual is {worst:.2g}"
+    return f"`tol` is {tol:g}, and {spent}: a larger `tol`, or `method` 'dense', is needed"
 
 
 def _completed(pairs: Eigenpairs, left: np.ndarray, weights, gain, k: int, basis: Basis, memory: int) -> Eigenpairs:

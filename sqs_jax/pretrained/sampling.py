@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import psutil
 
 from sqs_jax.generation import last_rows
 from sqs_jax.messages import InputError
@@ -37,6 +36,8 @@ class PretrainedDecoder:
 
 def check_memory(arch: Architecture) -> None:
     """Raises InputError where the blocks of a model do not fit into the memory that is free."""
+    import psutil
+
     attention = 2 * (arch.heads + arch.key_heads) * arch.head_width * arch.width
     needed = 4 * arch.layers * (attention + 3 * arch.width * arch.hidden)
     free = psutil.virtual_memory().available
