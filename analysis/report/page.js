@@ -229,7 +229,7 @@ if (data.curves) {
   const validated = "validation_loss" in data.curves[0];
   const second = validated && (data.language ? "bits_per_byte" : "accuracy"), place = data.language ? "plot-bits" : "plot-accuracy";
   if (validated) show(place); // before either is drawn, for they share the width
-  const x = data.language ? "step" : "epoch", trained = data.language ? "train, since the last evaluation" : "train (with noise)";
+  const x = data.language ? "step" : "epoch", trained = data.language ? "train, since the last evaluation" : data.provenance.config.noise_std > 0 ? "train (with noise)" : "train";
   plot("plot-loss", () => [[line(trained, epochs, column("train_loss"), "grey"), ...(validated ? [line("validation", epochs, column("validation_loss"), "accent")] : [])], layout(x, "loss (nats)", { y: logTicks([...column("train_loss"), ...column("validation_loss")]) })]);
   if (validated) plot(place, () => [[line("validation", epochs, column("validation_" + second), "accent")], layout(x, second.replaceAll("_", " "), { rest: { showlegend: false } })]);
 }

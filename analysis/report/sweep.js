@@ -27,7 +27,7 @@ function showSweep(found) {
   }
   const both = found.groups.some((group) => group.validation);
   for (const id of ["plot-sweep-train", ...(both ? ["plot-sweep-validation"] : [])]) show(id); // they share the width
-  curves("plot-sweep-train", "train", "training loss (nats, with noise)");
+  curves("plot-sweep-train", "train", found.noise ? "training loss (nats, with noise)" : "training loss (nats)");
   if (both) curves("plot-sweep-validation", "validation", "validation loss (nats)");
 
   const ended = found.groups.filter((group) => group.accuracy.length);

