@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct from the GGUF file of a wheel, against what `transformers` says of it: `make test-pretrained`."""
+"""SmolLM2-135M-Instruct, the GGUF file of a wheel, against what `transformers` says of it: `make test-pretrained`."""
 
 import json
 import os
