@@ -9,12 +9,12 @@ from pathlib import Path
 
 from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import NotConvergedError
-from sqs_jax.analysis.layer_reading import Order, Reading
+from sqs_jax.analysis.reading_kinds import Order, Reading
 from sqs_jax.command_line import one_line_errors, program, read
 from sqs_jax.gates import nearest
 from sqs_jax.messages import InputError, one_line, quoted
 from sqs_jax.options import COUNT, ONE_OR_MORE, check_options, option
-from sqs_jax.pretrained.loading import is_pretrained
+from sqs_jax.pretrained.tensor_files import is_pretrained
 
 _DESCRIPTION = """Read the weights of gated linear units.
 

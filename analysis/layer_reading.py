@@ -1,7 +1,7 @@
 """One layer's GLU of a language model, read: gains or a surrogate, its fidelity, and the eigenvectors of words."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,12 @@ from sqs_jax.analysis.language import (
     stream_directions,
     token_directions,
 )
+from sqs_jax.analysis.reading_kinds import Order, Reading
 from sqs_jax.analysis.spectrum_summary import effective_rank
 from sqs_jax.analysis.streams import Form, LayerStream, is_sink, sink_limit
 from sqs_jax.analysis.surrogate import fit_surrogate, form_cosines
 from sqs_jax.pretrained.model import LanguageModel
 
-Reading = Literal["identity", "joint", "affine", "surrogate"]
-READINGS: tuple[Reading, ...] = get_args(Reading)
-Order = Literal["size", "data"]
 GAIN_SAMPLES = 20_000  # a gain is a few numbers a unit: more samples change it little
 _MOST_JOINT = 4096  # hidden units beyond which gains are found unit by unit: joint ones need 8h² bytes several times
 _RANKED = 8  # words whose whole spectrum is taken

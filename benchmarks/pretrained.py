@@ -23,7 +23,8 @@ from sqs_jax.analysis.language import (
     stream_directions,
     token_directions,
 )
-from sqs_jax.analysis.layer_reading import READINGS, agreement
+from sqs_jax.analysis.layer_reading import agreement
+from sqs_jax.analysis.reading_kinds import READINGS
 from sqs_jax.analysis.report.model_page import write_model_report
 from sqs_jax.analysis.runs.model_reading import (
     default_steps,

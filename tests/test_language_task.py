@@ -24,7 +24,7 @@ from sqs_jax.train.interrupt import Stopped, StopSignals
 from sqs_jax.train.text import language_model, language_task
 from sqs_jax.train.text.embedded_stories import stories
 from sqs_jax.train.text.token_stream import load_text
-from sqs_jax.train.text.tokenizer import END
+from sqs_jax.train.text.tokenizer import END, decode
 from tests.helpers import quiet, trained
 
 SIZES = {"vocab": 300, "context": 32, "width": 16, "layers": 2, "heads": 2, "steps": 25, "batch_size": 4}
@@ -172,7 +172,7 @@ def test_rows_are_shown_in_order_and_letters_whole():
     rows = [tokenizer.encode("ab é").ids, tokenizer.encode("xy").ids]
     assert len(rows[0]) > len(rows[1])
     chunks = [[[a], [b] if b is not None else []] for a, b in zip(rows[0], rows[1] + [None] * 9, strict=False)]
-    pieces = list(in_order(tokenizer, [END], 2, iter([*chunks, [[], []]])))
+    pieces = list(in_order(lambda tokens: decode(tokenizer, tokens), [END], 2, iter([*chunks, [[], []]])))
     assert "".join(pieces) == "ab é\n\n---\n\nxy\n"
     assert not any("\ufffd" in piece for piece in pieces)
 

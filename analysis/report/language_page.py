@@ -38,6 +38,8 @@ _SHOWN, _PAIRS = 300, 4  # tokens whose eigenvectors are shown, and how many of 
 _RANKED = 32  # tokens whose whole spectrum is taken
 _LARGEST_WHOLE = 512  # width beyond which only the first eigenvalues are
 _DECAY = 32
+# Methods whose quadratic part is γ·a·u alone: the eigenvectors that are shown are its own.
+_BY_GAIN = tuple(name for name in METHODS if name != "gaussian")
 
 
 def write_language_report(
@@ -55,13 +57,13 @@ def write_language_report(
     Args:
       run_dir: the run's folder.
       data_dir: where the original files of its text lie, as for `train`.
-      method: which gains the spectra are read with: identity, bussgang, output or joint.
+      method: which gains the spectra are read with: any of `calibrate` but "gaussian".
       against: folders of other runs on text, reported before, whose spectra and fidelity are shown beside.
 
     Returns the page's path. Raises InputError where that is no finished run, or its text cannot be had or has changed.
     """
-    if method not in METHODS:
-        raise InputError(f"`method` is {method!r}: of a run on text, one of {', '.join(METHODS)} is needed")
+    if method not in _BY_GAIN:
+        raise InputError(f"`method` is {method!r}: of a run on text, one of {', '.join(_BY_GAIN)} is needed")
     folder = RunFolder(Path(run_dir))
     model, tokenizer, config = load_language(folder.path)
     if not folder.summary.is_file():

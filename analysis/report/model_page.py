@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from sqs_jax.analysis.as_json import as_json
-from sqs_jax.analysis.layer_reading import READINGS, Reading
+from sqs_jax.analysis.reading_kinds import READINGS, Reading
 from sqs_jax.analysis.report import page
 from sqs_jax.analysis.runs.model_reading import ModelReading, ReadingOptions, read_model, read_text, text_words
 from sqs_jax.files import write

@@ -23,13 +23,12 @@ from sqs_jax.analysis.interaction import GLUWeights
 from sqs_jax.analysis.language import layer_r2
 from sqs_jax.analysis.layer_reading import (
     FittedLayer,
-    Order,
-    Reading,
     WordPairs,
     fit_layer,
     layer_form,
     read_words,
 )
+from sqs_jax.analysis.reading_kinds import Order, Reading
 from sqs_jax.analysis.streams import is_sink, layer_streams, losses
 from sqs_jax.messages import InputError
 from sqs_jax.pretrained.model import LanguageModel

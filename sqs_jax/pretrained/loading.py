@@ -12,14 +12,12 @@ from sqs_jax.pretrained.architecture import Architecture
 from sqs_jax.pretrained.decoder import Weights
 from sqs_jax.pretrained.families import Family, bias_roles, make_architecture
 from sqs_jax.pretrained.model import LanguageModel
-from sqs_jax.pretrained.tensor_files import read_json, read_tensor, tensor_files, tensor_shape
+from sqs_jax.pretrained.tensor_files import CONFIG, HUB, read_json, read_tensor, tensor_files, tensor_shape
 from sqs_jax.pretrained.vocabulary import check_tokenizer, read_any_tokenizer
 from sqs_jax.start import extra
 
-HUB = "hf:"
 # Of the memory that is free, the part that blocks may stay in once they were read.
 _KEPT = 0.3
-_CONFIG = "config.json"
 
 
 @extra()
@@ -49,15 +47,6 @@ def load_pretrained(path: str | os.PathLike[str]) -> LanguageModel:
     return _from_folder(folder)
 
 
-def is_pretrained(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is that of a pretrained model, not of a run of this package."""
-    text = os.fspath(path)
-    config = Path(text) / _CONFIG
-    if text.startswith(HUB) or text.endswith(".gguf") or (Path(text) / "model.safetensors").exists():
-        return True
-    return config.is_file() and "model_type" in read_json(config)
-
-
 def _from_hub(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
@@ -72,9 +61,9 @@ def _from_hub(name: str) -> Path:
 def _from_folder(folder: Path) -> LanguageModel:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder, and no .gguf file")
-    where = folder / _CONFIG
+    where = folder / CONFIG
     if not where.is_file():
-        raise InputError(f"{folder} has no {_CONFIG}: a folder as Hugging Face saves models is needed")
+        raise InputError(f"{folder} has no {CONFIG}: a folder as Hugging Face saves models is needed")
     config = read_json(where)
     architecture, family = make_architecture(config, str(where))
     files = tensor_files(folder)
@@ -170,7 +159,7 @@ def check_arrays(
             raise InputError(f"{folder} has no array {name}, which a {architecture.family} model needs")
         found = tensor_shape(files[name], name)
         if found != needed:
-            raise InputError(f"{folder}: {name} has shape {found}: {needed} is needed, as {_CONFIG} says")
+            raise InputError(f"{folder}: {name} has shape {found}: {needed} is needed, as {CONFIG} says")
     for name in sorted(files.keys() - table.keys()):
         if not (name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight")):
             raise InputError(

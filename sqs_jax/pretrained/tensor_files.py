@@ -1,6 +1,7 @@
 """Arrays in .safetensors files, alone or in shards with an index: found by name, read one at a time."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 from sqs_jax.messages import InputError, first_line, quoted
 
 INDEX = ".safetensors.index.json"
+CONFIG = "config.json"
+HUB = "hf:"
 
 
 def tensor_files(path: Path) -> dict[str, Path]:
@@ -86,3 +89,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} is damaged: an object is needed")
     return content
+
+
+def is_pretrained(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is that of a pretrained model, not of a run of this package."""
+    text = os.fspath(path)
+    config = Path(text) / CONFIG
+    if text.startswith(HUB) or text.endswith(".gguf") or (Path(text) / "model.safetensors").exists():
+        return True
+    return config.is_file() and "model_type" in read_json(config)

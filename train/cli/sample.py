@@ -58,7 +58,7 @@ class Source(NamedTuple):
 def _pieces(options: Options) -> Iterator[str]:
     # Imported after the flags are known to be good: it takes seconds.
     from sqs_jax.generation import Sampling, stream
-    from sqs_jax.pretrained.loading import is_pretrained
+    from sqs_jax.pretrained.tensor_files import is_pretrained
 
     source = _pretrained(options) if is_pretrained(options.model) else _trained(options)
     context = source.decoder.config.context
