@@ -45,7 +45,7 @@ nitpicky = True
 # Types of other packages, whose documentation is not at hand, and names of axes in annotations.
 nitpick_ignore_regex = [
     ("py:.*", r"(?!sqs_jax).*"),
-    ("py:.*", r"sqs_jax.*\.(Labels|Samples|Gate|Basis|Method|Axes|Report|Block|Cache|Activation)"),
+    ("py:.*", r"sqs_jax.*\.(Labels|Samples|Gate|Basis|Method|Axes|Report|Block|Cache|Activation|Reading|Decoder|LanguageModel|Architecture|GLUWeights)"),
 ]
 
 
