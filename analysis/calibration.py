@@ -295,6 +295,11 @@ def forms(weights: GLUWeights, x: jax.Array) -> jax.Array:
     return (a * u) @ weights.out
 
 
+def layer_outputs(weights: GLUWeights, x: jax.Array) -> jax.Array:
+    """What a bilinear layer gives (n, outputs): its forms, its linear part and its bias."""
+    return forms(weights, x) + linear_part(weights, x if weights.embed is None else x @ weights.embed)
+
+
 def network_logits(weights: GLUWeights, x: jax.Array, gate: Gate) -> jax.Array:
     """The logits of the network itself (n, outputs), the linear part and the bias with them."""
     z, a, u = hidden_layer(weights, x)

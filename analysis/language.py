@@ -23,11 +23,12 @@ from sqs_jax.analysis.calibration import (
     calibrate_all,
     calibrated,
     forms,
+    layer_outputs,
     network_logits,
 )
 from sqs_jax.analysis.eigen import Eigenpairs, top_eigenpairs
 from sqs_jax.analysis.fidelity import r_squared
-from sqs_jax.analysis.interaction import GLUWeights, linear_part
+from sqs_jax.analysis.interaction import GLUWeights
 from sqs_jax.analysis.streams import Form, Windows, is_sink, layer_streams, losses, sink_limit
 from sqs_jax.gates import Gate, static_gate
 from sqs_jax.pretrained.decoder import rms
@@ -75,14 +76,12 @@ def mlp_weights(model: Model, layer: int, directions: Float[Array, "d outputs"] 
     if directions is not None and (directions.ndim != 2 or directions.shape[0] != width):
         raise ValueError(f"`directions` has shape {directions.shape}: ({width}, outputs) is needed")
     block = model.block(layer)
-    up, gate, out, bias = block["up"], block["gate"], block["down"], block.get("down_bias")
+    up, gate = block["up"], block["gate"]
     if "glu_norm" in block:
         up, gate = (block["glu_norm"][:, None] * part for part in (up, gate))
-    if directions is not None:
-        scale = block.get("glu_post_norm")
-        directions = directions if scale is None else scale[:, None] * directions
-        out, bias = out @ directions, None if bias is None else bias @ directions
-    return GLUWeights(up, gate, out, None, block.get("up_bias"), block.get("gate_bias"), bias)
+    biases = (block.get(f"{role}_bias") for role in ("up", "gate", "down"))
+    whole = GLUWeights(up, gate, block["down"], None, *biases)
+    return whole if directions is None else along(whole, stream_directions(model, layer, directions))
 
 
 def along(weights: GLUWeights, directions: Float[Array, "d outputs"]) -> GLUWeights:
@@ -223,7 +222,7 @@ def predicted(layer: GLUWeights, x: np.ndarray) -> np.ndarray:
 @jax.jit
 def _predicted(layer, x):
     with jax.default_matmul_precision("highest"):
-        return jnp.broadcast_to(forms(layer, x) + linear_part(layer, x), (len(x), layer.out.shape[1]))
+        return layer_outputs(layer, x)
 
 
 def direction_r2(weights: GLUWeights, x: np.ndarray, gate: Any, *, calibration: Calibration) -> np.ndarray:

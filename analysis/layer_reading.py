@@ -23,6 +23,7 @@ from sqs_jax.analysis.language import (
     token_directions,
 )
 from sqs_jax.analysis.reading_kinds import Order, Reading
+from sqs_jax.analysis.similarity import subspace_overlap
 from sqs_jax.analysis.spectrum_summary import effective_rank
 from sqs_jax.analysis.streams import Form, LayerStream, is_sink, sink_limit
 from sqs_jax.analysis.surrogate import fit_surrogate, form_cosines
@@ -238,5 +239,5 @@ def agreement(a: GLUWeights, b: GLUWeights, directions: Any, k: int = 5) -> dict
     parts = [along(part, directions)._replace(w_bias=None, v_bias=None, skip=None, out_bias=None) for part in (a, b)]
     identity = jnp.eye(len(a.w), dtype=a.w.dtype)
     spans = [np.asarray(top_eigenpairs(part, k).vectors) for part in parts]
-    overlap = np.sum(np.einsum("mkd,mjd->mkj", *spans) ** 2, axis=(1, 2)) / k
-    return {"form_cosine": float(np.mean(np.asarray(form_cosines(*parts, identity)))), "overlap": float(overlap.mean())}
+    overlap = np.mean([subspace_overlap(*pair) for pair in zip(*spans, strict=True)])
+    return {"form_cosine": float(np.mean(np.asarray(form_cosines(*parts, identity)))), "overlap": float(overlap)}

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from sqs_jax.analysis.calibration import forms
-from sqs_jax.analysis.interaction import GLUWeights, linear_part
+from sqs_jax.analysis.calibration import layer_outputs
+from sqs_jax.analysis.interaction import GLUWeights
 from sqs_jax.pretrained import decoder
 from sqs_jax.pretrained.architecture import Architecture, BlockKind
 from sqs_jax.pretrained.decoder import Weights
@@ -38,7 +38,6 @@ class Form(NamedTuple):
 
 Plan = Mapping[int, Form | Callable[[], Form]]
 """Forms by layer, or functions that read them when their layer is reached."""
-Report = Callable[[int], None]
 
 
 class LayerStream(NamedTuple):
@@ -72,11 +71,11 @@ def is_sink(y: Float[np.ndarray, "n d"], limit: float) -> np.ndarray:
     return np.sum(np.square(y, dtype=np.float64), axis=1) > limit
 
 
-def losses(model: LanguageModel, windows: Windows, plans: Sequence[Plan], report: Report | None = None) -> list[float]:
+def losses(model: LanguageModel, windows: Windows, plans: Sequence[Plan]) -> list[float]:
     """The model's loss for each plan, in nats a token: a plan names the layers whose GLUs a form replaces.
 
     An empty plan is the model itself. One pass over the layers serves all plans; until its first form a plan shares the
-    stream of the model. `report` is called with the number of each layer that is done.
+    stream of the model.
     """
     tokens, targets = windows
     arch, x = model.architecture, _embedded(model, tokens)
@@ -89,8 +88,6 @@ def losses(model: LanguageModel, windows: Windows, plans: Sequence[Plan], report
                 form = form() if callable(form) else form
                 streams[i] = _advanced(arch, kind, weights, streams.get(i, x), form)
         x = _advanced(arch, kind, weights, x, None)
-        if report:
-            report(layer)
     own = _mean_loss(model, x, targets) if len(streams) < len(plans) else 0.0
     return [_mean_loss(model, streams[i], targets) if i in streams else own for i in range(len(plans))]
 
@@ -139,7 +136,7 @@ def _replaced(arch: Architecture, kind: BlockKind, weights: Weights, form: Form,
         z = decoder.glu_input(arch, x)
         own = decoder.glu(kind, weights, z)
         flat = z.reshape(-1, z.shape[-1])
-        y = (forms(form.weights, flat) + linear_part(form.weights, flat)).reshape(own.shape)
+        y = layer_outputs(form.weights, flat).reshape(own.shape)
         y = jnp.where(jnp.sum(own**2, axis=-1, keepdims=True) > form.limit, own, y)
         return decoder.add(arch, weights, "glu", x, y)
 

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 from jaxtyping import Float
 
-from sqs_jax.analysis.calibration import bilinear_layer, calibrate, check_concrete, forms, network_logits
-from sqs_jax.analysis.interaction import GLUWeights, at_least_float32, check_weights, input_size, linear_part
+from sqs_jax.analysis.calibration import bilinear_layer, calibrate, check_concrete, network_logits
+from sqs_jax.analysis.interaction import GLUWeights, at_least_float32, check_weights, input_size
 from sqs_jax.gates import Gate, static_gate
 
 _LOOKS = 8  # how often the held-out samples are looked at
@@ -99,11 +99,6 @@ def fit_surrogate(
     best, best_r2, best_step = _fitted(params, train, y, test, test_y, steps, batch_size, learning_rate, seed)
     result = GLUWeights(best.w, best.v, best.out, None, best.w_bias, best.v_bias, best.bias, best.skip)
     return Surrogate(result, best_r2, _r2(params, test, test_y), best_step, _form_cosines(result, start, train))
-
-
-def layer_outputs(weights: GLUWeights, x: jax.Array) -> jax.Array:
-    """What a bilinear layer gives (n, outputs): its forms, its linear part and its bias."""
-    return forms(weights, x) + linear_part(weights, x if weights.embed is None else x @ weights.embed)
 
 
 def _check(weights: GLUWeights, x: np.ndarray, width: int | None, **counts: int) -> None:

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from sqs_jax.analysis import GLUWeights, interaction_matrices
-from sqs_jax.analysis.calibration import network_logits
+from sqs_jax.analysis.calibration import layer_outputs, network_logits
 from sqs_jax.analysis.fidelity import r_squared
-from sqs_jax.analysis.surrogate import fit_surrogate, form_cosines, layer_outputs
+from sqs_jax.analysis.surrogate import fit_surrogate, form_cosines
 from sqs_jax.gates import GATES
 from tests.helpers import network, samples
 

@@ -71,3 +71,9 @@ class Architecture:
     def layers(self) -> int:
         """Number of blocks."""
         return len(self.blocks)
+
+    @property
+    def blocks_bytes(self) -> int:
+        """Bytes of the matrices of all blocks in float32."""
+        attention = 2 * (self.heads + self.key_heads) * self.head_width * self.width
+        return 4 * self.layers * (attention + 3 * self.width * self.hidden)

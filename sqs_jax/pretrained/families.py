@@ -59,6 +59,7 @@ class Family:
 
 _SWITCHED_WINDOW = ("sliding_window", "use_sliding_window", "max_window_layers")
 _GEMMA = {"head_dim": 256, "hidden_act": "gelu_pytorch_tanh"}
+_GEMMA_ATTENTION = {"query_pre_attn_scalar": 256, "sliding_window": 4096}
 _GEMMA_ACTIVATIONS = ACTIVATIONS | {"gelu": gelu_tanh}  # what older files say is not what is computed
 _GEMMA_FIELDS = ("sliding_window", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
 
@@ -90,9 +91,8 @@ FAMILIES: dict[str, Family] = {
         unit_offset=True,
         activations=_GEMMA_ACTIVATIONS,
         defaults=_GEMMA
+        | _GEMMA_ATTENTION
         | {
-            "query_pre_attn_scalar": 256,
-            "sliding_window": 4096,
             "attn_logit_softcapping": 50.0,
             "final_logit_softcapping": 30.0,
         },
@@ -105,9 +105,8 @@ FAMILIES: dict[str, Family] = {
         unit_offset=True,
         activations=_GEMMA_ACTIVATIONS,
         defaults=_GEMMA
+        | _GEMMA_ATTENTION
         | {
-            "query_pre_attn_scalar": 256,
-            "sliding_window": 4096,
             "sliding_window_pattern": 6,
             "rope_theta": 1e6,
             "rope_local_base_freq": 1e4,

@@ -109,9 +109,7 @@ def kept_blocks(block, architecture: Architecture):
     """The function `block`, which keeps what it has read where all blocks fit in a part of the free memory."""
     import psutil
 
-    attention = 2 * (architecture.heads + architecture.key_heads) * architecture.head_width * architecture.width
-    each = 4 * (attention + 3 * architecture.width * architecture.hidden)
-    fits = each * architecture.layers < _KEPT * psutil.virtual_memory().available
+    fits = architecture.blocks_bytes < _KEPT * psutil.virtual_memory().available
     return functools.lru_cache(maxsize=architecture.layers if fits else 1)(block)
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sqs_jax.activation import SQS
 from sqs_jax.gates import Gate
-from sqs_jax.pretrained.architecture import Architecture, BlockKind, Rope
+from sqs_jax.pretrained.architecture import Architecture, BlockKind
 from sqs_jax.pretrained.decoder import Weights
+from sqs_jax.pretrained.rope import make_rope
 from sqs_jax.transformer import EPSILON, Transformer
 
 
@@ -44,7 +44,7 @@ def from_transformer(model: Transformer, tokenizer: Any = None, name: str = "") 
     """A `Transformer` of this package as a `LanguageModel`; its weights are shared, in float32."""
     config = model.config
     n = config.width // config.heads
-    rope = Rope(tuple(map(float, config.rotary_base ** (-np.arange(n // 2) / (n // 2)))))
+    rope = make_rope(config.rotary_base, n, {}, config.context, name)
     kinds = tuple(BlockKind(0, rope, _hashable(model.block(layer).glu.sigma)) for layer in range(config.layers))
     architecture = Architecture(
         family="sqs_jax",

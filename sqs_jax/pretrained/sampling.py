@@ -38,9 +38,7 @@ def check_memory(arch: Architecture) -> None:
     """Raises InputError where the blocks of a model do not fit into the memory that is free."""
     import psutil
 
-    attention = 2 * (arch.heads + arch.key_heads) * arch.head_width * arch.width
-    needed = 4 * arch.layers * (attention + 3 * arch.width * arch.hidden)
-    free = psutil.virtual_memory().available
+    needed, free = arch.blocks_bytes, psutil.virtual_memory().available
     if needed > free:
         raise InputError(
             f"the model's blocks need {needed / 2**30:.1f} GiB in float32, and {free / 2**30:.1f} are free"

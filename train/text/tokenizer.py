@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqs_jax.messages import InputError, first_line, quoted
+from sqs_jax.messages import InputError, quoted
+from sqs_jax.pretrained.vocabulary import BYTES, read_any_tokenizer
 from sqs_jax.train.text.corpus import END_OF_TEXT
 
 END = 0  # the token of END_OF_TEXT
@@ -43,16 +44,7 @@ def train_tokenizer(training: Iterator[str], vocab: int) -> Any:
 
 def token_bytes(tokenizer: Any, token: int) -> bytes:
     """The bytes of a token. Byte-level BPE spells each byte by a letter of its own."""
-    return bytes(_BYTES[letter] for letter in tokenizer.id_to_token(token))
-
-
-def _spelled_bytes() -> dict[str, int]:
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]  # printable in Latin-1: they spell themselves
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTES = _spelled_bytes()
+    return bytes(BYTES[letter] for letter in tokenizer.id_to_token(token))
 
 
 def decode(tokenizer: Any, tokens) -> str:
@@ -67,19 +59,12 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 def read_tokenizer(path: Path) -> Any:
     """The tokenizer in a `tokenizer.json`. Raises InputError unless it is byte-level, and END its first token."""
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the tokenizer {path}: {error.strerror}") from None
-    except Exception as error:  # the library raises bare Exceptions
-        raise InputError(f"the tokenizer {path} is damaged: {first_line(error)}") from None
+    tokenizer = read_any_tokenizer(path)
     names = tokenizer.get_vocab()
     if names.get(END_OF_TEXT) != END or sorted(names.values()) != list(range(len(names))):
         raise InputError(f"the tokenizer {path} is damaged: {END_OF_TEXT} is not its first token, or one is missing")
     for name in names:
-        if name != END_OF_TEXT and not _BYTES.keys() >= set(name):
+        if name != END_OF_TEXT and not BYTES.keys() >= set(name):
             raise InputError(f"the tokenizer {path} is damaged: {quoted(name)} spells no bytes")
     return _literal(tokenizer)
 
