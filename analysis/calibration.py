@@ -124,6 +124,7 @@ def calibrate(
     method: Method = "joint",
     ridge: float = 1e-6,
     precision: Precision = "float64",
+    r2: bool = True,
 ) -> Calibration:
     """The gains γ with which Σ_h P[h, o]·γ_h·a_h·u_h stands for Σ_h P[h, o]·a_h·σ(u_h), where a = z W, u = z V.
 
@@ -139,20 +140,19 @@ def calibrate(
 
     Args:
       weights: of the layer.
-      x: its inputs: an array (n, inputs), n ≥ 2, or an iterable of such arrays, read twice, batch by batch; an
-        iterator, which can be read once, is kept in memory.
+      x: its inputs: an array (n, inputs), n ≥ 2, or an iterable of such arrays, read batch by batch, twice, or once
+        without R²; an iterator, which can be read once, is kept in memory.
       gate: σ, as in `sqs_jax.gated_linear`.
       method: as above.
       ridge: for "joint" and "joint_affine": ridge·mean(diagonal)·‖γ - γ_output‖² is added to the sum of squares, which
         decides where the data does not.
-
       precision: of the products of a batch. Sums over batches and all that is solved are float64; float32 is twice as
         fast, and the last digits of R² are then those of float32.
+      r2: False to leave R² out (NaN), which needs a second pass over x.
 
     Returns:
-      A Calibration, from centred data, whatever the dtype of the weights. Pass it to
-      `calibrated`. Where the method has no linear term and is not "gaussian", its `gain` may also be passed to
-      `spectrum` as it is.
+      A Calibration, from centred data, whatever the dtype of the weights. Pass it to `calibrated`. Where the method has
+      no linear term and is not "gaussian", its `gain` may also be passed to `spectrum` as it is.
 
     Host code, outside of jit, grad and vmap.
 
@@ -164,7 +164,7 @@ def calibrate(
     Source: Bussgang 1952 for the gain of a nonlinearity; Belrose and Rigg 2025 (arXiv 2502.01032) for "gaussian"; the
     others are this project's own.
     """
-    return calibrate_all(weights, x, gate, methods=(method,), ridge=ridge, precision=precision)[method]
+    return calibrate_all(weights, x, gate, methods=(method,), ridge=ridge, precision=precision, r2=r2)[method]
 
 
 def calibrate_all(
@@ -175,8 +175,9 @@ def calibrate_all(
     methods: Sequence[Method],
     ridge: float = 1e-6,
     precision: Precision = "float64",
+    r2: bool = True,
 ) -> dict[Method, Calibration]:
-    """`calibrate` by several methods, with one pass over the samples for all. Raises as `calibrate`."""
+    """`calibrate` by several methods, with the same passes over the samples for all. Raises as `calibrate`."""
     check_concrete("calibrate", weights=weights, x=x)
     check_weights(weights)
     for method in methods:
@@ -204,18 +205,35 @@ def calibrate_all(
                 "`x` or `weights` holds numbers so large that their fourth moments overflow: scale them down"
             )
         terms = {method: _terms(wide, moments, sigma, method, ridge) for method in methods}
-        arrays = jax.tree.map(lambda part: jnp.asarray(part, precision), list(terms.values()))
-        # Of each output and method: of what the layer gives, and of what its form leaves of it.
-        residuals = None
-        for batch in batches():
-            part = batch_residuals(wide, arrays, batch, sigma)
-            residuals = merged(residuals, {name: np.asarray(array, np.float64) for name, array in part.items()})
-        assert residuals is not None
-    spread = variation(moments["y,y"], n, moments["y"])
+        spread = variation(moments["y,y"], n, moments["y"])
+        fits = (
+            _fits(wide, list(terms.values()), batches, sigma, spread)
+            if r2
+            else np.full((len(methods), len(spread)), np.nan)
+        )
     for i, method in enumerate(methods):
-        parts: Any = (*terms[method], residuals["r"][i], 1 - residuals["r,r"][i] / spread)
+        parts: Any = (*terms[method], _offset(weights, terms[method], moments), fits[i])
         calibrations[method] = Calibration(method, *(as_dtype(part, dtype) for part in parts), samples=n)
     return calibrations
+
+
+def _fits(weights: GLUWeights, terms: list[Terms], batches, gate: Gate, spread: np.ndarray) -> np.ndarray:
+    """R² (methods, outputs)."""
+    arrays = jax.tree.map(lambda part: jnp.asarray(part, weights.w.dtype), terms)
+    residuals = None
+    for batch in batches():
+        part = batch_residuals(weights, arrays, batch, gate)
+        residuals = merged(residuals, {name: np.asarray(array, np.float64) for name, array in part.items()})
+    assert residuals is not None
+    return 1 - residuals["r,r"] / spread
+
+
+def _offset(weights: GLUWeights, terms: Terms, moments: Moments) -> np.ndarray:
+    """The constant of each output (outputs,) with which the means agree."""
+    unit = moments["as"] - terms.gain * moments["au"] - terms.gate_gain * moments["u²"] / moments["n"]
+    unit = unit - terms.linear * moments["a"] - terms.gate_linear * moments["u"]
+    offset = unit @ np.asarray(weights.out, np.float64)
+    return offset if terms.linear_map is None else offset - moments["z"] @ terms.linear_map
 
 
 def as_dtype(part: Any, dtype: Any) -> Any:

@@ -39,7 +39,9 @@ class Report:
         None, "Of a run: gains that the spectrum is read with, by default joint; all are measured."
     )
     against: tuple[Path, ...] = option(
-        (), "Of a run: two or more others to compare it with. Of a pretrained model: folders of other readings."
+        (),
+        "Of a run: two or more others to compare it with. Of a pretrained model: other models, "
+        "which are read on the same text, or folders of their readings.",
     )
     data_dir: Path | None = option(None, "Folder with the original files of the run's data set; default SQS_DATA_DIR.")
     weights: Path | None = option(None, "A .safetensors or .npz file, or a folder of shards, instead of a run.")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from sqs_jax.analysis.calibration import (
     BATCH,
@@ -37,6 +37,7 @@ from sqs_jax.transformer import Transformer, check_tokens
 
 Model = Transformer | LanguageModel
 _BLOCK = 256  # entries of a long row whose maximum is taken first
+_VECTORS = 512  # that are held against all tokens at a time
 
 
 class Reading(NamedTuple):
@@ -181,7 +182,7 @@ def read_mlps(
         chosen = [rows & ~is_sink(stream.y, limits[-1]) for rows, stream in zip(counted, (seen, unseen), strict=True)]
         by_method = calibrate_all(weights, seen.x[chosen[0]], gate, methods=methods)
         x, y = unseen.x[chosen[1]], unseen.y[chosen[1]]
-        r2s.append({name: layer_r2(bilinear_layer(weights, each), x, y) for name, each in by_method.items()})
+        r2s.append({name: layer_r2(y, predicted(bilinear_layer(weights, each), x)) for name, each in by_method.items()})
         calibrations.append(by_method)
 
     def form(layer: int, name: Method) -> Form:
@@ -208,9 +209,9 @@ def model_loss(model: Model, tokens: np.ndarray, targets: np.ndarray, replaced: 
     return losses(model, (tokens, targets), [plan])[0]
 
 
-def layer_r2(layer: GLUWeights, x: np.ndarray, y: np.ndarray) -> float:
-    """R² of a bilinear layer for outputs y (n, outputs) of inputs x̂ (n, d)."""
-    return float(r_squared(y.astype(np.float64), y - predicted(layer, x)))
+def layer_r2(y: np.ndarray, given: np.ndarray) -> float:
+    """R² of what a reading gives for the outputs y, (n, outputs) both."""
+    return float(r_squared(y.astype(np.float64), y - given))
 
 
 def predicted(layer: GLUWeights, x: np.ndarray) -> np.ndarray:
@@ -246,35 +247,36 @@ def liked_tokens(vectors: np.ndarray, model: Model, count: int = 6) -> np.ndarra
     A form is even: both ends of an eigenvector count alike.
     """
     model = as_language_model(model)
-    embedding = np.asarray(rms(model.embedding, model.architecture.epsilon))
+    embedding = rms(model.embedding, model.architecture.epsilon)
     flat = vectors.reshape(-1, vectors.shape[-1])
-    parts = []
-    for start in range(0, len(flat), 512):
-        score = flat[start : start + 512] @ embedding.T
-        parts.append(np.stack([first_columns(score, count), first_columns(-score, count)], axis=1))
-    return np.concatenate(parts).reshape(*vectors.shape[:-1], 2, count)
+    parts = [np.asarray(_ends(flat[i : i + _VECTORS], embedding, count)) for i in range(0, len(flat), _VECTORS)]
+    return np.concatenate(parts).reshape(*vectors.shape[:-1], 2, -1)
 
 
-def first_columns(score: np.ndarray, count: int) -> np.ndarray:
-    """The columns of the largest entries of each row, the largest first: (rows, count)."""
-    columns = np.broadcast_to(np.arange(score.shape[1]), score.shape)
-    blocks = score.shape[1] // _BLOCK
-    if blocks > 2 * count:  # the largest entries lie in the blocks with the largest maxima
-        rest = score[:, blocks * _BLOCK :]
-        parts = score[:, : blocks * _BLOCK].reshape(len(score), blocks, _BLOCK)
-        chosen = np.argpartition(-parts.max(axis=2), count, axis=1)[:, :count]
-        columns = (chosen[:, :, None] * _BLOCK + np.arange(_BLOCK)).reshape(len(score), -1)
-        near = np.take_along_axis(parts, chosen[:, :, None], axis=1).reshape(len(score), -1)
-        tail = np.broadcast_to(np.arange(blocks * _BLOCK, score.shape[1]), rest.shape)
-        score, columns = np.concatenate([near, rest], axis=1), np.concatenate([columns, tail], axis=1)
-    order = np.argsort(-score, axis=1, kind="stable")[:, :count]
-    return np.take_along_axis(columns, order, axis=1)
+@functools.partial(jax.jit, static_argnames="count")
+def _ends(vectors, embedding, count: int):
+    with jax.default_matmul_precision("highest"):
+        score = vectors @ embedding.T
+    return jnp.stack([first_columns(score, count), first_columns(-score, count)], axis=1)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def first_columns(score: Float[Any, "rows columns"], count: int) -> Int[Array, "rows count"]:
+    """The columns of the largest entries of each row, the largest first."""
+    rows, columns = score.shape
+    count = min(count, columns)
+    if columns <= 2 * count * _BLOCK:
+        return jax.lax.top_k(score, count)[1]
+    # The largest entries lie in the blocks with the largest maxima.
+    blocks = jnp.pad(score, ((0, 0), (0, -columns % _BLOCK)), constant_values=-jnp.inf).reshape(rows, -1, _BLOCK)
+    chosen = jax.lax.top_k(blocks.max(axis=2), count)[1]
+    near = jnp.take_along_axis(blocks, chosen[:, :, None], axis=1).reshape(rows, -1)
+    within = jax.lax.top_k(near, count)[1]
+    return jnp.take_along_axis(chosen, within // _BLOCK, axis=1) * _BLOCK + within % _BLOCK
 
 
 def liked_places(vectors: np.ndarray, x: np.ndarray, count: int = 3) -> np.ndarray:
     """Indices of the inputs x̂ (n, d) with the largest (x̂·v)²: (..., count), the largest first."""
     flat = vectors.reshape(-1, vectors.shape[-1])
-    parts = []
-    for start in range(0, len(flat), 512):
-        parts.append(first_columns((flat[start : start + 512] @ x.T) ** 2, count))
-    return np.concatenate(parts).reshape(*vectors.shape[:-1], -1)
+    parts = [first_columns((flat[i : i + _VECTORS] @ x.T) ** 2, count) for i in range(0, len(flat), _VECTORS)]
+    return np.concatenate([np.asarray(part) for part in parts]).reshape(*vectors.shape[:-1], -1)

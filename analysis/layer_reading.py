@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from sqs_jax.analysis.calibration import Method, bilinear_layer, calibrate
+from sqs_jax.analysis.calibration import Method, bilinear_layer, calibrate_all
 from sqs_jax.analysis.eigen import Eigenpairs, top_eigenpairs
 from sqs_jax.analysis.fidelity import r_squared
 from sqs_jax.analysis.interaction import GLUWeights, interaction_matrices
@@ -31,7 +31,7 @@ from sqs_jax.pretrained.model import LanguageModel
 
 GAIN_SAMPLES = 20_000  # a gain is a few numbers a unit: more samples change it little
 _MOST_JOINT = 4096  # hidden units beyond which gains are found unit by unit: joint ones need 8h² bytes several times
-_RANKED = 8  # words whose whole spectrum is taken
+_RANKED = 4  # words whose whole spectrum is taken
 _ALIVE = 1e-6  # over the largest variance of x̂, that of a direction that counts
 
 
@@ -48,6 +48,20 @@ class FittedLayer(NamedTuple):
     """By reading: the bilinear layer that stands for the GLU, the stream's coordinates as outputs."""
     form_cosine: float | None
     """Of the surrogate's forms and the affine ones, in the metric of the data: the mean over the coordinates."""
+
+
+class HeldOut(NamedTuple):
+    """One layer on held-out text, at the n places that are no sinks."""
+
+    layer: int
+    places: Int[np.ndarray, " n"]
+    """Which places of the text they are,"""
+    sinks: int
+    """and how many are left out."""
+    x: Float[np.ndarray, "n d"]
+    y: Float[np.ndarray, "n d"]
+    given: dict[str, Float[np.ndarray, "n d"]]
+    """What each reading gives in the place of y."""
 
 
 class WordPairs(NamedTuple):
@@ -87,19 +101,19 @@ def fit_layer(
     sink = is_sink(seen.y, limit)
     x = seen.x[~sink]
     few = x[np.linspace(0, len(x) - 1, min(len(x), GAIN_SAMPLES)).astype(int)]
-    layers, cosine = {}, None
-    for name in readings:
-        if name == "surrogate":
-            result = fit_surrogate(weights, x, gate, steps=steps, seed=seed)
-            layers[name], cosine = result.weights, float(np.nanmean(result.form_cosine))
-        else:
-            calibration = calibrate(weights, few, gate, method=_method(name, model), precision="float32")
-            layers[name] = bilinear_layer(weights, calibration)
-    return FittedLayer(limit, int(sink.sum()), x.mean(0), layers, cosine)
+    # A surrogate starts from the affine reading.
+    methods: dict[str, Method] = {"affine" if name == "surrogate" else name: _method(name, model) for name in readings}
+    gains = calibrate_all(weights, few, gate, methods=tuple(methods.values()), precision="float32", r2=False)
+    layers = {name: bilinear_layer(weights, gains[method]) for name, method in methods.items()}
+    cosine = None
+    if "surrogate" in readings:
+        result = fit_surrogate(weights, x, gate, start=layers["affine"], steps=steps, seed=seed)
+        layers["surrogate"], cosine = result.weights, float(np.nanmean(result.form_cosine))
+    return FittedLayer(limit, int(sink.sum()), x.mean(0), {name: layers[name] for name in readings}, cosine)
 
 
 def _method(reading: Reading, model: LanguageModel) -> Method:
-    if reading == "affine":
+    if reading in ("affine", "surrogate"):
         return "joint_affine" if model.architecture.hidden <= _MOST_JOINT else "output_affine"
     return "joint" if reading == "joint" else "identity"
 
@@ -107,6 +121,14 @@ def _method(reading: Reading, model: LanguageModel) -> Method:
 def layer_form(fitted: FittedLayer, reading: str) -> Form:
     """What stands in the GLU's place."""
     return Form(fitted.layers[reading], fitted.limit)
+
+
+def held_out(fitted: FittedLayer, unseen: LayerStream) -> HeldOut:
+    """A layer on held-out text, and what its readings give there."""
+    sink = is_sink(unseen.y, fitted.limit)
+    x, y = unseen.x[~sink], unseen.y[~sink]
+    given = {name: predicted(layer, x) for name, layer in fitted.layers.items()}
+    return HeldOut(unseen.layer, np.flatnonzero(~sink), int(sink.sum()), x, y, given)
 
 
 def centred(layer: GLUWeights, mean: np.ndarray) -> GLUWeights:
@@ -135,7 +157,7 @@ def read_words(
     model: LanguageModel,
     fitted: FittedLayer,
     reading: Reading,
-    unseen: LayerStream,
+    unseen: HeldOut,
     words: Sequence[int],
     *,
     k: int = 4,
@@ -146,7 +168,7 @@ def read_words(
 
     Args:
       model, fitted: the layer, and what was fitted of it; reading: which of it is read.
-      unseen: the layer on held-out text.
+      unseen: the layer on held-out text, from `held_out`.
       words: token ids.
       k: pairs a word.
       order: "size" for the pairs with the largest |λ| of A; "data" for those of Σ^½ A Σ^½, Σ = Cov(x̂), whose λ is what
@@ -155,8 +177,8 @@ def read_words(
     """
     directions = stream_directions(model, unseen.layer, token_directions(model, words))
     layer = centred(along(fitted.layers[reading], directions), fitted.mean)
-    keep = np.flatnonzero(~is_sink(unseen.y, fitted.limit))
-    c, y = unseen.x[keep] - fitted.mean, unseen.y[keep] @ np.asarray(directions)
+    onto = np.asarray(directions)
+    c, y = unseen.x - fitted.mean, unseen.y @ onto
     linear = np.asarray(linear_directions(layer))
     bare = layer._replace(w_bias=None, v_bias=None, skip=None, out_bias=None)
     pairs, vectors, patterns = _pairs(bare, c, k, order)
@@ -169,12 +191,12 @@ def read_words(
         values=values,
         vectors=vectors,
         residuals=np.asarray(pairs.residuals),
-        r2=_shares(y, predicted(layer, c)),
+        r2=_shares(y, unseen.given[reading] @ onto),
         linear_share=_shares(y, along_line),
         share=_shares(y, explained),
         likes=likes[:count].reshape(*patterns.shape[:2], *likes.shape[1:]),
         linear_likes=likes[count:],
-        places=keep[distinct_places(response, contexts)],
+        places=unseen.places[distinct_places(response, contexts)],
         effective_rank=_effective_rank(bare),
     )
 
@@ -198,7 +220,7 @@ def distinct_places(response: Float[np.ndarray, "n m k"], count: int) -> np.ndar
     n, m, k = response.shape
     count = min(count, n // k)
     reach = min(n, count * k)
-    best = first_columns(np.square(response.reshape(n, m * k).T), reach).reshape(m, k, reach)
+    best = np.asarray(first_columns(np.square(response.reshape(n, m * k).T), reach)).reshape(m, k, reach)
     places = np.zeros((m, k, count), int)
     for word in range(m):
         used: set[int] = set()

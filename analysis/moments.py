@@ -92,6 +92,6 @@ def merged(a: Moments | None, b: Moments) -> Moments:
         total[name] = a[name] + difference * (b["n"] / n)
     for name, (left, right, pairs) in _CENTRED.items():
         if name in a:
-            between = np.outer(apart[left], apart[right]) if pairs else apart[left] * apart[right]
-            total[name] = total[name] + shift * between
+            product = np.outer if pairs else np.multiply
+            total[name] += product(shift * apart[left], apart[right])
     return total

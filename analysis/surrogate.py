@@ -31,7 +31,7 @@ class Surrogate(NamedTuple):
     r2: float
     """R² of the layer's outputs, on the samples that were held out."""
     start_r2: float
-    """R² there of the joint affine reading that the fit starts from."""
+    """R² there of the bilinear layer that the fit starts from."""
     steps: int
     """The step with the best R²."""
     form_cosine: Float[np.ndarray, " outputs"]
@@ -55,6 +55,7 @@ def fit_surrogate(
     x: Float[Any, "n inputs"],
     gate: str | Gate,
     *,
+    start: GLUWeights | None = None,
     width: int | None = None,
     steps: int = 300,
     batch_size: int = 1024,
@@ -65,15 +66,17 @@ def fit_surrogate(
 
         ŷ = ((x W' + b) ⊙ (x V' + c)) P' + x L' + o,      the mean of ‖y - ŷ‖² is made small
 
-    It starts from the layer's own weights with joint affine gains, without which other and worse layers are found. The
-    learning rate falls by a cosine. A tenth of the samples is held out; the parameters with the best R² there are kept,
-    and the fit ends when it has not risen for three looks.
+    It starts from the layer's own weights with joint affine gains, without which it finds other layers and worse ones.
+    The learning rate falls by a cosine. A tenth of the samples is held out; the parameters with the best R² there are
+    kept, and the fit ends when it has not risen for three looks.
 
     Args:
       weights: of the layer, without an embedding. For a language model `mlp_weights`, whose outputs are the stream's.
       x: its inputs (n, inputs), n ≥ 20; places that are not to count, such as attention sinks, left out.
       gate: σ.
-      width: hidden units of the surrogate, by default those of the layer; more are random ones that give 0 at first.
+      start: the bilinear layer that it starts from; by default `bilinear_layer` of the "joint_affine" calibration on at
+        most 10,000 of the samples.
+      width: hidden units of the surrogate, by default those of its start; more are random ones that give 0 at first.
       steps: of Adam, 1 or more; batch_size: samples a step; learning_rate: at the start; seed: of the batches.
 
     Host code. Raises ValueError for weights, inputs or numbers that do not fit.
@@ -84,7 +87,7 @@ def fit_surrogate(
     check_concrete("fit_surrogate", weights=weights, x=x)
     check_weights(weights)
     x = np.asarray(x, np.float32)
-    _check(weights, x, width, steps=steps, batch_size=batch_size)
+    _check(weights, x, start or weights, width, steps=steps, batch_size=batch_size)
     if not learning_rate > 0:
         raise ValueError(f"`learning_rate` is {learning_rate}: a number > 0 is needed")
     weights, sigma = at_least_float32(weights), static_gate(gate)
@@ -92,25 +95,35 @@ def fit_surrogate(
     held = min(_MOST_HELD_OUT, max(2, int(len(x) * _HELD_OUT)))
     test, train = x[np.sort(order[:held])], x[np.sort(order[held:])]
     y, test_y = (_outputs(weights, part, sigma) for part in (train, test))
-    start = bilinear_layer(
-        weights, calibrate(weights, train[:: max(1, len(train) // _START_SAMPLES)], gate, method="joint_affine")
-    )
+    start = _start(weights, train, sigma) if start is None else start
     params = _widened(_balanced(start, train), width, seed)
     best, best_r2, best_step = _fitted(params, train, y, test, test_y, steps, batch_size, learning_rate, seed)
     result = GLUWeights(best.w, best.v, best.out, None, best.w_bias, best.v_bias, best.bias, best.skip)
     return Surrogate(result, best_r2, _r2(params, test, test_y), best_step, _form_cosines(result, start, train))
 
 
-def _check(weights: GLUWeights, x: np.ndarray, width: int | None, **counts: int) -> None:
-    inputs, h = input_size(weights), weights.w.shape[1]
+def _start(weights: GLUWeights, x: np.ndarray, gate: Gate) -> GLUWeights:
+    few = x[:: max(1, len(x) // _START_SAMPLES)]
+    return bilinear_layer(weights, calibrate(weights, few, gate, method="joint_affine", precision="float32", r2=False))
+
+
+def _check(weights: GLUWeights, x: np.ndarray, start: GLUWeights, width: int | None, **counts: int) -> None:
+    inputs, h = input_size(weights), start.w.shape[1]
     if weights.embed is not None:
         raise ValueError("`weights` has an embedding: a layer that reads its input itself is needed")
+    check_weights(start)
+    ends = [(input_size(layer), layer.out.shape[1]) for layer in (weights, start)]
+    if start.embed is not None or ends[0] != ends[1]:
+        raise ValueError(
+            f"`start` has {ends[1][0]} inputs and {ends[1][1]} outputs, or an embedding: a bilinear layer of "
+            f"{ends[0][0]} inputs and {ends[0][1]} outputs without one is needed"
+        )
     if x.ndim != 2 or x.shape[1] != inputs:
         raise ValueError(f"`x` has shape {x.shape}: (n, {inputs}) is needed")
     if len(x) < 20 or not np.all(np.isfinite(x)):
         raise ValueError(f"`x` has {len(x)} samples, or some are not finite: 20 finite ones or more are needed")
     if width is not None and width < h:
-        raise ValueError(f"`width` is {width}: {h}, the layer's own, or more is needed")
+        raise ValueError(f"`width` is {width}: {h}, that of the start, or more is needed")
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"`{name}` is {count}: a whole number ≥ 1 is needed")

@@ -7,7 +7,7 @@ import pytest
 
 from sqs_jax import GATES, SQS
 from sqs_jax.analysis import GLUWeights, interaction_matrices, spectrum
-from sqs_jax.analysis.calibration import METHODS, calibrate, calibrated
+from sqs_jax.analysis.calibration import METHODS, bilinear_layer, calibrate, calibrated, layer_outputs
 from sqs_jax.analysis.fidelity import fidelity
 from sqs_jax.analysis.gains import gaussian_gains
 from tests.helpers import logits64, network, samples
@@ -125,6 +125,18 @@ def test_batches_give_what_the_whole_gives(method):
         assert result.samples == 3000
         np.testing.assert_allclose(result.gain, whole.gain, rtol=2e-4, atol=2e-4)
         np.testing.assert_allclose(result.r2, whole.r2, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_constant_makes_the_means_agree_with_and_without_r2(method):
+    weights = network(biases=True)
+    x = samples(weights) + 0.5
+    whole, quick = (calibrate(weights, x, "gelu", method=method, r2=flag) for flag in (True, False))
+    assert np.all(np.isnan(quick.r2))
+    np.testing.assert_array_equal(quick.offset, whole.offset)
+    y = logits64(weights, x.astype(np.float64), "gelu")[0]
+    given = np.asarray(layer_outputs(bilinear_layer(weights, whole), jnp.asarray(x)), np.float64)
+    np.testing.assert_allclose(given.mean(0), y.mean(0), atol=1e-4 * np.abs(y).max())
 
 
 @pytest.mark.parametrize("embed", [0, 9])

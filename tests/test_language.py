@@ -167,6 +167,14 @@ def test_what_a_vector_likes_is_found_where_it_was_planted():
     np.testing.assert_array_equal(reading.liked_places(vectors, x)[0, 1], np.argsort(-response)[:3])
 
 
+@pytest.mark.parametrize("columns", [3, 40, 2000, 4096, 5001])
+def test_the_first_columns_are_those_of_a_whole_sort(columns):
+    score = np.random.default_rng(columns).normal(size=(7, columns)).astype(np.float32)
+    score[0] -= 100  # all of it below what fills a block
+    expected = np.argsort(-score, axis=1)[:, :5]
+    np.testing.assert_array_equal(reading.first_columns(score, 5), expected)
+
+
 def test_frequent_tokens_and_drawn_windows():
     stream = Stream(np.array([0, 5, 5, 7, 0, 5, 9, 0], np.uint16), 1, 2)
     assert frequent_tokens(stream, 3) == [5, 7, 9]

@@ -17,6 +17,7 @@ from sqs_jax.analysis.layer_reading import (
     centred,
     distinct_places,
     fit_layer,
+    held_out,
     linear_directions,
     read_words,
 )
@@ -140,12 +141,12 @@ def test_words_are_read_by_the_pairs_of_their_forms(order):
     model = loaded("gemma2")
     seen = list(layer_streams(model, np.random.default_rng(1).integers(0, 40, (60, 24))))[1]
     fitted = fit_layer(model, seen, ("affine",), steps=1)
-    words = [3, 17, 30]
-    result = read_words(model, fitted, "affine", seen, words, k=32, order=order)
+    words, there = [3, 17, 30], held_out(fitted, seen)
+    result = read_words(model, fitted, "affine", there, words, k=32, order=order)
     # All pairs and the linear part are the whole reading.
     np.testing.assert_allclose(result.share, result.r2, atol=1e-3)
     assert np.all(result.r2 > 0.3)
-    few = read_words(model, fitted, "affine", seen, words, k=3, order=order)
+    few = read_words(model, fitted, "affine", there, words, k=3, order=order)
     np.testing.assert_allclose(np.abs(few.values), np.abs(result.values[:, :3]), rtol=1e-3)
     assert few.places.shape == (3, 3, 3)
     for word in few.places:
@@ -259,6 +260,8 @@ def test_the_page_in_a_real_browser(reading, stories, browser):
     box.send_keys("ca")
     assert browser.find_element(By.ID, "model-note").text == "tokens, but not computed here"
     assert "--words" in browser.find_element(By.ID, "model-command").text
+    for chip in browser.find_elements(By.CSS_SELECTOR, "#model-vectors code"):
+        browser.execute_script("arguments[0].textContent = '|______________________|';", chip)  # as long as they get
     for width in (1280, 390):
         resize(browser, width, 800)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
@@ -274,6 +277,10 @@ MISTAKES = {
     "reading": (["--text", "TEXT", "--reading", "best"], "'best': one of identity, joint, affine, surrogate"),
     "method": (["--text", "TEXT", "--method", "joint"], "--method belongs to a run"),
     "against": (["--text", "TEXT", "--against", "nowhere"], "cannot read nowhere/summary.json"),
+    "against twice": (
+        ["--text", "TEXT", "--against", "MODEL", "MODEL"],
+        "two models of one name: stories260K",
+    ),
 }
 
 
@@ -281,9 +288,21 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_leaves_nothing(stories, tmp_path, capsys, monkeypatch, case):
     monkeypatch.chdir(tmp_path)
     flags, message = MISTAKES[case]
-    flags = [stories[1] if flag == "TEXT" else flag for flag in flags]
+    flags = [{"TEXT": stories[1], "MODEL": stories[0]}.get(flag, flag) for flag in flags]
     assert message in wrong(main, ["report", stories[0], *flags], capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_model_is_read_beside_it(stories, tmp_path):
+    # Beside itself: both maps have to be the same, though each was read by itself.
+    flags = ["--text", stories[1], "--out-dir", tmp_path / "a", "--tokens", "3000", "--layers", "2", "--words", " the"]
+    main(["report", *map(str, [stories[0], *flags, "--against", stories[0]])])
+    beside = tmp_path / "a" / "against" / "stories260K"
+    one, other = (json.loads((folder / "summary.json").read_text()) for folder in (tmp_path / "a", beside))
+    assert (one["layers"][0]["readings"], one["all"]) == (other["layers"][0]["readings"], other["all"])
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert page.count('"stories260K"') >= 2
+    assert (beside / "report.html").is_file()
 
 
 def test_a_folder_that_holds_something_else(stories, tmp_path, capsys):

@@ -47,6 +47,18 @@ def test_more_width_is_never_worse_at_the_start_and_better_in_the_end():
     assert wide.r2 > own.r2
 
 
+def test_a_start_that_is_given_is_where_the_fit_begins():
+    # The layer is bilinear: from itself nothing is left to fit, while a strange start has to be left behind.
+    weights = network()
+    x = samples(weights, 2000)
+    itself = fit_surrogate(weights, x, "bilinear", start=weights, steps=8, learning_rate=1e-9)
+    np.testing.assert_allclose([itself.start_r2, itself.r2], 1, atol=1e-6)
+    np.testing.assert_allclose(itself.form_cosine, 1, atol=1e-5)
+    other = fit_surrogate(weights, x, "bilinear", start=network(seed=1, h=14), steps=8, learning_rate=1e-9)
+    assert other.start_r2 < 0.2
+    assert other.weights.w.shape == (12, 14)
+
+
 def test_the_best_step_is_kept():
     weights = network(d=12, h=16)
     x = samples(weights, 400)
@@ -82,11 +94,12 @@ def test_a_planted_sample_of_noise_does_not_pass_for_signal():
         ({"x": np.ones((30, 11))}, r"`x` has shape \(30, 11\): \(n, 12\)"),
         ({"x": np.ones((5, 12))}, "`x` has 5 samples"),
         ({"x": np.full((30, 12), np.nan)}, "not finite"),
-        ({"width": 3}, "`width` is 3: 10, the layer's own, or more"),
+        ({"width": 3}, "`width` is 3: 10, that of the start, or more"),
         ({"steps": 0}, "`steps` is 0"),
         ({"batch_size": 0}, "`batch_size` is 0"),
         ({"learning_rate": 0.0}, "`learning_rate` is 0.0"),
         ({"weights": network(embed=9)}, "`weights` has an embedding"),
+        ({"start": network(d=11)}, "`start` has 11 inputs and 4 outputs, .* 12 inputs and 4 outputs without"),
     ],
 )
 def test_what_does_not_fit_is_named(change, message):

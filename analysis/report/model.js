@@ -19,7 +19,8 @@ function showModel(model) {
   rows.push(["all", ...model.readings.flatMap((name) => ["", rise(model.all[name])]), "", "", "", ""]);
   table("model-table", heads, rows, model.layers.length, "total");
 
-  const visible = (token) => (model.vocabulary[token] ?? "").replace(/ /g, "·").replace(/\n/g, "↵");
+  const short = (text) => ([...text].length > 24 ? [...text].slice(0, 23).join("") + "…" : text);
+  const visible = (token) => short((model.vocabulary[token] ?? "").replace(/ /g, "·").replace(/\n/g, "↵").replace(/\t/g, "⇥"));
   const chips = (tokens) => tokens.map((token) => element("code", {}, visible(token)));
   let layer = model.layers.length - 1, place = Math.max(0, model.tokens.findIndex((token) => /^ [a-z]{4,}$/i.test(model.vocabulary[token])));
 

@@ -15,7 +15,7 @@ from sqs_jax.files import write
 from sqs_jax.messages import InputError
 from sqs_jax.pretrained.loading import load_pretrained
 from sqs_jax.pretrained.model import LanguageModel
-from sqs_jax.pretrained.tensor_files import read_json
+from sqs_jax.pretrained.tensor_files import is_pretrained, read_json
 from sqs_jax.pretrained.vocabulary import token_bytes_of
 from sqs_jax.start import extra
 from sqs_jax.train.run_folder import provenance
@@ -36,9 +36,10 @@ def write_model_report(
     """Reads the GLUs of a pretrained language model on a text, and writes a folder with a page and its numbers.
 
     `report.html`, the page; `summary.json`: `loss` of the model in nats a token, `layers`, a list of {"layer", "sinks",
-    "effective_rank", "readings": {name: {"r2", "loss_rise"}}}, and `all`, {reading: rise of the loss with all these
-    layers replaced}; `spectrum.npz`: `tokens` (m,), `layers` (n,), `values` (n, m, k), `vectors` (n, m, k, d); and what
-    was fitted of each layer, from which another call with the same folder goes on.
+    "effective_rank", "readings": {name: {"r2", "loss_rise"}}}, `all`, {reading: rise of the loss with all these
+    layers replaced}, and `seconds` that layers and losses took in this call; `spectrum.npz`: `tokens` (m,), `layers`
+    (n,), `values` (n, m, k), `vectors` (n, m, k, d); and what was fitted of each layer, from which another call with
+    the same folder goes on.
 
     Args:
       path: of the model, as in `load_pretrained`.
@@ -46,19 +47,28 @@ def write_model_report(
       out_dir: the folder, by default runs/<name of the model>-reading.
       words: each has to be one token of the model, such as " king"; by default the 200 most frequent ones of the text.
       readings: any of "identity", "joint", "affine" and "surrogate"; "affine" is measured in any case.
-      against: folders of other readings, whose map is shown beside this one.
+      against: other models, whose map is shown beside this one's: each is read on the same text, in the folder
+        `against/<name>` of this one; or folders of readings that are there already.
       command: what made the report, for its footer.
       settings: `layers`, `tokens`, `test_tokens`, `pairs`, `order` and `seed`, as in `ReadingOptions`.
 
     Returns the page's path. Raises InputError for a model, a text, a layer, a word or a folder that does not fit.
     """
-    others = [_other(folder) for folder in against]
+    names = [_name_beside(other) for other in against]
+    if len({*names}) < len(names):
+        raise InputError(f"`against` has two models of one name: {', '.join(names)}")
     content = read_text(text)
     model = load_pretrained(path)
     folder = out_dir or Path("runs") / f"{model.name}-reading"
     options = ReadingOptions(readings=_ordered(readings), words=text_words(model, words), **settings)
     print(_banner(model, text), flush=True)
     result = read_model(model, content, options, folder, report=_say)
+    others = []
+    for other, name in zip(against, names, strict=True):
+        own = folder / "against" / name
+        if is_pretrained(other):
+            write_model_report(str(other), text=text, out_dir=own, readings=readings, command=command, **settings)
+        others.append(_map(own if is_pretrained(other) else other))
     summary = _summary(model, text, options, result)
     shown = _content(model, options, result, summary, others)
     shown["model"]["command"] = _without_words(command)
@@ -106,6 +116,7 @@ def _summary(model: LanguageModel, text: Path, options: ReadingOptions, result: 
         "sizes": sizes,
         "text": text.name,
         "loss": result.loss,
+        "seconds": result.seconds,
         "layers": _plain(result.layers),
         "all": _plain(result.all),
         "reading": options.readings[-1],
@@ -185,11 +196,16 @@ def _shown(spelling: bytes) -> str:
     return spelling.decode(errors="backslashreplace")
 
 
-def _other(folder: Path) -> dict[str, Any]:
-    """The map of another reading."""
+def _name_beside(other: Path) -> str:
+    """The name of a model, or of the one that a folder is a reading of. Raises InputError for what is neither."""
+    return load_pretrained(str(other)).name if is_pretrained(other) else _map(other)["name"]
+
+
+def _map(folder: Path) -> dict[str, Any]:
+    """The map of a reading."""
     summary = read_json(folder / "summary.json")
     if not {"all", "layers", "loss", "model"} <= summary.keys():
-        raise InputError(f"`against` has {folder}: no reading of a pretrained model")
+        raise InputError(f"`against` has {folder}: neither a pretrained model nor the reading of one")
     return {"name": summary["model"], "layers": summary["layers"], "all": summary["all"], "loss": summary["loss"]}
 
 

@@ -12,6 +12,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from sqs_jax.analysis.interaction import GLUWeights
 from sqs_jax.analysis.language import layer_r2
 from sqs_jax.analysis.layer_reading import (
     FittedLayer,
+    HeldOut,
     WordPairs,
     fit_layer,
+    held_out,
     layer_form,
     read_words,
 )
 from sqs_jax.analysis.reading_kinds import Order, Reading
-from sqs_jax.analysis.streams import is_sink, layer_streams, losses
+from sqs_jax.analysis.streams import LayerStream, layer_streams, losses
 from sqs_jax.messages import InputError
 from sqs_jax.pretrained.model import LanguageModel
 from sqs_jax.pretrained.tensor_files import read_json
@@ -83,6 +86,8 @@ class ModelReading:
     test_tokens: int
     text: np.ndarray
     """The held-out windows (n, length)."""
+    seconds: dict[str, int]
+    """That "layers" and "losses" took in this call."""
 
 
 def default_tokens(model: LanguageModel, readings: Sequence[str]) -> int:
@@ -176,24 +181,35 @@ def read_model(
 
 
 def _read(model, train, test, options: ReadingOptions, layers, words: list[int], folder: Path | None, report):
-    fits, rows, pairs, start = {}, [], [], time.monotonic()
-    for seen, unseen in zip(layer_streams(model, train), layer_streams(model, test), strict=True):
-        layer = seen.layer
-        if layer in layers:
-            fits[layer] = fitted = _fitted(model, seen, options, folder)
-            pairs.append(
-                read_words(model, fitted, options.readings[-1], unseen, words, k=options.pairs, order=options.order)
-            )
-            rows.append(_figures(layer, fitted, unseen, pairs[-1]))
-            shown = ", ".join(f"{name} {row['r2']:.3f}" for name, row in rows[-1]["readings"].items())
-            report(f"layer {layer}: R² {shown}; {fitted.sinks} sinks; {time.monotonic() - start:.0f} s")
-        if layer == max(layers):
-            break
+    fits, start = {}, time.monotonic()
+
+    def measured(stream: LayerStream) -> tuple[WordPairs, dict[str, Any]]:
+        fitted, unseen = fits[stream.layer], held_out(fits[stream.layer], stream)
+        pairs = read_words(model, fitted, options.readings[-1], unseen, words, k=options.pairs, order=options.order)
+        row = _figures(fitted, unseen, pairs)
+        shown = ", ".join(f"{name} {part['r2']:.3f}" for name, part in row["readings"].items())
+        report(f"layer {stream.layer}: R² {shown}; {fitted.sinks} sinks; {time.monotonic() - start:.0f} s")
+        return pairs, row
+
+    # Words are read beside the fit of the next layer: either alone leaves cores idle.
+    done: list[Future] = []
+    with ThreadPoolExecutor(1) as pool:
+        for seen, unseen in zip(layer_streams(model, train), layer_streams(model, test), strict=True):
+            if seen.layer in layers:
+                fits[seen.layer] = _fitted(model, seen, options, folder)
+                for earlier in done[-1:]:
+                    earlier.result()  # so that two layers at most are in memory
+                done.append(pool.submit(measured, unseen))
+            if seen.layer == max(layers):
+                break
+    pairs, rows = (list(parts) for parts in zip(*(each.result() for each in done), strict=True))
+    read = time.monotonic()
     loss, rises, all_rises = _losses(model, test, fits, options, folder, report)
+    seconds = {"layers": round(read - start), "losses": round(time.monotonic() - read)}
     for row in rows:
         for name, figures in row["readings"].items():
             figures["loss_rise"] = rises[f"{row['layer']} {name}"]
-    return ModelReading(loss, rows, all_rises, words, pairs, int(train.size), int(test.size), test)
+    return ModelReading(loss, rows, all_rises, words, pairs, int(train.size), int(test.size), test, seconds)
 
 
 def frequent_words(model: LanguageModel, windows: np.ndarray, count: int) -> list[int]:
@@ -204,10 +220,9 @@ def frequent_words(model: LanguageModel, windows: np.ndarray, count: int) -> lis
     return [int(token) for token in order[:count] if frequency[token]]
 
 
-def _figures(layer: int, fitted: FittedLayer, unseen, pairs: WordPairs) -> dict[str, Any]:
-    keep = ~is_sink(unseen.y, fitted.limit)
-    r2 = {name: layer_r2(part, unseen.x[keep], unseen.y[keep]) for name, part in fitted.layers.items()}
-    row: dict[str, Any] = {"layer": layer, "sinks": fitted.sinks, "test_sinks": int(np.sum(~keep))}
+def _figures(fitted: FittedLayer, unseen: HeldOut, pairs: WordPairs) -> dict[str, Any]:
+    r2 = {name: layer_r2(unseen.y, given) for name, given in unseen.given.items()}
+    row: dict[str, Any] = {"layer": unseen.layer, "sinks": fitted.sinks, "test_sinks": unseen.sinks}
     row |= {"effective_rank": pairs.effective_rank, "readings": {name: {"r2": value} for name, value in r2.items()}}
     if fitted.form_cosine is not None:
         row["form_cosine"] = fitted.form_cosine
@@ -227,7 +242,6 @@ def _losses(model, test, fits: dict[int, FittedLayer], options: ReadingOptions, 
     single = {f"{layer} {name}": {layer: layer_form(fits[layer], name)} for layer in fits for name in names}
     together = [{layer: layer_form(fits[layer], name) for layer in fits} for name in names]
     report(f"losses with layers replaced: {len(single) + len(together)} of them")
-    start = time.monotonic()
     windows = (test, next_tokens(test))
     whole, *rest = losses(model, windows, [{}, *together])
     all_rises: dict[str, float] = {name: loss - whole for name, loss in zip(names, rest, strict=True)}
@@ -236,7 +250,6 @@ def _losses(model, test, fits: dict[int, FittedLayer], options: ReadingOptions, 
     own, *rest = losses(model, half, [{}, *single.values()])
     each = {name: loss - own for name, loss in zip(single, rest, strict=True)}
     report(f"loss {whole:.4f} nats a token; all replaced: " + ", ".join(f"{n} {r:+.3f}" for n, r in all_rises.items()))
-    report(f"losses took {time.monotonic() - start:.0f} s")
     if path:
         files.write(path, json.dumps({"layers": key, "loss": whole, "rises": each, "all": all_rises}, indent=1) + "\n")
     return whole, each, all_rises

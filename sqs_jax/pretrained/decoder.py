@@ -13,6 +13,7 @@ from sqs_jax.pretrained.architecture import Architecture, BlockKind, Rope
 
 Weights = dict[str, jax.Array]
 KeysValues = tuple[jax.Array, jax.Array]
+_QUERIES, _STRETCHES = 128, 8  # the least of a stretch, and the most stretches: each is a part of the program
 
 
 def rms(x: jax.Array, epsilon: float) -> jax.Array:
@@ -29,8 +30,7 @@ def attend(arch: Architecture, kind: BlockKind, weights: Weights, x: jax.Array) 
     """The stream (batch, length, d) after attention, before the GLU; and keys and values (batch, length, heads, n)."""
     positions = jnp.arange(x.shape[1], dtype=jnp.int32)
     q, k, v = _queries_keys_values(arch, kind, weights, x, positions[None])
-    behind = positions[:, None] - positions[None]
-    read = _attention(arch, q, k, v, _is_seen(kind, behind)[None])
+    read = _causal_attention(arch, kind, q, k, v, positions)
     return add(arch, weights, "attention", x, _projected(weights, read)), (k, v)
 
 
@@ -109,13 +109,29 @@ def _is_seen(kind: BlockKind, behind):
     return (behind >= 0) & (behind < kind.window) if kind.window else behind >= 0
 
 
+def _causal_attention(arch: Architecture, kind: BlockKind, q, k, v, positions):
+    """What heads read, a stretch of queries at a time: each leaves out the keys that none of its queries sees."""
+    length, parts = q.shape[1], []
+    stretch = max(_QUERIES, -(-length // _STRETCHES))
+    for start in range(0, length, stretch):
+        end = min(start + stretch, length)
+        keys = slice(max(0, start - kind.window + 1) if kind.window else 0, end)
+        behind = positions[start:end, None] - positions[None, keys]
+        parts.append(_attention(arch, q[:, start:end], k[:, keys], v[:, keys], _is_seen(kind, behind)[None]))
+    return jnp.concatenate(parts, axis=1)
+
+
 def _attention(arch: Architecture, q, k, v, seen):
-    """What heads read (batch, length, heads·n); `seen` (batch or 1, length, keys)."""
+    """What heads read (batch, length, heads·n); `seen` (batch or 1, length, keys), some key for each query."""
     batch, length, heads, n = q.shape
-    q = q.reshape(batch, length, arch.key_heads, heads // arch.key_heads, n)
-    scores = _capped(jnp.einsum("bqhgn,bkhn->bhgqk", q, k) * arch.attention_scale, arch.attention_cap)
-    weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -jnp.inf), axis=-1)
-    return jnp.einsum("bhgqk,bkhn->bqhgn", weights, v).reshape(batch, length, heads * n)
+    q = (q * arch.attention_scale).reshape(batch, length, arch.key_heads, heads // arch.key_heads, n)
+    scores = jnp.where(
+        seen[:, None, None], _capped(jnp.einsum("bqhgn,bkhn->bhgqk", q, k), arch.attention_cap), -jnp.inf
+    )
+    parts = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    # Divided behind the product: n numbers a query, where a softmax divides one for each key.
+    read = jnp.einsum("bhgqk,bkhn->bhgqn", parts, v) / jnp.sum(parts, axis=-1, keepdims=True)
+    return read.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * n)
 
 
 def _projected(weights: Weights, read):
