@@ -36,10 +36,9 @@ def write_model_report(
     """Reads the GLUs of a pretrained language model on a text, and writes a folder with a page and its numbers.
 
     `report.html`, the page; `summary.json`: `loss` of the model in nats a token, `layers`, a list of {"layer", "sinks",
-    "effective_rank", "readings": {name: {"r2", "loss_rise"}}}, `all`, {reading: rise of the loss with all these
-    layers replaced}, and `seconds` that layers and losses took in this call; `spectrum.npz`: `tokens` (m,), `layers`
-    (n,), `values` (n, m, k), `vectors` (n, m, k, d); and what was fitted of each layer, from which another call with
-    the same folder goes on.
+    "effective_rank", "readings": {name: {"r2", "loss_rise"}}}, `all`, {reading: rise with all of them replaced}, and
+    `seconds` that layers and losses took in this call; `spectrum.npz`: `tokens` (m,), `layers` (n,), `values`
+    (n, m, k), `vectors` (n, m, k, d); and what was fitted of each layer, from which another call goes on.
 
     Args:
       path: of the model, as in `load_pretrained`.
@@ -47,36 +46,28 @@ def write_model_report(
       out_dir: the folder, by default runs/<name of the model>-reading.
       words: each has to be one token of the model, such as " king"; by default the 200 most frequent ones of the text.
       readings: any of "identity", "joint", "affine" and "surrogate"; "affine" is measured in any case.
-      against: other models, whose map is shown beside this one's: each is read on the same text, in the folder
-        `against/<name>` of this one; or folders of readings that are there already.
+      against: other models, read on the same text in `against/<name>` of this folder, or folders of their readings:
+        their maps are shown beside this one's.
       command: what made the report, for its footer.
       settings: `layers`, `tokens`, `test_tokens`, `pairs`, `order` and `seed`, as in `ReadingOptions`.
 
     Returns the page's path. Raises InputError for a model, a text, a layer, a word or a folder that does not fit.
     """
-    names = [_name_beside(other) for other in against]
-    if len({*names}) < len(names):
-        raise InputError(f"`against` has two models of one name: {', '.join(names)}")
+    names = _names_beside(against)
     content = read_text(text)
     model = load_pretrained(path)
     folder = out_dir or Path("runs") / f"{model.name}-reading"
     options = ReadingOptions(readings=_ordered(readings), words=text_words(model, words), **settings)
     print(_banner(model, text), flush=True)
     result = read_model(model, content, options, folder, report=_say)
-    others = []
-    for other, name in zip(against, names, strict=True):
-        own = folder / "against" / name
-        if is_pretrained(other):
-            write_model_report(str(other), text=text, out_dir=own, readings=readings, command=command, **settings)
-        others.append(_map(own if is_pretrained(other) else other))
+    same = {"text": text, "readings": readings, "command": command} | settings
+    others = [_beside(other, folder / "against" / name, same) for other, name in zip(against, names, strict=True)]
     summary = _summary(model, text, options, result)
-    shown = _content(model, options, result, summary, others)
-    shown["model"]["command"] = _without_words(command)
-    words_of_page = _texts(model, text, options, result) | {"command": command}
+    shown = _content(model, options, result, summary, others, command)
     made = {
         "spectrum.npz": page.npz(_arrays(result)),
         "summary.json": page.json_file(summary),
-        "report.html": page.render(shown, words_of_page).encode(),
+        "report.html": page.render(shown, _texts(model, text, options, result) | {"command": command}).encode(),
     }
     for name, data in made.items():
         write(folder / name, data)
@@ -138,7 +129,7 @@ def _arrays(result: ModelReading) -> dict[str, Any]:
     return {"tokens": np.array(result.words), "layers": np.array([row["layer"] for row in result.layers])} | stacked
 
 
-def _content(model, options: ReadingOptions, result: ModelReading, summary, others) -> dict[str, Any]:
+def _content(model, options: ReadingOptions, result: ModelReading, summary, others, command: str) -> dict[str, Any]:
     spelled = token_bytes_of(model.tokenizer)
     contexts, places = _contexts(result, spelled)
     language = {
@@ -158,6 +149,7 @@ def _content(model, options: ReadingOptions, result: ModelReading, summary, othe
         "places": places,
         "contexts": contexts,
         "others": others,
+        "command": _without_words(command),
     }
     worst = min(row["readings"][options.readings[-1]]["r2"] for row in result.layers)
     cards = [
@@ -196,9 +188,20 @@ def _shown(spelling: bytes) -> str:
     return spelling.decode(errors="backslashreplace")
 
 
-def _name_beside(other: Path) -> str:
-    """The name of a model, or of the one that a folder is a reading of. Raises InputError for what is neither."""
-    return load_pretrained(str(other)).name if is_pretrained(other) else _map(other)["name"]
+def _names_beside(against: tuple[Path, ...]) -> list[str]:
+    """The names of models, or of those that folders are readings of. Raises InputError for what is neither."""
+    names = [load_pretrained(str(each)).name if is_pretrained(each) else _map(each)["name"] for each in against]
+    if len({*names}) < len(names):
+        raise InputError(f"`against` has two models of one name: {', '.join(names)}")
+    return names
+
+
+def _beside(other: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The map of another model, read into its own folder, or of a reading that is there."""
+    if not is_pretrained(other):
+        return _map(other)
+    write_model_report(str(other), out_dir=folder, **settings)
+    return _map(folder)
 
 
 def _map(folder: Path) -> dict[str, Any]:
