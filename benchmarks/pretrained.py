@@ -9,21 +9,20 @@ A reading that is there already is not repeated.
 """
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.common import PAGES, RESULTS, markdown_table, parsed
+from sqs_jax.analysis.calibration import bilinear_layer, calibrate
 from sqs_jax.analysis.language import (
     glu_gate,
     mlp_weights,
     stream_directions,
     token_directions,
 )
-from sqs_jax.analysis.layer_reading import agreement
+from sqs_jax.analysis.layer_reading import GAIN_SAMPLES, agreement
 from sqs_jax.analysis.reading_kinds import READINGS
 from sqs_jax.analysis.report.model_page import write_model_report
 from sqs_jax.analysis.runs.model_reading import (
@@ -54,13 +53,11 @@ def main(model: str, /, text: Path, name: str = "", tokens: int = 0, runs: Path 
     """
     loaded = load_pretrained(model)
     name = name or loaded.name
-    start = time.monotonic()
     folder = runs / name
     write_model_report(model, text=text, out_dir=folder, readings=READINGS, tokens=tokens)
-    seconds = time.monotonic() - start
     summary = json.loads((folder / "summary.json").read_text())
-    kept = ("sizes", "text", "loss", "layers", "all", "tokens", "test_tokens")
-    result = {part: summary[part] for part in kept} | {"model": loaded.name, "seconds": round(seconds)}
+    kept = ("sizes", "text", "loss", "layers", "all", "tokens", "test_tokens", "seconds")
+    result = {part: summary[part] for part in kept} | {"model": loaded.name}
     result["agreement"] = _agreements(loaded, read_text(text), tokens)
     result["machine"] = described(provenance())
     RESULTS.mkdir(exist_ok=True)
@@ -84,12 +81,12 @@ def _agreements(model, text: str, tokens: int) -> list[dict[str, Any]]:
         inputs = [stream.x[~is_sink(stream.y, sink_limit(stream.y))] for stream in (one, other)]
         fits = [fit_surrogate(weights, x, gate, steps=default_steps(model)) for x in inputs]
         again = fit_surrogate(weights, inputs[0], gate, steps=default_steps(model), seed=1)
-        start = fit_surrogate(weights, inputs[0], gate, steps=1, learning_rate=1e-9)
-        pairs = {"halves": fits, "seeds": [fits[0], again], "affine": [fits[0], start]}
-        rows.append(
-            {"layer": one.layer}
-            | {name: agreement(a.weights, b.weights, jnp.asarray(directions)) for name, (a, b) in pairs.items()}
+        affine = calibrate(
+            weights, inputs[0][:GAIN_SAMPLES], gate, method="joint_affine", precision="float32", r2=False
         )
+        mine = fits[0].weights
+        pairs = {"halves": fits[1].weights, "seeds": again.weights, "affine": bilinear_layer(weights, affine)}
+        rows.append({"layer": one.layer} | {name: agreement(mine, other, directions) for name, other in pairs.items()})
         print(rows[-1], flush=True)
     return rows
 
@@ -127,7 +124,8 @@ def _section(result: dict[str, Any]) -> str:
     text = (
         f"## {result['model']}\n\n{sizes['layers']} layers of width {sizes['width']}, GLUs of {sizes['hidden']}. Text: "
         f"{result['text']}; fitted on {result['tokens']:,} tokens, measured on {result['test_tokens']:,}. Loss of the "
-        f"model {result['loss']:.3f} nats a token. {result['seconds']} s for all of it.\n\n"
+        f"model {result['loss']:.3f} nats a token. {result['seconds']['layers']} s for the layers, "
+        f"{result['seconds']['losses']} s for the losses.\n\n"
         + markdown_table(("layer", *names, "sinks", "effective rank"), rows)
     )
     heads = ("layer", "halves of the text", "two seeds", "surrogate and affine")
