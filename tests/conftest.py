@@ -31,6 +31,15 @@ def haste(request):
     jax.clear_caches()
 
 
+@pytest.fixture(scope="session")
+def stories():
+    """The folder of the small language model stories260K, and a text of stories."""
+    if not os.environ.get("SQS_DATA_DIR"):
+        pytest.skip("SQS_DATA_DIR does not name a folder with the original files")
+    folder = Path(os.environ["SQS_DATA_DIR"])
+    return folder / "models" / "stories260K", folder / "tinystories" / "tinystories-train-first5000-lowercase.txt"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_dir(tmp_path_factory):
     """Prepared data sets go where no other run of the tests has left any, unless the caller names a folder."""

@@ -80,13 +80,8 @@ def write_gguf(folder, path, kind=gguf.GGMLQuantizationType.F32, change=lambda w
 
 
 @pytest.fixture(scope="module")
-def stories(request):
-    import os
-    from pathlib import Path
-
-    if not os.environ.get("SQS_DATA_DIR"):
-        pytest.skip("SQS_DATA_DIR does not name a folder with the original files")
-    return Path(os.environ["SQS_DATA_DIR"]) / "models" / "stories260K"
+def folder(stories):
+    return stories[0]
 
 
 def loss_of(model, ids):
@@ -95,8 +90,8 @@ def loss_of(model, ids):
     return -np.mean(log_p[np.arange(len(ids) - 1), ids[1:]])
 
 
-def test_a_file_is_the_folder_it_was_made_of(stories, tmp_path):
-    model, other = load_pretrained(stories), load_pretrained(write_gguf(stories, tmp_path / "a.gguf"))
+def test_a_file_is_the_folder_it_was_made_of(folder, tmp_path):
+    model, other = load_pretrained(folder), load_pretrained(write_gguf(folder, tmp_path / "a.gguf"))
     epsilon = pytest.approx(other.architecture.epsilon, rel=1e-6)
     assert model.architecture.epsilon == epsilon  # a GGUF file has it in float32
     assert dataclasses.replace(other.architecture, epsilon=model.architecture.epsilon) == model.architecture
@@ -110,9 +105,9 @@ def test_a_file_is_the_folder_it_was_made_of(stories, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "most"), [("Q8_0", 0.01), ("Q4_0", 0.5), ("Q4_1", 0.4), ("Q5_1", 0.15), ("BF16", 0.01)]
 )
-def test_quantised_files(stories, tmp_path, kind, most):
-    model = load_pretrained(stories)
-    other = load_pretrained(write_gguf(stories, tmp_path / "a.gguf", gguf.GGMLQuantizationType[kind]))
+def test_quantised_files(folder, tmp_path, kind, most):
+    model = load_pretrained(folder)
+    other = load_pretrained(write_gguf(folder, tmp_path / "a.gguf", gguf.GGMLQuantizationType[kind]))
     ids = model.tokenizer.encode(TEXT).ids
     assert abs(loss_of(other, ids) - loss_of(model, ids)) < most
     assert np.max(np.abs(np.asarray(other.block(0)["q"] - model.block(0)["q"]))) > 0
@@ -124,12 +119,12 @@ def test_the_order_of_rotary_pairs_goes_there_and_back():
     assert not np.array_equal(in_pairs(rows, 3), rows)
 
 
-def test_frequency_factors_divide(stories, tmp_path):
+def test_frequency_factors_divide(folder, tmp_path):
     factors = np.array([1, 1, 2, 4], np.float32)
     path = write_gguf(
-        stories, tmp_path / "a.gguf", change=lambda writer, tensors: tensors.update({"rope_freqs.weight": factors})
+        folder, tmp_path / "a.gguf", change=lambda writer, tensors: tensors.update({"rope_freqs.weight": factors})
     )
-    plain, scaled = (load_pretrained(source).architecture.blocks[0].rope.frequencies for source in (stories, path))
+    plain, scaled = (load_pretrained(source).architecture.blocks[0].rope.frequencies for source in (folder, path))
     np.testing.assert_allclose(scaled, np.array(plain) / factors)
 
 
@@ -150,9 +145,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_wrong_is_named(stories, tmp_path, case):
+def test_what_is_wrong_is_named(folder, tmp_path, case):
     change, message = BAD[case]
-    path = write_gguf(stories, tmp_path / "a.gguf", change=change)
+    path = write_gguf(folder, tmp_path / "a.gguf", change=change)
     with pytest.raises(InputError, match=message):
         load_pretrained(path)
 

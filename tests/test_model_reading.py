@@ -174,17 +174,6 @@ def test_agreement_of_a_reading_with_itself_and_with_another():
     assert other["overlap"] < 0.6
 
 
-@pytest.fixture(scope="module")
-def stories(request):
-    import os
-    from pathlib import Path
-
-    if not os.environ.get("SQS_DATA_DIR"):
-        pytest.skip("SQS_DATA_DIR does not name a folder with the original files")
-    folder = Path(os.environ["SQS_DATA_DIR"])
-    return folder / "models" / "stories260K", folder / "tinystories" / "tinystories-train-first5000-lowercase.txt"
-
-
 def test_windows_begin_with_the_beginning_and_none_is_in_both(stories):
     model = load_pretrained(stories[0])
     text = read_text(stories[1])

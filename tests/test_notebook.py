@@ -1,27 +1,64 @@
-"""The quickstart notebook runs from a clean kernel."""
+"""The notebooks run from a clean kernel."""
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
-NOTEBOOK = Path(__file__).parent.parent / "examples" / "quickstart.ipynb"
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # those of Jupyter's own packages
 
 
-@pytest.mark.filterwarnings("ignore")  # those of Jupyter's own packages
-def test_the_quickstart_from_a_clean_kernel(tmp_path, monkeypatch):
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parent.parent))
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs a notebook in an empty folder: the text that it prints, and the kinds of what it shows."""
+    nbclient = pytest.importorskip("nbclient")
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+
+    def run_in_kernel(notebook):
+        manager = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+        manager.create_kernel_manager()
+        manager.km.kernel_spec.argv[0] = sys.executable
+        manager.execute()
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        text = "".join(output.get("text", "") for output in outputs)
+        return text, {kind for output in outputs for kind in output.get("data", {})}
+
+    return run_in_kernel
+
+
+def read(name: str):
+    return pytest.importorskip("nbformat").read(EXAMPLES / name, as_version=4)
+
+
+def test_the_quickstart_from_a_clean_kernel(run, tmp_path):
+    notebook = read("quickstart.ipynb")
     assert all(not cell.get("outputs") for cell in notebook.cells)
-    manager = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
-    manager.create_kernel_manager()
-    manager.km.kernel_spec.argv[0] = sys.executable
-    manager.execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    text = "".join(output.get("text", "") for output in outputs)
+    text, kinds = run(notebook)
     assert "joint" in text
     assert "epoch 60/60" in text
-    kinds = {kind for output in outputs for kind in output.get("data", {})}
     assert {"image/png", "text/html"} <= kinds
     assert (tmp_path / "runs" / "quickstart" / "report.html").stat().st_size > 1e6
+
+
+def test_a_language_model_is_read_from_a_clean_kernel(run, tmp_path, stories):
+    notebook = read("read_smollm2.ipynb")
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    model, text = map(str, stories)
+    cell.source = f'model_path, text_path = {model!r}, {text!r}\nwords, layer = [" the", " she", " and"], 2'
+    printed, kinds = run(notebook)
+    r2 = {name: float(value) for name, value in re.findall(r"^(\w+) +R² +(-?[\d.]+)", printed, re.M)}
+    assert r2["surrogate"] > r2["affine"] > r2["joint"] > r2["identity"]
+    assert r2["surrogate"] > 0.8
+    assert {"image/png", "text/html"} <= kinds
+    assert (tmp_path / "smollm2-reading" / "report.html").is_file()
+
+
+def test_the_outputs_that_come_with_a_notebook_are_whole():
+    outputs = [output for cell in read("read_smollm2.ipynb").cells for output in cell.get("outputs", [])]
+    assert {output.output_type for output in outputs} == {"stream", "display_data"}
+    text = "".join(output.get("text", "") for output in outputs)
+    assert "SmolLM2-135M-Instruct" in text
+    assert "/" not in text.replace("smollm2-reading/report.html", "")  # no path of a machine

@@ -44,8 +44,8 @@ _TEST_TOKENS = 8192
 _TEXT_BYTES = 2**26  # of a text that are read
 _LETTERS = 16  # of the text for each token that is needed
 _WORDS = 200
-_STEPS = 300
-_WIDTH = 256  # narrower models cost less for each token: they get more tokens and steps
+_STEPS = 250
+_WIDTH = 320  # narrower models cost less for each token: they get more tokens and steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ReadingOptions:
     words: tuple[int, ...] = ()
     """Tokens; by default the most frequent ones of the text."""
     tokens: int = 0
-    """That readings are fitted on; 0 for 20,000, of surrogates 40,000, and more for a width below 256."""
+    """That readings are fitted on; 0 for 20,000, of surrogates 40,000, and more for a width of 160 or less."""
     test_tokens: int = _TEST_TOKENS
     """That all is measured on, none of which is fitted on."""
     pairs: int = 4
@@ -98,7 +98,7 @@ def default_tokens(model: LanguageModel, readings: Sequence[str]) -> int:
 
 def default_steps(model: LanguageModel) -> int:
     """Steps of a surrogate's fit."""
-    return _STEPS * max(1, min(4, _WIDTH // model.architecture.width))
+    return _STEPS * max(1, min(5, _WIDTH // model.architecture.width))
 
 
 def text_windows(model: LanguageModel, text: str, train_tokens: int, test_tokens: int) -> tuple[np.ndarray, np.ndarray]:
