@@ -58,7 +58,7 @@ def test_a_language_model_is_read_from_a_clean_kernel(run, tmp_path, stories):
 
 def test_the_outputs_that_come_with_a_notebook_are_whole():
     outputs = [output for cell in read("read_smollm2.ipynb").cells for output in cell.get("outputs", [])]
-    assert {output.output_type for output in outputs} == {"stream", "display_data"}
+    assert {output.output_type for output in outputs} == {"stream", "display_data", "execute_result"}
     text = "".join(output.get("text", "") for output in outputs)
     assert "SmolLM2-135M-Instruct" in text
     assert "/" not in text.replace("smollm2-reading/report.html", "")  # no path of a machine
