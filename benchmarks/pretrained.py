@@ -53,15 +53,18 @@ def main(model: str, /, text: Path, name: str = "", tokens: int = 0, runs: Path 
     """
     loaded = load_pretrained(model)
     name = name or loaded.name
-    folder = runs / name
+    folder, path = runs / name, RESULTS / f"pretrained-{name}.json"
+    before = folder / "losses.json", path
+    seconds = json.loads(path.read_text())["seconds"] if all(file.is_file() for file in before) else None
     write_model_report(model, text=text, out_dir=folder, readings=READINGS, tokens=tokens)
     summary = json.loads((folder / "summary.json").read_text())
-    kept = ("sizes", "text", "loss", "layers", "all", "tokens", "test_tokens", "seconds")
+    kept = ("sizes", "text", "loss", "layers", "all", "tokens", "test_tokens")
     result = {part: summary[part] for part in kept} | {"model": loaded.name}
+    result["seconds"] = summary["seconds"]["layers"] if seconds is None else seconds  # of the call that fitted them
     result["agreement"] = _agreements(loaded, read_text(text), tokens)
     result["machine"] = described(provenance())
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"pretrained-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n")
     write_page()
     print(PAGE.read_text())
 
@@ -104,7 +107,8 @@ _HEAD = """# Pretrained language models
 `python -m benchmarks.pretrained MODEL --text FILE`: R² of what each GLU adds, by reading, and in brackets the rise of
 the model's loss with the reading in the GLU's place, in nats a token. All is measured on held-out tokens of the same
 text, the rise of one layer on half of them. Sinks are left out of fits and R², and kept as they are where a layer is
-replaced. The readings are those of {doc}`../how-to/pretrained`.
+replaced. The readings are those of {doc}`../how-to/pretrained`. The text of two kinds, stories and Python's documentation,
+is what `python -m benchmarks.mixed_text` writes.
 """
 
 
@@ -124,8 +128,8 @@ def _section(result: dict[str, Any]) -> str:
     text = (
         f"## {result['model']}\n\n{sizes['layers']} layers of width {sizes['width']}, GLUs of {sizes['hidden']}. Text: "
         f"{result['text']}; fitted on {result['tokens']:,} tokens, measured on {result['test_tokens']:,}. Loss of the "
-        f"model {result['loss']:.3f} nats a token. {result['seconds']['layers']} s for the layers, "
-        f"{result['seconds']['losses']} s for the losses.\n\n"
+        f"model {result['loss']:.3f} nats a token. {result['seconds']} s for all "
+        "readings of all layers, without the losses.\n\n"
         + markdown_table(("layer", *names, "sinks", "effective rank"), rows)
     )
     heads = ("layer", "halves of the text", "two seeds", "surrogate and affine")

@@ -55,9 +55,8 @@ def logits_of(model, tokens):
     arch = model.architecture
     x = decoder.embed(arch, model.embedding, jnp.asarray(tokens))
     for layer, kind in enumerate(arch.blocks):
-        x = decoder.block(arch, kind, model.block(layer), x)[
-            0
-        ]  # without jit: its parts are compiled once for all models
+        # Without jit: its parts are compiled once for all models.
+        x, _ = decoder.block(arch, kind, model.block(layer), x)
     return np.asarray(decoder.logits(arch, model.norm, model.unembedding, x))
 
 
@@ -70,6 +69,13 @@ def error_of(model, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_are_those_of_transformers(name):
+    assert error_of(loaded(name), name) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["llama3", "gemma2", "gemma3", "mistral", "phi3", "qwen2"])  # all but one have windows
+def test_a_long_text_is_attended_to_in_stretches(name, monkeypatch):
+    monkeypatch.setattr(decoder, "_QUERIES", 5)
+    monkeypatch.setattr(decoder, "_STRETCHES", 100)
     assert error_of(loaded(name), name) < TOLERANCE
 
 
