@@ -107,8 +107,8 @@ _HEAD = """# Pretrained language models
 `python -m benchmarks.pretrained MODEL --text FILE`: R² of what each GLU adds, by reading, and in brackets the rise of
 the model's loss with the reading in the GLU's place, in nats a token. All is measured on held-out tokens of the same
 text, the rise of one layer on half of them. Sinks are left out of fits and R², and kept as they are where a layer is
-replaced. The readings are those of {doc}`../how-to/pretrained`. The text of two kinds, stories and Python's documentation,
-is what `python -m benchmarks.mixed_text` writes.
+replaced. The readings are those of {doc}`../how-to/pretrained`. mix.txt, stories and Python's documentation, is what
+`python -m benchmarks.mixed_text` writes.
 """
 
 
