@@ -6,11 +6,13 @@ function showModel(model) {
   const numbers = model.layers.map((row) => row.layer);
   const maps = [{ name: model.name, layers: model.layers, all: model.all, loss: model.loss }, ...model.others];
   const label2 = (map, name) => (maps.length > 1 ? `${map.name}, ${name}` : name);
-  const curves = (value) => maps.flatMap((map, m) => Object.keys(map.all).map((name, i) =>
-    line(label2(map, name), map.layers.map((row) => row.layer), map.layers.map((row) => value(row.readings[name])), colors[i % colors.length], { line: { dash: m ? "dot" : "solid" } })));
+  const curves = (value, hidden = () => ({})) => maps.flatMap((map, m) => Object.keys(map.all).map((name, i) =>
+    line(label2(map, name), map.layers.map((row) => row.layer), map.layers.map((row) => value(row.readings[name])), colors[i % colors.length], { line: { dash: m ? "dot" : "solid" }, trace: hidden(name) })));
   const least = Math.min(0.5, ...maps.flatMap((map) => map.layers.flatMap((row) => Object.values(row.readings).map((reading) => reading.r2))));
+  // Beside other readings the identity is so far off that nothing else could be told apart: a click shows it.
+  const far = (name) => (name === "identity" && model.readings.length > 1 ? { visible: "legendonly" } : {});
   plot("plot-map-r2", () => [curves((reading) => reading.r2), layout("layer", "R² of what the GLU adds", { y: { range: [Math.max(-0.2, least - 0.03), 1.02] } })]);
-  plot("plot-map-rise", () => [curves((reading) => reading.loss_rise), layout("layer", "rise of the loss, nats", {})]);
+  plot("plot-map-rise", () => [curves((reading) => reading.loss_rise, far), layout("layer", "rise of the loss, nats", {})]);
 
   const rise = (value) => (value >= 0.00005 ? "+" : "") + fixed(value, 4);
   const heads = ["layer", ...model.readings.flatMap((name) => [`R², ${name}`, "rise, nats"]), "sinks", "effective rank", "linear part", "with pairs"];
@@ -22,7 +24,7 @@ function showModel(model) {
   const short = (text) => ([...text].length > 24 ? [...text].slice(0, 23).join("") + "…" : text);
   const visible = (token) => short((model.vocabulary[token] ?? "").replace(/ /g, "·").replace(/\n/g, "↵").replace(/\t/g, "⇥"));
   const chips = (tokens) => tokens.map((token) => element("code", {}, visible(token)));
-  let layer = model.layers.length - 1, place = Math.max(0, model.tokens.findIndex((token) => /^ [a-z]{4,}$/i.test(model.vocabulary[token])));
+  let layer = Math.floor(model.layers.length / 2), place = Math.max(0, model.tokens.findIndex((token) => /^ [a-z]{4,}$/i.test(model.vocabulary[token])));
 
   function ends(likes) {
     return element("div", { class: "ends" },
