@@ -21,6 +21,7 @@ from sqs_jax.analysis.layer_reading import (
     linear_directions,
     read_words,
 )
+from sqs_jax.analysis.runs import model_reading
 from sqs_jax.analysis.runs.model_reading import (
     ReadingOptions,
     load_layer,
@@ -215,7 +216,7 @@ def test_the_command_writes_what_it_measured(reading):
     assert set(fitted.layers) == {"affine", "surrogate"}
 
 
-def test_another_call_goes_on_from_what_is_there(reading, stories, capsys):
+def test_another_call_goes_on_from_what_is_there(reading, stories, capsys, monkeypatch):
     path = reading / "layers" / "layer-01.npz"
     before, page = path.stat().st_mtime_ns, (reading / "report.html").read_text()
     (reading / "layers" / "layer-03.npz").unlink()
@@ -225,6 +226,11 @@ def test_another_call_goes_on_from_what_is_there(reading, stories, capsys):
     assert (reading / "layers" / "layer-03.npz").is_file()
     assert "losses with layers replaced" not in capsys.readouterr().out
     assert (reading / "report.html").read_text() != page
+    with monkeypatch.context() as patch:  # nothing is left to fit: the text for it is not run through the model
+        count = []
+        patch.setattr(model_reading, "layer_streams", lambda *args: count.append(1) or layer_streams(*args))
+        main(["report", *map(str, [stories[0], *flags])])
+    assert len(count) == 1
     flags[-3:] = ["1,3", "--seed", "1"]
     assert "holds another reading (its seed differ)" in wrong(main, ["report", stories[0], *flags], capsys)
     path.write_bytes(b"PK")

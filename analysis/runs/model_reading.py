@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -191,16 +192,18 @@ def _read(model, train, test, options: ReadingOptions, layers, words: list[int],
         report(f"layer {stream.layer}: R² {shown}; {fitted.sinks} sinks; {time.monotonic() - start:.0f} s")
         return pairs, row
 
+    missing = [layer for layer in layers if not (folder and _layer_path(folder, layer).is_file())]
+    to_fit = layer_streams(model, train) if missing else itertools.repeat(None)
     # Words are read beside the fit of the next layer: either alone leaves cores idle.
     done: list[Future] = []
     with ThreadPoolExecutor(1) as pool:
-        for seen, unseen in zip(layer_streams(model, train), layer_streams(model, test), strict=True):
-            if seen.layer in layers:
-                fits[seen.layer] = _fitted(model, seen, options, folder)
+        for seen, unseen in zip(to_fit, layer_streams(model, test), strict=False):
+            if unseen.layer in layers:
+                fits[unseen.layer] = _fitted(model, unseen.layer, seen, options, folder)
                 for earlier in done[-1:]:
                     earlier.result()  # so that two layers at most are in memory
                 done.append(pool.submit(measured, unseen))
-            if seen.layer == max(layers):
+            if unseen.layer == max(layers):
                 break
     pairs, rows = (list(parts) for parts in zip(*(each.result() for each in done), strict=True))
     read = time.monotonic()
@@ -278,10 +281,15 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
     files.write(path, json.dumps(identity, indent=1) + "\n")
 
 
-def _fitted(model: LanguageModel, seen, options: ReadingOptions, folder: Path | None) -> FittedLayer:
-    path = folder / "layers" / f"layer-{seen.layer:02}.npz" if folder else None
+def _layer_path(folder: Path, layer: int) -> Path:
+    return folder / "layers" / f"layer-{layer:02}.npz"
+
+
+def _fitted(model, layer: int, seen: LayerStream | None, options: ReadingOptions, folder: Path | None) -> FittedLayer:
+    path = _layer_path(folder, layer) if folder else None
     if path and path.is_file():
         return load_layer(path)
+    assert seen  # what is not in the folder is fitted
     fitted = fit_layer(model, seen, options.readings, steps=default_steps(model), seed=options.seed)
     if path:
         files.write(path, _layer_file(fitted))
