@@ -1,11 +1,14 @@
 """A picture of a report's page for the docs, by headless Chromium.
 
-python -m benchmarks.screenshot runs/fidelity/sqs-0/report.html docs/images/report.png [--height 2200]
+python -m benchmarks.screenshot runs/fidelity/sqs-0/report.html docs/images/report.png [--height 2200] [--top 0]
 """
 
+import io
 import shutil
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from benchmarks.common import parsed
 
@@ -51,6 +54,7 @@ def main(
     /,
     width: int = 1200,
     height: int = 2200,
+    top: int = 0,
 ) -> None:
     """Takes the picture.
 
@@ -59,15 +63,17 @@ def main(
         picture: The .png to write.
         width: Of the window, in pixels.
         height: Of the picture.
+        top: Where on the page it begins.
     """
     browser = chromium()
     if browser is None:
         raise SystemExit("error: Chromium and ChromeDriver are needed")
     try:
-        resize(browser, width, height)
+        resize(browser, width, top + height)
         opened(browser, page)
         browser.execute_script("return new Promise((done) => setTimeout(done, 1000))")
-        browser.save_screenshot(str(picture))
+        with Image.open(io.BytesIO(browser.get_screenshot_as_png())) as whole:
+            whole.crop((0, top, width, top + height)).save(picture)
     finally:
         browser.quit()
 
