@@ -32,12 +32,10 @@ def haste(request):
 
 
 @pytest.fixture(scope="session")
-def stories():
+def stories(original_files):
     """The folder of the small language model stories260K, and a text of stories."""
-    if not os.environ.get("SQS_DATA_DIR"):
-        pytest.skip("SQS_DATA_DIR does not name a folder with the original files")
-    folder = Path(os.environ["SQS_DATA_DIR"])
-    return folder / "models" / "stories260K", folder / "tinystories" / "tinystories-train-first5000-lowercase.txt"
+    text = original_files / "tinystories" / "tinystories-train-first5000-lowercase.txt"
+    return original_files / "models" / "stories260K", text
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,7 +52,7 @@ def strict_dtypes():
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def original_files() -> Path:
     """Folder with the data sets' original files."""
     folder = os.environ.get("SQS_DATA_DIR")
