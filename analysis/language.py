@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
+from sqs_jax.activation import SQS
 from sqs_jax.analysis.calibration import (
     BATCH,
     METHODS,
@@ -81,7 +82,10 @@ def mlp_weights(model: Model, layer: int, directions: Float[Array, "d outputs"] 
     if "glu_norm" in block:
         up, gate = (block["glu_norm"][:, None] * part for part in (up, gate))
     biases = (block.get(f"{role}_bias") for role in ("up", "gate", "down"))
-    whole = GLUWeights(up, gate, block["down"], None, *biases)
+    skip = block.get("skip")
+    if skip is not None and "glu_norm" in block:
+        skip = block["glu_norm"][:, None] * skip
+    whole = GLUWeights(up, gate, block["down"], None, *biases, skip=skip)
     return whole if directions is None else along(whole, stream_directions(model, layer, directions))
 
 
@@ -103,7 +107,11 @@ def stream_directions(model: Model, layer: int, directions: Float[Array, "d outp
 
 def glu_gate(model: Model, layer: int) -> Gate:
     """σ of a block's GLU, hashable."""
-    return static_gate(as_language_model(model).architecture.blocks[layer].gate)
+    model = as_language_model(model)
+    gate, weights = model.architecture.blocks[layer].gate, model.block(layer)
+    if "c" in weights:
+        return SQS(float(weights["c"]), float(weights["lam"]), getattr(gate, "p", 1.0))
+    return static_gate(gate)
 
 
 def check_layer(model: Model, layer: int) -> None:

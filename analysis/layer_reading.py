@@ -32,6 +32,8 @@ from sqs_jax.pretrained.model import LanguageModel
 GAIN_SAMPLES = 20_000  # a gain is a few numbers a unit: more samples change it little
 _MOST_JOINT = 4096  # hidden units beyond which gains are found unit by unit: joint ones need 8h² bytes several times
 _RANKED = 4  # words whose whole spectrum is taken
+_STEPS = 250
+_WIDTH = 320  # narrower models cost less for each token: they get more tokens and steps
 _ALIVE = 1e-6  # over the largest variance of x̂, that of a direction that counts
 
 
@@ -85,6 +87,17 @@ class WordPairs(NamedTuple):
     """Places of the held-out text with the largest squared responses, (m, k, count); no place twice for a word."""
     effective_rank: float
     """Participation rank of the forms, the mean over a few words."""
+
+
+def default_tokens(model: LanguageModel, readings: Sequence[str]) -> int:
+    """How many tokens readings are fitted on unless something else is asked for."""
+    base = 40_000 if "surrogate" in readings else 20_000
+    return base * max(1, min(3, _WIDTH // model.architecture.width))
+
+
+def default_steps(model: LanguageModel) -> int:
+    """Steps of a surrogate's fit."""
+    return _STEPS * max(1, min(5, _WIDTH // model.architecture.width))
 
 
 def fit_layer(

@@ -5,6 +5,7 @@ Each pass reads the weights of one layer at a time.
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +41,9 @@ Plan = Mapping[int, Form | Callable[[], Form]]
 """Forms by layer, or functions that read them when their layer is reached."""
 
 
+Instead = Callable[[int], tuple[BlockKind, Weights]]
+
+
 class LayerStream(NamedTuple):
     """One layer's GLU in its model, over all places of some windows."""
 
@@ -50,15 +54,47 @@ class LayerStream(NamedTuple):
     """What it gives, before any norm after it."""
 
 
-def layer_streams(model: LanguageModel, tokens: np.ndarray) -> Iterator[LayerStream]:
-    """Every layer's GLU in turn, on windows of tokens (n, length): a row a place, window after window."""
-    x = _embedded(model, tokens)
-    for layer, kind in enumerate(model.architecture.blocks):
+def layer_streams(
+    model: LanguageModel, tokens: np.ndarray, *, folder: Path | None = None, instead: Instead | None = None
+) -> Iterator[LayerStream]:
+    """Every layer's GLU in turn, on windows of tokens (n, length): a row a place, window after window.
+
+    Args:
+      model: whose GLUs they are; tokens: the windows.
+      folder: where streams are kept as memory-mapped files, each overwritten two layers on; by default in memory.
+      instead: called with a layer when the next one is asked for: the block that the stream goes through in its place.
+    """
+    arch, x = model.architecture, _embedded(model, tokens)
+    for layer, kind in enumerate(arch.blocks):
         weights = model.block(layer)
-        parts = [_layer(model.architecture, kind, weights, batch) for batch in _batches(x)]
-        x = _joined(part[0] for part in parts)
-        z, y = (_joined(part[i] for part in parts).reshape(-1, x.shape[-1]) for i in (1, 2))
-        yield LayerStream(layer, z, y)
+        place = None if folder is None else folder / str(layer % 2)
+        after, z, y = _collected((_layer(arch, kind, weights, batch) for batch in _batches(x)), len(x), place)
+        yield LayerStream(layer, z.reshape(-1, x.shape[-1]), y.reshape(-1, x.shape[-1]))
+        if instead is not None:
+            other = instead(layer)
+            (after,) = _collected(((_block(arch, *other, batch),) for batch in _batches(x)), len(x), place)
+        x = after
+
+
+def _collected(parts: Iterator[tuple[jax.Array, ...]], count: int, folder: Path | None) -> list[np.ndarray]:
+    """Arrays that come in parts, `count` rows in all: in memory, or in files of a folder."""
+    arrays, done = [], 0
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        for i, new in enumerate(part):
+            if not done:
+                shape = (count, *new.shape[1:])
+                array = np.empty(shape, new.dtype) if folder is None else _mapped(folder / f"{i}.npy", shape, new.dtype)
+                arrays.append(array)
+            arrays[i][done : done + len(new)] = new
+        done += len(part[0])
+    return arrays
+
+
+def _mapped(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    path.unlink(missing_ok=True)  # whoever still reads the file of before keeps it
+    return np.lib.format.open_memmap(path, "w+", dtype, shape)
 
 
 def sink_limit(y: Float[np.ndarray, "n d"]) -> float:

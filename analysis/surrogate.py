@@ -9,18 +9,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Float
 
+from sqs_jax.analysis import layer_fit
 from sqs_jax.analysis.calibration import bilinear_layer, calibrate, check_concrete, network_logits
 from sqs_jax.analysis.interaction import GLUWeights, at_least_float32, check_weights, input_size
+from sqs_jax.analysis.layer_fit import Layer
 from sqs_jax.gates import Gate, static_gate
 
-_LOOKS = 8  # how often the held-out samples are looked at
-_HELD_OUT, _MOST_HELD_OUT = 0.1, 4096
 _START_SAMPLES = 10_000  # for the gains that a fit starts from
-_PATIENCE = 3  # looks without a better one, after which a fit ends: its first steps may do harm
-_PART = 2048
 
 
 class Surrogate(NamedTuple):
@@ -36,18 +33,6 @@ class Surrogate(NamedTuple):
     """The step with the best R²."""
     form_cosine: Float[np.ndarray, " outputs"]
     """Of the surrogate's forms and those of the start, ⟨A, B⟩ / ‖A‖‖B‖ in the metric of the centred data."""
-
-
-class _Layer(NamedTuple):
-    """The parameters of a surrogate."""
-
-    w: Any
-    w_bias: Any
-    v: Any
-    v_bias: Any
-    out: Any
-    skip: Any
-    bias: Any
 
 
 def fit_surrogate(
@@ -68,7 +53,7 @@ def fit_surrogate(
 
     It starts from the layer's own weights with joint affine gains, without which it finds other layers and worse ones.
     The learning rate falls by a cosine. A tenth of the samples is held out; the parameters with the best R² there are
-    kept, and the fit ends when it has not risen for three looks.
+    kept, and the fit ends when R² falls three looks in a row, of eight.
 
     Args:
       weights: of the layer, without an embedding. For a language model `mlp_weights`, whose outputs are the stream's.
@@ -91,15 +76,16 @@ def fit_surrogate(
     if not learning_rate > 0:
         raise ValueError(f"`learning_rate` is {learning_rate}: a number > 0 is needed")
     weights, sigma = at_least_float32(weights), static_gate(gate)
-    order = np.random.default_rng(seed).permutation(len(x))
-    held = min(_MOST_HELD_OUT, max(2, int(len(x) * _HELD_OUT)))
-    test, train = x[np.sort(order[:held])], x[np.sort(order[held:])]
+    kept, held = layer_fit.parted(len(x), seed)
+    train, test = x[kept], x[held]
     y, test_y = (_outputs(weights, part, sigma) for part in (train, test))
     start = _start(weights, train, sigma) if start is None else start
-    params = _widened(_balanced(start, train), width, seed)
-    best, best_r2, best_step = _fitted(params, train, y, test, test_y, steps, batch_size, learning_rate, seed)
+    params = _widened(layer_fit.balanced(start, train), width, seed)
+    samples = layer_fit.Samples(train, y, train[:0], y[:0])
+    settings = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    best, best_r2, best_step, start_r2 = layer_fit.fit(params, samples, (test, test_y), **settings)
     result = GLUWeights(best.w, best.v, best.out, None, best.w_bias, best.v_bias, best.bias, best.skip)
-    return Surrogate(result, best_r2, _r2(params, test, test_y), best_step, _form_cosines(result, start, train))
+    return Surrogate(result, best_r2, start_r2, best_step, _form_cosines(result, start, train))
 
 
 def _start(weights: GLUWeights, x: np.ndarray, gate: Gate) -> GLUWeights:
@@ -136,33 +122,12 @@ def _network(weights, x, gate):
 
 
 def _outputs(weights: GLUWeights, x: np.ndarray, gate: Gate) -> jax.Array:
-    return jnp.concatenate([_network(weights, x[i : i + _PART], gate) for i in range(0, len(x), _PART)])
-
-
-def _balanced(layer: GLUWeights, x: np.ndarray) -> _Layer:
-    """The same layer with each unit's three factors of one size on the data, so that one learning rate fits all."""
-    d, h = layer.w.shape
-    zeros = jnp.zeros(h)
-    w_bias, v_bias = (zeros if bias is None else bias for bias in (layer.w_bias, layer.v_bias))
-    few = jnp.asarray(x[:_PART])
-    a, u = (jnp.sqrt(jnp.mean((few @ m + b[None]) ** 2, axis=0)) for m, b in ((layer.w, w_bias), (layer.v, v_bias)))
-    p = jnp.linalg.norm(layer.out, axis=1)
-    alive = (a > 0) & (u > 0) & (p > 0)
-    a, u, p = (jnp.where(alive, size, 1) for size in (a, u, p))
-    size = (a * u * p) ** (1 / 3)
-    outputs = layer.out.shape[1]
-    return _Layer(
-        w=layer.w * (size / a)[None],
-        w_bias=w_bias * size / a,
-        v=layer.v * (size / u)[None],
-        v_bias=v_bias * size / u,
-        out=layer.out * (size / p)[:, None],
-        skip=jnp.zeros((d, outputs)) if layer.skip is None else layer.skip,
-        bias=jnp.zeros(outputs) if layer.out_bias is None else layer.out_bias,
+    return jnp.concatenate(
+        [_network(weights, x[i : i + layer_fit.PART], gate) for i in range(0, len(x), layer_fit.PART)]
     )
 
 
-def _widened(layer: _Layer, width: int | None, seed: int) -> _Layer:
+def _widened(layer: Layer, width: int | None, seed: int) -> Layer:
     """With random hidden units beside its own that give 0 at first."""
     d, h = layer.w.shape
     more = 0 if width is None else width - h
@@ -175,63 +140,6 @@ def _widened(layer: _Layer, width: int | None, seed: int) -> _Layer:
     )
     w_bias, v_bias = (jnp.pad(bias, (0, more)) for bias in (layer.w_bias, layer.v_bias))
     return layer._replace(w=w, v=v, w_bias=w_bias, v_bias=v_bias, out=jnp.pad(layer.out, ((0, more), (0, 0))))
-
-
-def _predicted(params: _Layer, x):
-    a, u = x @ params.w + params.w_bias[None], x @ params.v + params.v_bias[None]
-    return (a * u) @ params.out + x @ params.skip + params.bias[None]
-
-
-@functools.partial(jax.jit, static_argnames=("count", "batch_size", "optimizer"), donate_argnums=(0, 1))
-def _advance(params, state, x, y, key, first, *, count: int, batch_size: int, optimizer):
-    """`count` steps of the fit; the loss is in units of the outputs' variance."""
-    scale = jnp.mean((y - y.mean(0)[None]) ** 2)
-
-    def step(carry, number):
-        params, state = carry
-        rows = jax.random.randint(jax.random.fold_in(key, number), (batch_size,), 0, len(x))
-        gradient = jax.grad(lambda params: jnp.mean((_predicted(params, x[rows]) - y[rows]) ** 2) / scale)(params)
-        updates, state = optimizer.update(gradient, state, params)
-        return (optax.apply_updates(params, updates), state), None
-
-    with jax.default_matmul_precision("highest"):
-        return jax.lax.scan(step, (params, state), first + jnp.arange(count, dtype=jnp.int32))[0]
-
-
-@functools.lru_cache
-def _optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
-    return optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
-
-
-def _fitted(params: _Layer, x, y, test, test_y, steps, batch_size, learning_rate, seed) -> tuple[_Layer, float, int]:
-    """The parameters with the best R² on the held-out samples, that R², and their step."""
-    optimizer = _optimizer(learning_rate, steps)
-    state, x, key = optimizer.init(params), jnp.asarray(x), jax.random.key(seed)
-    best, best_r2, best_step = params, _r2(params, test, test_y), 0
-    params = jax.tree.map(jnp.copy, params)
-    each, done, worse = max(1, steps // _LOOKS), 0, 0
-    while done < steps and worse < _PATIENCE:
-        count = min(each, steps - done)
-        params, state = _advance(
-            params, state, x, y, key, jnp.int32(done), count=count, batch_size=batch_size, optimizer=optimizer
-        )
-        done += count
-        r2 = _r2(params, test, test_y)
-        worse = 0 if r2 > best_r2 else worse + 1
-        if r2 > best_r2:
-            best, best_r2, best_step = jax.tree.map(jnp.copy, params), r2, done
-    return best, best_r2, best_step
-
-
-_predict = jax.jit(_predicted)
-
-
-def _r2(params: _Layer, x: np.ndarray, y: jax.Array) -> float:
-    with jax.default_matmul_precision("highest"):
-        parts = [np.asarray(_predict(params, x[i : i + _PART]), np.float64) for i in range(0, len(x), _PART)]
-    wide = np.asarray(y, np.float64)
-    spread = np.sum((wide - wide.mean(0)) ** 2)
-    return float(1 - np.sum((wide - np.concatenate(parts)) ** 2) / spread) if spread > 0 else float("nan")
 
 
 def _form_cosines(a: GLUWeights, b: GLUWeights, x: np.ndarray) -> np.ndarray:

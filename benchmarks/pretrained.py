@@ -22,19 +22,14 @@ from sqs_jax.analysis.language import (
     stream_directions,
     token_directions,
 )
-from sqs_jax.analysis.layer_reading import GAIN_SAMPLES, agreement
+from sqs_jax.analysis.layer_reading import GAIN_SAMPLES, agreement, default_steps, default_tokens
 from sqs_jax.analysis.reading_kinds import READINGS
 from sqs_jax.analysis.report.model_page import write_model_report
-from sqs_jax.analysis.runs.model_reading import (
-    default_steps,
-    default_tokens,
-    frequent_words,
-    read_text,
-    text_windows,
-)
+from sqs_jax.analysis.runs.model_reading import frequent_words
 from sqs_jax.analysis.streams import is_sink, layer_streams, sink_limit
 from sqs_jax.analysis.surrogate import fit_surrogate
 from sqs_jax.pretrained import load_pretrained
+from sqs_jax.pretrained.windows import read_text, text_windows
 from sqs_jax.train.run_folder import described, provenance
 
 PAGE = PAGES / "pretrained.md"

@@ -22,17 +22,11 @@ from sqs_jax.analysis.layer_reading import (
     read_words,
 )
 from sqs_jax.analysis.runs import model_reading
-from sqs_jax.analysis.runs.model_reading import (
-    ReadingOptions,
-    load_layer,
-    next_tokens,
-    read_model,
-    read_text,
-    text_windows,
-)
+from sqs_jax.analysis.runs.model_reading import ReadingOptions, load_layer, read_model
 from sqs_jax.analysis.streams import Form, is_sink, layer_streams, losses, sink_limit
 from sqs_jax.messages import InputError
 from sqs_jax.pretrained import load_pretrained
+from sqs_jax.pretrained.windows import next_tokens, read_text, text_windows
 from sqs_jax.train.cli.train import main as train_main
 from tests.helpers import network, samples, wrong
 from tests.test_families import NAMES, loaded, logits_of

@@ -38,13 +38,14 @@ def test_a_gated_layer_is_read_better_than_by_gains_and_on_samples_that_were_nev
 
 
 def test_more_width_is_never_worse_at_the_start_and_better_in_the_end():
-    weights = network(d=12, h=6)
+    weights = network(d=12, h=24)
     x = samples(weights, 4000)
-    own = fit_surrogate(weights, x, "relu", steps=300)
-    wide = fit_surrogate(weights, x, "relu", steps=300, width=24)
+    narrow = weights._replace(w=weights.w[:, :6], v=weights.v[:, :6], out=weights.out[:6])
+    own = fit_surrogate(weights, x, "bilinear", start=narrow, steps=300)
+    wide = fit_surrogate(weights, x, "bilinear", start=narrow, steps=300, width=24)
     assert wide.weights.w.shape == (12, 24)
     assert wide.start_r2 == pytest.approx(own.start_r2, abs=1e-5)
-    assert wide.r2 > own.r2
+    assert wide.r2 > own.r2 + 0.05
 
 
 def test_a_start_that_is_given_is_where_the_fit_begins():

@@ -127,4 +127,67 @@ class TextConfig(GateConfig):
     samples: int = option(2, "Stories sampled at each evaluation.", Range(0, 1000))
 
 
-TrainConfig = ImageConfig | TextConfig
+@dataclasses.dataclass(frozen=True)
+class AdoptConfig(GateConfig):
+    """A pretrained language model that is given another gate: fitted layer by layer, then trained end to end."""
+
+    model: str = option(
+        "",
+        "The model: a Hugging Face folder, a .gguf file, or hf:owner/name.",
+        positional=True,
+    )
+    gate: str = option("sqs", "Gate σ of every GLU: sqs, bilinear, or own, the model's own, as a control.")
+    text: str = option("", "UTF-8 text that it is fitted, trained and measured on.")
+    stage: Literal["distil", "tune", "both"] = option(
+        "both",
+        "distil: each GLU is fitted to the inputs and outputs of the model's own; tune: all are trained end to end, "
+        "from the model's own weights; both: one after the other.",
+    )
+    learnable: bool = option(True, "SQS: train c and λ too, one pair a layer.")
+    skip: Literal["auto", "always", "never"] = option(
+        "auto",
+        "A linear map of the GLU's input beside it; auto for one where the gate is sqs, whose biases cannot stand for "
+        "what is linear.",
+    )
+    tokens: int = option(0, "Distil: tokens that GLUs are fitted on; 0 for a number that suits the width.", COUNT)
+    distil_steps: int = option(0, "Distil: steps for each layer; 0 for a number that suits the width.", COUNT)
+    inputs: Literal["original", "adopted"] = option(
+        "original",
+        "Distil: what GLUs are fitted on, the stream of the model as it was, or that of the layers fitted before.",
+    )
+    train: Literal["glu", "all"] = option("glu", "Tune: the GLUs alone, or all parameters.")
+    teacher: float = option(
+        0.5,
+        "Tune: weight of the Kullback-Leibler divergence to the original's logits; the cross-entropy has the rest.",
+        Range(0, 1),
+    )
+    blend: int = option(
+        0, "Tune alone: steps over which outputs go from those of the model's own gate to those of the new.", COUNT
+    )
+    steps: int = option(1000, "Tune: steps of training.", ONE_OR_MORE)
+    batch_size: int = option(8, "Windows of --context tokens a step, over all devices.", _BATCH)
+    accumulate: int = option(1, "Parts that each batch is split into, one after the other, to save memory.", _BATCH)
+    context: int = option(512, "Tokens of a window; the model's context where that is shorter.", Range(2, 2**18))
+    remat: bool = option(True, "Compute each block again in the backward pass, to save memory.")
+    lr: float = option(1e-3, "Tune: peak learning rate of GLUs; a cosine takes it to 0.", POSITIVE)
+    rest_lr: float = option(1e-4, "Tune: that of all other parameters, with --train all.", POSITIVE)
+    weight_decay: float = option(0.0, "Tune: decoupled weight decay, on matrices only.", FINITE)
+    warmup: int = option(20, "Tune: steps of linear warm-up from 0.", COUNT)
+    clip: float = option(1.0, "Tune: largest global norm of the gradient; 0 for no clipping.", FINITE)
+    validation: int = option(4096, "Tokens held out for the curve of training; 0 for no curve.", COUNT)
+    test: int = option(8192, "Tokens held out for the losses in summary.json.", ONE_OR_MORE)
+    control: bool = option(
+        False, "Tune a control, too: the same layers with the model's own gate, the same steps; in control/ of the run."
+    )
+    evaluate_every: int = option(100, "Tune: steps between two evaluations.", ONE_OR_MORE)
+    save_every: int = option(
+        1, "Save every so many evaluations; the last one and the best on validation are always saved.", ONE_OR_MORE
+    )
+
+    @property
+    def has_skip(self) -> bool:
+        """Whether a linear map stands beside each GLU."""
+        return self.skip == "always" or (self.skip == "auto" and self.gate == "sqs")
+
+
+TrainConfig = ImageConfig | TextConfig | AdoptConfig

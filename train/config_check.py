@@ -8,8 +8,10 @@ from sqs_jax.activation import check_parameters
 from sqs_jax.gates import GATES, nearest
 from sqs_jax.messages import InputError, is_text, quoted
 from sqs_jax.options import check_options
-from sqs_jax.train.config import TextConfig, TrainConfig
+from sqs_jax.train.config import AdoptConfig, TextConfig, TrainConfig
 from sqs_jax.train.presets import preset
+
+ADOPTED_GATES = ("sqs", "bilinear", "own")
 
 
 def checked(config: TrainConfig) -> Any:
@@ -18,6 +20,9 @@ def checked(config: TrainConfig) -> Any:
     Raises InputError for the first field out of range, naming it, its value and what is valid.
     """
     check(config)
+    if isinstance(config, AdoptConfig):
+        model = config.model if config.model.startswith("hf:") else str(Path(config.model).absolute())
+        return dataclasses.replace(config, text=str(Path(config.text).absolute()), model=model)
     if isinstance(config, TextConfig) and config.text:
         return dataclasses.replace(config, text=str(Path(config.text).absolute()))
     return config
@@ -25,15 +30,15 @@ def checked(config: TrainConfig) -> Any:
 
 def check(config: TrainConfig) -> None:
     """Raises InputError for the first field out of range, naming it, its value and what is valid."""
+    if isinstance(config, AdoptConfig):
+        _check_adoption(config)
+        return
     if type(preset(config.data)) is not type(config):
         raise InputError(f"`data` is {config.data!r}: a {type(config).__name__} is not for it")
     if config.gate not in GATES:
         raise InputError(f"`gate` is {quoted(config.gate)}: {nearest(config.gate, GATES)}")
     check_options(config)
-    try:
-        check_parameters(c=config.c, lam=config.lam, p=config.p)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    _check_sqs(config)
     if config.learnable and (config.gate != "sqs" or config.c == 0 or config.lam == 0):
         raise InputError("`learnable` needs `gate` sqs with `c` and `lam` above 0")
     if isinstance(config, TextConfig):
@@ -42,15 +47,49 @@ def check(config: TrainConfig) -> None:
         raise InputError(f"`residual` needs `width` = `hidden`: {config.width} is not {config.hidden}")
 
 
+def _check_sqs(config: TrainConfig) -> None:
+    try:
+        check_parameters(c=config.c, lam=config.lam, p=config.p)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _check_adoption(config: AdoptConfig) -> None:
+    if config.gate not in ADOPTED_GATES:
+        raise InputError(f"`gate` is {quoted(config.gate)}: {nearest(config.gate, ADOPTED_GATES)}")
+    check_options(config)
+    _check_sqs(config)
+    for name in ("model", "text"):
+        value = getattr(config, name)
+        if not value or not is_text(value):
+            raise InputError(f"`{name}` is {quoted(value)}: a path in UTF-8 is needed")
+    if config.gate == "sqs" and config.learnable and (config.c == 0 or config.lam == 0):
+        raise InputError("`learnable` needs `c` and `lam` above 0")
+    if config.gate == "own" and config.stage != "tune":
+        raise InputError(f"`stage` is {config.stage!r} with the `gate` own: there is nothing to fit, tune is needed")
+    if config.blend and (config.stage != "tune" or config.gate == "own"):
+        raise InputError(f"`blend` is {config.blend}: it goes with `stage` tune, from the model's own gate to another")
+    if config.control and config.stage == "distil":
+        raise InputError("`control` goes with `stage` tune or both: without training there is nothing to compare with")
+    if config.dtype == "float16":
+        raise InputError("`dtype` is 'float16': one of float32, bfloat16 is needed")
+    if config.stage != "distil":
+        _check_steps(config)
+
+
+def _check_steps(config: AdoptConfig | TextConfig) -> None:
+    if config.steps and config.warmup >= config.steps:
+        raise InputError(f"`warmup` is {config.warmup}: fewer than the run's {config.steps} steps are needed")
+    if config.batch_size % config.accumulate:
+        raise InputError(f"`accumulate` is {config.accumulate}: it must divide `batch_size`, {config.batch_size}")
+
+
 def _check_text(config: TextConfig):
     if config.epochs == 0 and config.steps == 0:
         raise InputError("`epochs` is 0: a number ≥ 1 is needed, or `steps`")
-    if config.steps and config.warmup >= config.steps:
-        raise InputError(f"`warmup` is {config.warmup}: fewer than the run's {config.steps} steps are needed")
+    _check_steps(config)
     if config.width % config.heads or config.width // config.heads % 2:
         raise InputError(f"`heads` is {config.heads}: `width` {config.width} must be an even multiple of it")
-    if config.batch_size % config.accumulate:
-        raise InputError(f"`accumulate` is {config.accumulate}: it must divide `batch_size`, {config.batch_size}")
     if config.data == "text" and not config.text:
         raise InputError("`data` is 'text' without a file: --text FILE is needed")
     if not is_text(config.text):

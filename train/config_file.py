@@ -8,7 +8,7 @@ from typing import Any
 from sqs_jax.gates import nearest
 from sqs_jax.messages import InputError, quoted
 from sqs_jax.options import check_option, types_of
-from sqs_jax.train.config import ImageConfig, TrainConfig
+from sqs_jax.train.config import AdoptConfig, ImageConfig, TrainConfig
 from sqs_jax.train.presets import preset
 from sqs_jax.train.records import read_record
 
@@ -24,7 +24,7 @@ def from_fields(fields: dict[str, Any], path: Path) -> Any:
     Raises InputError, naming the file, for an unknown field and for a value that is not of its field's type.
     """
     data = fields.get("data", "digits")
-    base = preset(data) if isinstance(data, str) else ImageConfig()
+    base = AdoptConfig() if "model" in fields else preset(data) if isinstance(data, str) else ImageConfig()
     types = types_of(type(base))
     for name, value in fields.items():
         if name not in types:

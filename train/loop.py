@@ -99,7 +99,7 @@ def _fit(
 ) -> tuple[TrainState, Progress]:
     """Trains from the last checkpoint to the end."""
     checkpoints = Checkpoints(run.checkpoints, has_validation=config.validation > 0)
-    state, progress = checkpoints.restore_last(task.begin())
+    state, progress = checkpoints.restore_last(task.begin(run.path, lambda: signals.received))
     run_folder.write_metrics(run, progress.history)
     while progress.rounds < len(task.ends):
         start, first, end = time.perf_counter(), int(state.step), task.ends[progress.rounds]
@@ -135,7 +135,7 @@ def _fit(
 def _finish(task: Task, run: RunFolder, state: TrainState, progress: Progress) -> dict[str, Any]:
     """Tests the network, once; the summary says that the run is complete."""
     test = task.test(state.params)
-    step = progress.history[-1]["step"]
+    step = progress.history[-1]["step"] if progress.history else 0
     if not math.isfinite(test["loss"]):
         _check_finite(Divergence("test_loss", test["loss"], step), run)
     summary = run_folder.summary(test, progress.history, progress.seconds)

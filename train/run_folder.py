@@ -40,6 +40,10 @@ class RunFolder:
         self.text = path / "text.json"
         self.samples = path / "samples.txt"
         self.diverged = path / "diverged.json"
+        self.distilled = path / "distilled"
+        self.before = path / "before.json"
+        self.model = path / "model"
+        self.control = path / "control"
 
 
 class SweepFolder:
@@ -132,7 +136,7 @@ def write_metrics(run: RunFolder, history: list[dict[str, Any]]) -> None:
 
 def summary(test: dict[str, float], history: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
     """The content of `summary.json` of a finished run, without its provenance."""
-    last = history[-1]
+    last = history[-1] if history else {"epoch": 0.0, "step": 0}
     validated = {part: last[f"validation_{part}"] for part in test if f"validation_{part}" in last}
     return {"test": test, "validation": validated or None, "seconds": round(seconds, 3), "epochs": last["epoch"]} | {
         "steps": last["step"]

@@ -1,4 +1,4 @@
-"""`Task`, the interface between the loop and what is trained: images or text."""
+"""`Task`, the interface between the loop and what is trained: images, text, or a pretrained model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sqs_jax.train.config import TextConfig, TrainConfig
+from sqs_jax.train.config import AdoptConfig, TextConfig, TrainConfig
 from sqs_jax.train.step import Parameters, TrainState
 
 
 class Task(Protocol):
-    """A run, ready to be trained: `ImageTask` or `LanguageTask`.
+    """A run, ready to be trained: `ImageTask`, `LanguageTask` or `AdoptionTask`.
 
     Steps count from 0. A run consists of rounds; each round ends with an evaluation.
     """
@@ -21,8 +21,11 @@ class Task(Protocol):
     files: dict[str, str]
     """What the run's folder holds from the beginning beside its configuration; a resumed run finds it unchanged."""
 
-    def begin(self) -> TrainState:
-        """The state that training begins with."""
+    def begin(self, folder: Path, stopping: Callable[[], Any]) -> TrainState:
+        """The state that training begins with; what it takes long to find is kept in the run's folder.
+
+        Raises Stopped where `stopping()` meanwhile gives a signal's number.
+        """
         ...
 
     def train(self, state: TrainState, end: int, stopping: Callable[[], Any]) -> tuple[TrainState, np.ndarray]:
@@ -60,6 +63,10 @@ class Task(Protocol):
 
 def make_task(config: TrainConfig, data_dir: Path | None) -> Task:
     """The task of a configuration, its data loaded and its step compiled. Raises InputError for what does not fit."""
+    if isinstance(config, AdoptConfig):
+        from sqs_jax.train.adoption.adoption_task import AdoptionTask
+
+        return AdoptionTask(config)
     if isinstance(config, TextConfig):
         from sqs_jax.train.text.language_task import LanguageTask
 

@@ -10,13 +10,14 @@ import numpy as np
 from sqs_jax.analysis.as_json import as_json
 from sqs_jax.analysis.reading_kinds import READINGS, Reading
 from sqs_jax.analysis.report import page
-from sqs_jax.analysis.runs.model_reading import ModelReading, ReadingOptions, read_model, read_text, text_words
+from sqs_jax.analysis.runs.model_reading import ModelReading, ReadingOptions, read_model, text_words
 from sqs_jax.files import write
 from sqs_jax.messages import InputError
 from sqs_jax.pretrained.loading import load_pretrained
 from sqs_jax.pretrained.model import LanguageModel
 from sqs_jax.pretrained.tensor_files import is_pretrained, read_json
 from sqs_jax.pretrained.vocabulary import token_bytes_of
+from sqs_jax.pretrained.windows import read_text
 from sqs_jax.start import extra
 from sqs_jax.train.run_folder import provenance
 

@@ -27,6 +27,8 @@ from sqs_jax.analysis.layer_reading import (
     FittedLayer,
     HeldOut,
     WordPairs,
+    default_steps,
+    default_tokens,
     fit_layer,
     held_out,
     layer_form,
@@ -37,16 +39,12 @@ from sqs_jax.analysis.streams import LayerStream, layer_streams, losses
 from sqs_jax.messages import InputError
 from sqs_jax.pretrained.model import LanguageModel
 from sqs_jax.pretrained.tensor_files import read_json
-from sqs_jax.pretrained.vocabulary import encode_text, first_tokens, one_token
+from sqs_jax.pretrained.vocabulary import first_tokens, one_token
+from sqs_jax.pretrained.windows import next_tokens, text_windows
 from sqs_jax.train.run_folder import alone
 
-_LENGTH = 512  # tokens of a window, or the model's context where that is shorter
 _TEST_TOKENS = 8192
-_TEXT_BYTES = 2**26  # of a text that are read
-_LETTERS = 16  # of the text for each token that is needed
 _WORDS = 200
-_STEPS = 250
-_WIDTH = 320  # narrower models cost less for each token: they get more tokens and steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,62 +89,9 @@ class ModelReading:
     """That "layers" and "losses" took in this call."""
 
 
-def default_tokens(model: LanguageModel, readings: Sequence[str]) -> int:
-    """How many tokens readings are fitted on unless something else is asked for."""
-    base = 40_000 if "surrogate" in readings else 20_000
-    return base * max(1, min(3, _WIDTH // model.architecture.width))
-
-
-def default_steps(model: LanguageModel) -> int:
-    """Steps of a surrogate's fit."""
-    return _STEPS * max(1, min(5, _WIDTH // model.architecture.width))
-
-
-def text_windows(model: LanguageModel, text: str, train_tokens: int, test_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Windows of a text's tokens, (n, length) each, for fitting and for measuring: drawn at random, none in both.
-
-    Each begins with the token that begins every text of the model, where it has one. Raises InputError for a text that
-    has too few tokens.
-    """
-    first = first_tokens(model.tokenizer)
-    length = min(_LENGTH, model.architecture.context)
-    own = length - len(first)
-    # Of a long text, more than enough: to tokenize all of it would take minutes.
-    text = text[: _LETTERS * (train_tokens + test_tokens)]
-    tokens = encode_text(model.tokenizer, text)
-    needed = [-(-count // length) for count in (train_tokens, test_tokens)]
-    count = len(tokens) // own
-    if count < sum(needed):
-        raise InputError(
-            f"the text has {len(tokens)} tokens: {sum(needed) * own} are needed for {train_tokens} that readings are "
-            f"fitted on and {test_tokens} that they are measured on"
-        )
-    rows = np.array(tokens[: count * own], np.int32).reshape(count, own)
-    windows = np.concatenate([np.tile(np.array(first, np.int32), (count, 1)), rows], axis=1)
-    order = np.random.default_rng(0).permutation(count)
-    return windows[np.sort(order[: needed[0]])], windows[np.sort(order[needed[0] : sum(needed)])]
-
-
-def read_text(path: Path) -> str:
-    """The first 64 MiB of a text. Raises InputError for a file that cannot be read, or is not UTF-8."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(_TEXT_BYTES)
-        return content.decode("utf-8", errors="strict" if len(content) < _TEXT_BYTES else "ignore")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8") from None
-
-
 def text_words(model: LanguageModel, words: Sequence[str]) -> tuple[int, ...]:
     """The tokens of words. Raises InputError, with its pieces, for one that is not a single token."""
     return tuple(dict.fromkeys(one_token(model.tokenizer, word) for word in words))
-
-
-def next_tokens(windows: np.ndarray) -> np.ndarray:
-    """The target of each place: the next token of its window, -1 for the last."""
-    return np.pad(windows[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
 
 
 def read_model(

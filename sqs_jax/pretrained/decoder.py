@@ -1,14 +1,17 @@
 """What a pretrained language model computes, as functions of arrays: embedding, attention, GLU, logits, one token more.
 
 Weights of a block are a dict of arrays by the names of `sqs_jax.pretrained.families`: matrices stand on the right of
-their input. All is computed in float32.
+their input. What is computed has the dtype of stream and weights; norms, scores and logits are float32 in any case.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sqs_jax.gates import get_gate
+from sqs_jax.activation import sqs
+from sqs_jax.gates import Gate, get_gate
 from sqs_jax.pretrained.architecture import Architecture, BlockKind, Rope
 
 Weights = dict[str, jax.Array]
@@ -17,8 +20,9 @@ _QUERIES, _STRETCHES = 128, 8  # the least of a stretch, and the most stretches:
 
 
 def rms(x: jax.Array, epsilon: float) -> jax.Array:
-    """x / sqrt(mean(x²) + ε) over the last axis."""
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
+    """x / sqrt(mean(x²) + ε) over the last axis, computed in float32."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
 
 
 def embed(arch: Architecture, embedding: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -40,11 +44,22 @@ def glu_input(arch: Architecture, x: jax.Array) -> jax.Array:
 
 
 def glu(kind: BlockKind, weights: Weights, z: jax.Array) -> jax.Array:
-    """The GLU of `glu_input` z (..., d): ((z W + b_w) ⊙ σ(z V + b_v)) D + b, before the norm after it."""
+    """The GLU of `glu_input` z (..., d): ((z W + b_w) ⊙ σ(z V + b_v)) D + b + z L, before the norm after it.
+
+    Biases and the linear map L, `skip`, are there where the weights have them; c and λ of SQS are theirs, too.
+    """
     scaled = _scaled(z, weights.get("glu_norm"))
     a = _with_bias(scaled @ weights["up"], weights.get("up_bias"))
     u = _with_bias(scaled @ weights["gate"], weights.get("gate_bias"))
-    return _with_bias((a * get_gate(kind.gate)(u)) @ weights["down"], weights.get("down_bias"))
+    y = _with_bias((a * _sigma(kind, weights)(u)) @ weights["down"], weights.get("down_bias"))
+    return y + scaled @ weights["skip"] if "skip" in weights else y
+
+
+def _sigma(kind: BlockKind, weights: Weights) -> Gate:
+    if "c" in weights:
+        power = getattr(kind.gate, "p", 1.0)
+        return functools.partial(sqs, c=weights["c"], lam=weights["lam"], p=power, implementation="xla")
+    return get_gate(kind.gate)
 
 
 def add(arch: Architecture, weights: Weights, part: str, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -62,7 +77,8 @@ def block(arch: Architecture, kind: BlockKind, weights: Weights, x: jax.Array) -
 
 def logits(arch: Architecture, norm: jax.Array, unembedding: jax.Array, x: jax.Array) -> jax.Array:
     """The logits (..., vocab) of a stream (..., d), for the last norm (d,) and the unembedding (vocab, d)."""
-    values = jnp.einsum("...d,vd->...v", _scaled(rms(x, arch.epsilon), norm), unembedding) * arch.logit_scale
+    normed = _scaled(rms(x, arch.epsilon), norm)
+    values = jnp.einsum("...d,vd->...v", normed, unembedding, preferred_element_type=jnp.float32) * arch.logit_scale
     return _capped(values, arch.logit_cap)
 
 
@@ -101,7 +117,8 @@ def _rotated(x, positions, rope: Rope | None):
     angle = positions[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None]
     cos, sin = jnp.cos(angle) * rope.gain, jnp.sin(angle) * rope.gain
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)
 
 
 def _is_seen(kind: BlockKind, behind):
@@ -125,12 +142,12 @@ def _attention(arch: Architecture, q, k, v, seen):
     """What heads read (batch, length, heads·n); `seen` (batch or 1, length, keys), some key for each query."""
     batch, length, heads, n = q.shape
     q = (q * arch.attention_scale).reshape(batch, length, arch.key_heads, heads // arch.key_heads, n)
-    scores = jnp.where(
-        seen[:, None, None], _capped(jnp.einsum("bqhgn,bkhn->bhgqk", q, k), arch.attention_cap), -jnp.inf
-    )
+    products = jnp.einsum("bqhgn,bkhn->bhgqk", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(seen[:, None, None], _capped(products, arch.attention_cap), -jnp.inf)
     parts = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     # Divided behind the product: n numbers a query, where a softmax divides one for each key.
-    read = jnp.einsum("bhgqk,bkhn->bhgqn", parts, v) / jnp.sum(parts, axis=-1, keepdims=True)
+    read = jnp.einsum("bhgqk,bkhn->bhgqn", parts.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    read = (read / jnp.sum(parts, axis=-1, keepdims=True)).astype(v.dtype)
     return read.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * n)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from sqs_jax.activation import SQS
 from sqs_jax.gates import Gate, nearest
 from sqs_jax.messages import InputError, quoted
 from sqs_jax.pretrained.architecture import Architecture, BlockKind, Norms, Rope
@@ -21,10 +22,18 @@ ACTIVATIONS: dict[str, str | Gate] = {
     "relu": "relu",
     "gelu": "gelu",
     "gelu_pytorch_tanh": gelu_tanh,
+    "linear": "bilinear",
 }
 
 _ATTENTION = {name: f"self_attn.{name}_proj.weight" for name in "qkvo"}
 _GLU = {name: f"mlp.{name}_proj.weight" for name in ("up", "gate", "down")}
+_SQS = {"c": "mlp.sqs_c", "lam": "mlp.sqs_lam"}
+ADOPTED = "sqs_jax"
+"""The field of config.json that says which gate a model was given: {"gate": "sqs", "p": 1.0, "skip": true}.
+
+The gate is sqs, bilinear, or an activation of the family. The GLUs have biases, with `skip` a linear map beside them,
+of SQS c and λ in each layer, and no fused matrices.
+"""
 _BEFORE = {"attention_norm": "input_layernorm.weight", "glu_norm": "post_attention_layernorm.weight"}
 _AFTER = {
     "attention_post_norm": "post_attention_layernorm.weight",
@@ -152,6 +161,7 @@ _KNOWN = (
     "rope_parameters",
     "layer_types",
     "model_type",
+    ADOPTED,
 )
 # What is of training, of files, of other programs or of text, and changes no number that a model computes.
 _HARMLESS = (
@@ -183,9 +193,6 @@ def make_architecture(config: Config, where: str) -> tuple[Architecture, Family]
     )
     heads, width = config["num_attention_heads"], config["hidden_size"]
     head_width = config.get("head_dim", width // heads)
-    activation = config.get("hidden_activation") or config["hidden_act"]
-    if activation not in family.activations:
-        raise InputError(f"{where}: the activation {quoted(activation)} is not supported: {', '.join(ACTIVATIONS)} are")
     scale = config.get("query_pre_attn_scalar", head_width) ** -0.5
     architecture = Architecture(
         family=name,
@@ -197,7 +204,7 @@ def make_architecture(config: Config, where: str) -> tuple[Architecture, Family]
         key_heads=config.get("num_key_value_heads", heads),
         head_width=head_width,
         epsilon=config["rms_norm_eps"],
-        blocks=_blocks(config, family, head_width, family.activations[activation], where),
+        blocks=_blocks(config, family, head_width, _gate(config, family, where), where),
         attention_scale=config.get("attention_multiplier", 1.0 if name == "granite" else scale),
         norms=family.norms,
         attention_cap=config.get("attn_logit_softcapping") or 0.0,
@@ -209,6 +216,30 @@ def make_architecture(config: Config, where: str) -> tuple[Architecture, Family]
     if heads % architecture.key_heads:
         raise InputError(f"{where}: num_attention_heads is {heads}: a multiple of num_key_value_heads is needed")
     return architecture, family
+
+
+def _gate(config: Config, family: Family, where: str) -> str | Gate:
+    """σ of every GLU: the model's own, or the one that it was given."""
+    if ADOPTED in config:
+        return _adopted_gate(config[ADOPTED], family, where)
+    activation = activation_of(config)
+    if activation not in family.activations:
+        raise InputError(f"{where}: the activation {quoted(activation)} is not supported: {', '.join(ACTIVATIONS)} are")
+    return family.activations[activation]
+
+
+def activation_of(config: Config) -> str:
+    """The name of σ in a config.json."""
+    return config.get("hidden_activation") or config.get("hidden_act") or _DEFAULTS["hidden_act"]
+
+
+def _adopted_gate(given: Any, family: Family, where: str) -> str | Gate:
+    fields = {"gate": "", "p": 1.0, "skip": False} | (given if isinstance(given, dict) else {})
+    gates = {"sqs": "sqs", "bilinear": "bilinear"} | family.activations
+    whole = isinstance(fields["p"], int | float) and fields["p"] >= 1 and isinstance(fields["skip"], bool)
+    if fields.keys() != {"gate", "p", "skip"} or str(fields["gate"]) not in gates or not whole:
+        raise InputError(f'{where}: {ADOPTED} is {quoted(given)}: {{"gate": "sqs", "p": 1.0, "skip": true}} is needed')
+    return SQS(p=float(fields["p"])) if fields["gate"] == "sqs" else gates[fields["gate"]]
 
 
 def _check_fields(config: Config, family: Family, where: str) -> None:
@@ -271,7 +302,16 @@ def _ropes(config: Config, head_width: int, context: int, where: str) -> dict[st
     return ropes
 
 
-def bias_roles(config: Config, family: Family) -> set[str]:
-    """The roles of a block whose matrices have a bias beside them."""
+def block_names(config: Config, family: Family) -> dict[str, str]:
+    """Names of a block's arrays by role, below `model.layers.<i>.`: matrices, norms, biases, and what SQS learns."""
     attention = "qkvo" if config.get("attention_bias") else ""
-    return {*family.biases, *attention, *(("up", "gate", "down") if config.get("mlp_bias") else ())}
+    names, biases = family.names, {*family.biases, *attention}
+    adopted = config.get(ADOPTED)
+    if adopted:
+        names = {role: name for role, name in names.items() if role != "gate_up"} | _GLU
+    if adopted or config.get("mlp_bias"):
+        biases |= {"up", "gate", "down"}
+    names = names | {f"{role}_bias": names[role].replace("weight", "bias") for role in sorted(biases)}
+    if adopted and adopted.get("skip"):
+        names |= {"skip": "mlp.skip_proj.weight"}
+    return names | _SQS if adopted and adopted["gate"] == "sqs" else names

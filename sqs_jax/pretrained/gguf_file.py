@@ -82,6 +82,9 @@ def load_gguf(path: Path) -> LanguageModel:
         tokenizer=check_tokenizer(make_tokenizer(fields, path), architecture, path),
         name=path.stem,
         end=fields.get("tokenizer.ggml.eos_token_id"),
+        config=None
+        if factors is not None or biases
+        else _config(fields, architecture, tied="output.weight" not in tensors),
     )
 
 
@@ -136,6 +139,36 @@ def _rope(numbers: dict[str, Any], head_width: int, factors: np.ndarray | None, 
     if factors is None:
         return rope
     return Rope(tuple(float(value) for value in np.array(rope.frequencies) / factors.ravel()))
+
+
+def _config(fields: dict[str, Any], arch: Architecture, *, tied: bool) -> dict[str, Any] | None:
+    """The config.json of the same model in a Hugging Face folder; None where there is none."""
+    if fields.get("llama.rope.dimension_count", arch.head_width) != arch.head_width:
+        return None
+    window, kind = arch.blocks[0].window, fields.get("llama.rope.scaling.type", "none")
+    config = {
+        "model_type": "mistral" if window else "llama",
+        "architectures": ["MistralForCausalLM" if window else "LlamaForCausalLM"],
+        "vocab_size": arch.vocab,
+        "hidden_size": arch.width,
+        "intermediate_size": arch.hidden,
+        "num_hidden_layers": arch.layers,
+        "num_attention_heads": arch.heads,
+        "num_key_value_heads": arch.key_heads,
+        "head_dim": arch.head_width,
+        "hidden_act": "silu",
+        "max_position_embeddings": arch.context,
+        "rms_norm_eps": float(arch.epsilon),
+        "rope_theta": float(fields.get("llama.rope.freq_base", 1e4)),
+        "tie_word_embeddings": tied,
+        "eos_token_id": fields.get("tokenizer.ggml.eos_token_id"),
+        "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
+    }
+    if window:
+        config["sliding_window"] = window
+    if kind == "linear":
+        config["rope_scaling"] = {"rope_type": "linear", "factor": fields.get("llama.rope.scaling.factor")}
+    return config
 
 
 def _check_tensors(path: Path, tensors, architecture: Architecture, biases: dict[str, str]) -> None:

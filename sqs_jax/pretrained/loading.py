@@ -10,7 +10,7 @@ import numpy as np
 from sqs_jax.messages import InputError, first_line, quoted
 from sqs_jax.pretrained.architecture import Architecture
 from sqs_jax.pretrained.decoder import Weights
-from sqs_jax.pretrained.families import Family, bias_roles, make_architecture
+from sqs_jax.pretrained.families import block_names, make_architecture
 from sqs_jax.pretrained.model import LanguageModel
 from sqs_jax.pretrained.tensor_files import CONFIG, HUB, read_json, read_tensor, tensor_files, tensor_shape
 from sqs_jax.pretrained.vocabulary import check_tokenizer, read_any_tokenizer
@@ -69,7 +69,7 @@ def _from_folder(folder: Path) -> LanguageModel:
     files = tensor_files(folder)
     prefix = "model." if "model.embed_tokens.weight" in files else ""
     tied = config.get("tie_word_embeddings", family.defaults.get("tie_word_embeddings", "lm_head.weight" not in files))
-    names = _block_names(family, bias_roles(config, family))
+    names = block_names(config, family)
     check_arrays(folder, files, architecture, names, prefix, tied)
 
     def read(name: str, offset: bool = False) -> np.ndarray:
@@ -95,6 +95,7 @@ def _from_folder(folder: Path) -> LanguageModel:
         ),
         name=folder.resolve().name,
         end=_end(config, architecture),
+        config=config,
     )
 
 
@@ -123,12 +124,6 @@ def oriented(arrays: dict[str, np.ndarray], architecture: Architecture) -> Weigh
     return {role: jnp.asarray(array.T if array.ndim == 2 else array) for role, array in arrays.items()}
 
 
-def _block_names(family: Family, biases: set[str]) -> dict[str, str]:
-    """Names of a block's arrays by role, those of biases among them."""
-    extra_names = {f"{role}_bias": family.names[role].replace("weight", "bias") for role in sorted(biases)}
-    return {**family.names, **extra_names}
-
-
 def shapes_by_role(arch: Architecture, full_norms: bool) -> dict[str, tuple[int, ...]]:
     """The shape of each array of a block as files have it, (outputs, inputs); `full_norms`: q and k over all heads."""
     d, h, q, k = arch.width, arch.hidden, arch.heads * arch.head_width, arch.key_heads * arch.head_width
@@ -137,6 +132,7 @@ def shapes_by_role(arch: Architecture, full_norms: bool) -> dict[str, tuple[int,
     table: dict[str, tuple[int, ...]] = {**matrices, **fused}
     table |= {f"{role}_bias": shape[:1] for role, shape in matrices.items()}
     table |= dict.fromkeys(("attention_norm", "glu_norm", "attention_post_norm", "glu_post_norm"), (d,))
+    table |= {"skip": (d, d), "c": (), "lam": ()}
     n = arch.head_width
     return table | ({"q_norm": (q,), "k_norm": (k,)} if full_norms else {"q_norm": (n,), "k_norm": (n,)})
 

@@ -1,7 +1,7 @@
 """A language model as arrays: what is read from a file of any framework, or made of a `Transformer`."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -33,6 +33,8 @@ class LanguageModel:
     name: str = ""
     end: int | None = None
     """The token that ends a text."""
+    config: Mapping[str, Any] | None = None
+    """The content of a config.json that describes it; None where none does."""
 
     @property
     def layers(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from sqs_jax.command_line import asks_help, fail, given, one_line_errors, print_help, program
 from sqs_jax.messages import InputError
 from sqs_jax.options import option, types_of
-from sqs_jax.train.config import ImageConfig, TextConfig, TrainConfig
+from sqs_jax.train.config import AdoptConfig, ImageConfig, TextConfig, TrainConfig
 from sqs_jax.train.config_check import checked
 from sqs_jax.train.config_file import from_json
 from sqs_jax.train.presets import IMAGES, TEXTS, preset
@@ -27,6 +27,7 @@ _DESCRIPTION = f"""Train gated linear units (GLU) in a classifier of images or a
   python -m train --config runs/silu/config.json --seed 1
   python -m train sample runs/stories-sqs-seed0 --prompt "Once upon a time"
   python -m train sweep mnist --gate sqs,bilinear --seeds 5   many networks at once, one table
+  python -m train adopt SmolLM2-135M --gate bilinear --text corpus.txt   a pretrained model with another gate
 
 Images: {", ".join(IMAGES)}, tfds:<name>. Text: {", ".join(TEXTS[:-1])}, or --text FILE. Each has defaults
 and flags of its own, shown by python -m train <data> --help. A run's folder holds config.json, metrics.jsonl,
@@ -62,8 +63,18 @@ def main(args: Sequence[str] | None = None) -> None:
             from sqs_jax.train.cli.sweep import main as sweep
 
             sweep(args[1:])
+        elif args and args[0] == "adopt":
+            from sqs_jax.train.cli.adopt import main as adopt
+
+            adopt(args[1:])
         else:
-            _run(*parse(args))
+            config, run_dir, paths = parse(args)
+            if isinstance(config, AdoptConfig):  # a run that is resumed
+                from sqs_jax.train.cli.adopt import run
+
+                run(config, run_dir, paths)
+            else:
+                _run(config, run_dir, paths)
 
 
 def parse(args: Sequence[str]) -> tuple[Any, Path, Paths]:
@@ -99,8 +110,11 @@ def _replaced(base: TrainConfig, values: dict[str, Any]) -> TrainConfig:
     types = types_of(type(base))
     for name in values:
         if name not in types:
-            kind, flag = ("text" if isinstance(base, TextConfig) else "images"), name.replace("_", "-")
-            raise InputError(f"--{flag} is not for {kind}, and {base.data} is {kind}")
+            flag = f"--{name.replace('_', '-')}"
+            if isinstance(base, AdoptConfig):
+                raise InputError(f"{flag} is not for the adoption of a model: python -m train adopt --help lists the flags")
+            kind = "text" if isinstance(base, TextConfig) else "images"
+            raise InputError(f"{flag} is not for {kind}, and {base.data} is {kind}")
     config = dataclasses.replace(base, **values)
     if isinstance(config, TextConfig) and "text" in values and config.data == TextConfig.data:
         config = dataclasses.replace(config, data="text")
@@ -109,7 +123,7 @@ def _replaced(base: TrainConfig, values: dict[str, Any]) -> TrainConfig:
     return config
 
 
-def _run(config: TrainConfig, run_dir: Path, paths: Paths) -> None:
+def _run(config: ImageConfig | TextConfig, run_dir: Path, paths: Paths) -> None:
     # Imported after the flags are known to be good: it takes a second.
     from sqs_jax.train.interrupt import Stopped
     from sqs_jax.train.loop import NonFiniteLossError, train_checked
@@ -139,6 +153,6 @@ def _program() -> str:
     return program("train", "sqs")
 
 
-def _default_dir(config: TrainConfig) -> Path:
+def _default_dir(config: Any) -> Path:
     name = Path(config.text).stem if isinstance(config, TextConfig) and config.text else config.data
     return Path("runs") / f"{name.replace(':', '-')}-{config.gate}-seed{config.seed}"

@@ -61,7 +61,7 @@ class ImageTask:
         state = jax.eval_shape(lambda: first_state(self._model, self._optimizer))
         check_program(self._epoch, shapes_of(state, self._everywhere), *self._data[:3])
 
-    def begin(self) -> TrainState:
+    def begin(self, folder: Path, stopping: Callable[[], Any]) -> TrainState:
         """The state that training begins with."""
         return jax.device_put(first_state(self._model, self._optimizer), self._everywhere)
 

@@ -55,7 +55,7 @@ def load_language(run_dir: Path, number: int | None = None) -> tuple[Transformer
     config = read_config(run)
     check(config)
     if not isinstance(config, TextConfig):
-        raise InputError(f"{run.path} is a run on images ({config.data}), not on text")
+        raise InputError(f"{run.path} is no run on text: there is no language model in it")
     if not run.checkpoints.is_dir():
         raise InputError(f"{run.path} has no checkpoint: nothing was trained yet")
     tokenizer = read_tokenizer(run.tokenizer)

@@ -65,7 +65,7 @@ class LanguageTask:
             facts[part] = {"stories": stream.stories, "tokens": len(stream.tokens) - 1, "bytes": stream.bytes}
         return json.dumps(facts, indent=2) + "\n"
 
-    def begin(self) -> TrainState:
+    def begin(self, folder: Path, stopping: Callable[[], Any]) -> TrainState:
         """The state that training begins with."""
         return jax.device_put(first_state(self._model, self._optimizer), replicated(self._mesh))
 

@@ -1,0 +1,1 @@
+"""Adoption: a pretrained language model is given another gate."""
