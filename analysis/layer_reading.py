@@ -266,13 +266,13 @@ def _effective_rank(layer: GLUWeights) -> float:
     return float(np.mean(np.asarray(effective_rank(jnp.asarray(values)))))
 
 
-def agreement(a: GLUWeights, b: GLUWeights, directions: Any, k: int = 5) -> dict[str, float]:
-    """How alike two readings of one layer are along directions (d, m): means over them.
+def agreement(a: GLUWeights, b: GLUWeights, directions: Any, k: int = 5) -> dict[str, Float[np.ndarray, " m"]]:
+    """How alike two readings of one layer are along each of the directions (d, m).
 
     "form_cosine": ⟨A, B⟩ / ‖A‖‖B‖ of the quadratic parts; "overlap": of the spans of the k pairs with the largest |λ|.
     """
     parts = [along(part, directions)._replace(w_bias=None, v_bias=None, skip=None, out_bias=None) for part in (a, b)]
     identity = jnp.eye(len(a.w), dtype=a.w.dtype)
     spans = [np.asarray(top_eigenpairs(part, k).vectors) for part in parts]
-    overlap = np.mean([subspace_overlap(*pair) for pair in zip(*spans, strict=True)])
-    return {"form_cosine": float(np.mean(np.asarray(form_cosines(*parts, identity)))), "overlap": float(overlap)}
+    overlap = np.array([subspace_overlap(*pair) for pair in zip(*spans, strict=True)])
+    return {"form_cosine": np.asarray(form_cosines(*parts, identity)), "overlap": overlap}

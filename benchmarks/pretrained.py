@@ -84,7 +84,10 @@ def _agreements(model, text: str, tokens: int) -> list[dict[str, Any]]:
         )
         mine = fits[0].weights
         pairs = {"halves": fits[1].weights, "seeds": again.weights, "affine": bilinear_layer(weights, affine)}
-        rows.append({"layer": one.layer} | {name: agreement(mine, other, directions) for name, other in pairs.items()})
+        row = {}
+        for name, other in pairs.items():
+            row[name] = {part: float(np.mean(each)) for part, each in agreement(mine, other, directions).items()}
+        rows.append({"layer": one.layer} | row)
         print(rows[-1], flush=True)
     return rows
 

@@ -256,7 +256,7 @@ def test_runs_on_text_are_compared_elsewhere(run_dir, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["compare", copies[0], "--", *copies[1:]])
     assert end.value.code == 2
-    assert "it is compared with runs on text, not on images" in capsys.readouterr().err
+    assert "is no run on images: it cannot be compared with one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

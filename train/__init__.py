@@ -1,17 +1,29 @@
-"""Training of GLU networks, on images and on text: `train(config, run_dir)`, and the command line `python -m train`."""
+"""Training: `train(config, run_dir)`, `adopt(config, run_dir)`, and the command line `python -m train`."""
 
 import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sqs_jax.messages import InputError
-    from sqs_jax.train.config import ImageConfig, TextConfig, TrainConfig
+    from sqs_jax.train.adoption.adopt import adopt
+    from sqs_jax.train.config import AdoptConfig, ImageConfig, TextConfig, TrainConfig
     from sqs_jax.train.loop import train
     from sqs_jax.train.presets import PRESETS, preset
 
-__all__ = ["PRESETS", "ImageConfig", "InputError", "TextConfig", "TrainConfig", "preset", "train"]
+__all__ = [
+    "PRESETS",
+    "AdoptConfig",
+    "ImageConfig",
+    "InputError",
+    "TextConfig",
+    "TrainConfig",
+    "adopt",
+    "preset",
+    "train",
+]
 _MODULES = {
     "InputError": "sqs_jax.messages",
+    "adopt": "sqs_jax.train.adoption.adopt",
     "PRESETS": "sqs_jax.train.presets",
     "preset": "sqs_jax.train.presets",
     "train": "sqs_jax.train.loop",

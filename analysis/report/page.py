@@ -30,7 +30,7 @@ def render(content: dict[str, Any], words: dict[str, str]) -> str:
 
     parts = {name: html.escape(text) for name, text in words.items()}
     folder = files("sqs_jax.analysis.report")
-    scripts = ("page.css", "page.js", "language.js", "model.js", "sweep.js")
+    scripts = ("page.css", "page.js", "language.js", "model.js", "adoption.js", "sweep.js")
     parts |= {name: (folder / name).read_text(encoding="utf-8") for name in scripts}
     data = json.dumps(content, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     parts |= {"data": data.replace("<", "\\u003c"), "plotly": get_plotlyjs().replace("</script", "<\\/script")}

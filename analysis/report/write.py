@@ -1,4 +1,4 @@
-"""The report of whatever a folder holds: a run on images, a run on text, or a sweep."""
+"""The report of whatever a folder holds: a run on images, a run on text, an adoption, or a sweep."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def write_report(
     """Reads the weights of a finished run, or the table of a sweep, and writes `report.html` into its folder.
 
     Args:
-      path: the folder of a run or of a sweep.
+      path: the folder of a run, an adoption or a sweep.
       data_dir: where the original files of its data lie, as for `train`.
       method: of a run: the gains that its spectrum is read with, as in `calibrate`; by default "joint".
       against: of a run: folders of other runs of the same kind, to be shown beside it; on images two or more.
@@ -30,7 +30,7 @@ def write_report(
     Raises InputError, a ValueError, where that is no such folder, it is not finished, its data cannot be had, or an
     argument is not for it.
     """
-    from sqs_jax.train.config import TextConfig
+    from sqs_jax.train.config import AdoptConfig, TextConfig
     from sqs_jax.train.run_folder import RunFolder, SweepFolder, read_config
 
     path = Path(path)
@@ -40,8 +40,14 @@ def write_report(
         from sqs_jax.analysis.report.sweep_page import write_sweep_report
 
         return write_sweep_report(path)
-    method = method or "joint"
     config = read_config(RunFolder(path))
+    if isinstance(config, AdoptConfig):
+        if method or against or outputs:
+            raise InputError("an adoption has its readings: no --method, no --against, no --outputs")
+        from sqs_jax.analysis.report.adoption_page import write_adoption_report
+
+        return write_adoption_report(path)
+    method = method or "joint"
     if isinstance(config, TextConfig):
         if outputs:
             raise InputError("--outputs belongs to a run on images, or to --weights: tokens are looked up on the page")

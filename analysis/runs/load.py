@@ -167,9 +167,11 @@ def load_comparable(run_dirs: Sequence[Path], *, data_dir: Path | None = None) -
 
     folders = [RunFolder(Path(path)) for path in run_dirs]
     configs = [read_config(folder) for folder in folders]
-    for path, config in zip(run_dirs, configs, strict=True):
-        if not isinstance(config, ImageConfig):
-            raise InputError(f"{path} is a run on text: it is compared with runs on text, not on images")
+    kept = [config for config in configs if isinstance(config, ImageConfig)]
+    if len(kept) < len(configs):
+        other = next(path for path, config in zip(run_dirs, configs, strict=True) if config not in kept)
+        raise InputError(f"{other} is no run on images: it cannot be compared with one")
+    configs = kept
     # The matrices of a single layer are over the pixels, whatever its width; a deep network's have its own basis.
     same = ["data", "layers", "bias", *(["width", "hidden"] if configs[0].layers > 1 else [])]
     for path, config in zip(run_dirs, configs, strict=True):

@@ -113,12 +113,23 @@ def read_model(
     Raises InputError for a layer that the model does not have, a text that is too short, and a folder that holds the
     reading of something else.
     """
+    tokens = options.tokens or default_tokens(model, options.readings)
+    return read_windows(model, text_windows(model, text, tokens, options.test_tokens), options, folder, report)
+
+
+def read_windows(
+    model: LanguageModel,
+    windows: tuple[np.ndarray, np.ndarray],
+    options: ReadingOptions,
+    folder: Path | None = None,
+    report: Callable[[str], None] = print,
+) -> ModelReading:
+    """As `read_model`, on windows (n, length) of tokens: some that readings are fitted on, and held-out ones."""
+    train, test = windows
     layers = options.layers or tuple(range(model.layers))
     if wrong := [layer for layer in layers if not 0 <= layer < model.layers]:
         raise InputError(f"layer {wrong[0]}: {model.name} has layers 0 to {model.layers - 1}")
     options = dataclasses.replace(options, pairs=min(options.pairs, model.architecture.width))
-    tokens = options.tokens or default_tokens(model, options.readings)
-    train, test = text_windows(model, text, tokens, options.test_tokens)
     words = list(options.words) or frequent_words(model, test, _WORDS)
     with alone(folder) if folder else contextlib.nullcontext():
         if folder:
@@ -137,7 +148,7 @@ def _read(model, train, test, options: ReadingOptions, layers, words: list[int],
         report(f"layer {stream.layer}: R² {shown}; {fitted.sinks} sinks; {time.monotonic() - start:.0f} s")
         return pairs, row
 
-    missing = [layer for layer in layers if not (folder and _layer_path(folder, layer).is_file())]
+    missing = [layer for layer in layers if not (folder and layer_path(folder, layer).is_file())]
     to_fit = layer_streams(model, train) if missing else itertools.repeat(None)
     # Words are read beside the fit of the next layer: either alone leaves cores idle.
     done: list[Future] = []
@@ -226,12 +237,13 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
     files.write(path, json.dumps(identity, indent=1) + "\n")
 
 
-def _layer_path(folder: Path, layer: int) -> Path:
+def layer_path(folder: Path, layer: int) -> Path:
+    """The file of what was fitted of a layer."""
     return folder / "layers" / f"layer-{layer:02}.npz"
 
 
 def _fitted(model, layer: int, seen: LayerStream | None, options: ReadingOptions, folder: Path | None) -> FittedLayer:
-    path = _layer_path(folder, layer) if folder else None
+    path = layer_path(folder, layer) if folder else None
     if path and path.is_file():
         return load_layer(path)
     assert seen  # what is not in the folder is fitted

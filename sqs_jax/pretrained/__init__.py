@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from sqs_jax.pretrained.loading import load_pretrained
     from sqs_jax.pretrained.model import LanguageModel, from_transformer
     from sqs_jax.pretrained.sampling import PretrainedDecoder
+    from sqs_jax.pretrained.saving import save_pretrained
 
-__all__ = ["LanguageModel", "PretrainedDecoder", "from_transformer", "load_pretrained"]
+__all__ = ["LanguageModel", "PretrainedDecoder", "from_transformer", "load_pretrained", "save_pretrained"]
 
 # Imported where they are used: command lines look at paths before they need Flax.
 _MODULES = {
@@ -20,6 +21,7 @@ _MODULES = {
     "PretrainedDecoder": "sqs_jax.pretrained.sampling",
     "from_transformer": "sqs_jax.pretrained.model",
     "load_pretrained": "sqs_jax.pretrained.loading",
+    "save_pretrained": "sqs_jax.pretrained.saving",
 }
 
 

@@ -58,7 +58,7 @@ def _stored(array: Any, family: Family, is_norm: bool) -> np.ndarray:
     """An array as files have it: (outputs, inputs), and norms as what is added to 1 where the family has them so."""
     array = np.asarray(array, np.float32)
     array = array - 1 if is_norm and family.unit_offset else array
-    return np.ascontiguousarray(array.T)
+    return np.array(array.T, order="C")
 
 
 def _as_files_have_them(weights: Weights, family: Family, names: dict[str, str]) -> dict[str, np.ndarray]:
@@ -99,7 +99,9 @@ class _Shards:
     def _write(self) -> None:
         from safetensors.numpy import save_file
 
-        save_file(self._arrays, self._folder / _shard(len(self._files)), metadata={"format": "pt"})
+        path = self._folder / _shard(len(self._files))
+        save_file(self._arrays, path, metadata={"format": "pt"})
+        path.chmod(0o644)  # the library leaves it to its owner alone
         self._files.append(list(self._arrays))
         self._arrays, self._bytes = {}, 0
 

@@ -39,9 +39,7 @@ class AdoptionTask:
         self._model = load_pretrained(config.model)
         check_savable(self._model)
         _check_size(self._model)
-        held_out = (config.validation, config.test)
-        parts = split_windows(self._model, read_text(Path(config.text)), held_out, config.context)
-        self._train, self._validation, self._test = parts
+        self._train, self._validation, self._test = windows_of(self._model, config)
         self._config = config
         self._steps = 0 if config.stage == "distil" else config.steps
         self.ends = [*range(config.evaluate_every, self._steps, config.evaluate_every), self._steps][: self._steps]
@@ -85,8 +83,7 @@ class AdoptionTask:
         run, fitted = RunFolder(folder), []
         layers = self._layers(self._config)
         if self._config.stage != "tune":
-            tokens = self._config.tokens or default_tokens(self._model, ("surrogate",))
-            windows = self._train[: -(-tokens // self._train.shape[1])]
+            windows = fitting_windows(self._model, self._train, self._config)
             fitted = distil(self._model, windows, self._config, run.distilled, self._instead, stopping)
             layers = [each.layer for each in fitted]
         if not run.before.is_file():
@@ -107,7 +104,8 @@ class AdoptionTask:
     def _first_state(self, layers: list[Layer]) -> TrainState:
         params: Parameters = {"glu": network.stacked_glus(layers)}
         if self._config.train == "all":
-            params["rest"] = network.rest_of(self._model)
+            # A copy: a step consumes the state, and the original is needed on.
+            params["rest"] = jax.tree.map(jnp.array, network.rest_of(self._model))
         state = self._optimizer.init(params) if self._steps else optax.EmptyState()
         return TrainState(params, state, jnp.zeros((), jnp.int32))
 
@@ -174,6 +172,17 @@ class AdoptionTask:
         if "validation_loss" in row:
             line += f"  validation loss {row['validation_loss']:.4f}"
         return f"{line}  {row['tokens_per_second']:,.0f} tokens/s"
+
+
+def windows_of(model: LanguageModel, config: AdoptConfig) -> list[np.ndarray]:
+    """The windows (n, length) of a run: to train on, for validation, and for the test."""
+    return split_windows(model, read_text(Path(config.text)), (config.validation, config.test), config.context)
+
+
+def fitting_windows(model: LanguageModel, train: np.ndarray, config: AdoptConfig) -> np.ndarray:
+    """Those of the training windows that GLUs are fitted on."""
+    tokens = config.tokens or default_tokens(model, ("surrogate",))
+    return train[np.linspace(0, len(train) - 1, min(len(train), -(-tokens // train.shape[1]))).astype(int)]
 
 
 def make_optimizer(config: AdoptConfig) -> optax.GradientTransformation:

@@ -128,8 +128,8 @@ def _repeated(rows: np.ndarray) -> np.ndarray:
 def starting_layer(weights: GLUWeights, gate: Gate, samples: Samples, config: AdoptConfig) -> Layer:
     """What a fit starts from: the model's own weights, as near to its outputs as a few numbers a unit bring them.
 
-    bilinear: with affine gains, a·(γ u + β) for a·σ(u). sqs: a·k·sqs(s u + b), s and b the best of a grid, k by least
-    squares.
+    bilinear: with affine gains, a·(γ u + β) for a·σ(u). sqs: a·(k·sqs(s u + b) + β), s and b best of a grid, k and β
+    by least squares; β, which the map beside the GLU takes, is 0 without one.
     """
     skip = has_skip(config, weights)
     x = samples.x[:: max(1, len(samples.x) // _START_SAMPLES)]
@@ -138,7 +138,7 @@ def starting_layer(weights: GLUWeights, gate: Gate, samples: Samples, config: Ad
         gains = calibrate(weights, x, gate, method=method, precision="float32", r2=False)
         return layer_fit.balanced(bilinear_layer(weights, gains), x, skip=skip)
     few = jnp.asarray(samples.x[:: max(1, len(samples.x) // _GRID_SAMPLES)][:_GRID_SAMPLES])
-    scale, shift, size = _best_of_grid(weights, few, gate, config.c, config.lam, config.p)
+    scale, shift, size, slope = _best_of_grid(weights, few, gate, config.c, config.lam, config.p, skip)
     h, outputs = weights.out.shape
     a = jnp.sqrt(jnp.mean((few @ weights.w + _or_zero(weights.w_bias, h)[None]) ** 2, axis=0))
     out = weights.out * size[:, None]
@@ -150,7 +150,7 @@ def starting_layer(weights: GLUWeights, gate: Gate, samples: Samples, config: Ad
         v=weights.v * scale[None],
         v_bias=_or_zero(weights.v_bias, h) * scale + shift,
         out=out / even[:, None],
-        skip=jnp.zeros((len(weights.w), outputs)) if skip and weights.skip is None else weights.skip,
+        skip=_linear_part(weights, slope) if skip else None,
         bias=jnp.zeros(outputs),
         **raw_numbers(config),
     )
@@ -158,24 +158,38 @@ def starting_layer(weights: GLUWeights, gate: Gate, samples: Samples, config: Ad
     return layer._replace(bias=jnp.asarray(missed.mean(0)))
 
 
-@functools.partial(jax.jit, static_argnames=("gate", "c", "lam", "p"))
-def _best_of_grid(weights: GLUWeights, x, gate: Gate, c: float, lam: float, p: float):
-    """For each unit s, b and k (h,) with the least residual of a·σ(u) - k·a·sqs(s u + b), up to a constant."""
+def _linear_part(weights: GLUWeights, slope: jax.Array) -> jax.Array:
+    """The map (d, outputs) of Σ_h β_h·a_h·P[h], beside what is there."""
+    linear = weights.w @ (slope[:, None] * weights.out)
+    return linear if weights.skip is None else linear + weights.skip
+
+
+@functools.partial(jax.jit, static_argnames=("gate", "c", "lam", "p", "linear"))
+def _best_of_grid(weights: GLUWeights, x, gate: Gate, c: float, lam: float, p: float, linear: bool):
+    """For each unit s, b, k and β (h,) with the least residual of a·σ(u) - a·(k·sqs(s u + b) + β), up to a constant."""
     h = weights.w.shape[1]
     a = x @ weights.w + _or_zero(weights.w_bias, h)[None]
     u = x @ weights.v + _or_zero(weights.v_bias, h)[None]
-    wanted = a * gate(u)
-    wanted = wanted - wanted.mean(0)[None]
+    line = (a - a.mean(0)[None]) * linear
+    length = jnp.sum(line * line, axis=0)
+
+    def without_line(part):
+        """A centred column without its part along a, and that part."""
+        part = part - part.mean(0)[None]
+        along = jnp.sum(part * line, axis=0) / jnp.where(length > 0, length, 1)
+        return part - along[None] * line, along
+
+    wanted, wanted_along = without_line(a * gate(u))
     size = jnp.sqrt(jnp.mean(u * u, axis=0))
     unit = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 1)
 
     def tried(point):
         scale, shift = point
-        given = a * sqs(u * (scale * unit)[None] + shift, c=c, lam=lam, p=p, implementation="xla")
-        given = given - given.mean(0)[None]
+        given, along = without_line(a * sqs(u * (scale * unit)[None] + shift, c=c, lam=lam, p=p, implementation="xla"))
         square = jnp.sum(given * given, axis=0)
         k = jnp.sum(given * wanted, axis=0) / jnp.where(square > 0, square, 1)
-        return scale * unit, jnp.full_like(k, shift), k, jnp.sum((wanted - k[None] * given) ** 2, axis=0)
+        error = jnp.sum((wanted - k[None] * given) ** 2, axis=0)
+        return scale * unit, jnp.full_like(k, shift), k, wanted_along - k * along, error
 
     points = jnp.array([(scale, shift) for scale in _SCALES for shift in _SHIFTS])
     *found, error = jax.lax.map(tried, points)

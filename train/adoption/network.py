@@ -14,7 +14,7 @@ from sqs_jax.analysis.layer_fit import Layer
 from sqs_jax.pretrained import decoder
 from sqs_jax.pretrained.architecture import Architecture, BlockKind
 from sqs_jax.pretrained.decoder import Weights
-from sqs_jax.pretrained.families import ADOPTED, activation_of
+from sqs_jax.pretrained.families import ADOPTED, FAMILIES, activation_of
 from sqs_jax.pretrained.model import LanguageModel
 from sqs_jax.train.adoption.distil import has_skip, inverse_softplus, raw_numbers
 from sqs_jax.train.config import AdoptConfig
@@ -35,8 +35,6 @@ _NAMES = {
     "c_raw": "c_raw",
     "lam_raw": "lam_raw",
 }
-# Families whose configuration knows biases of GLUs, and whose own programs therefore run a bilinear model.
-_WITH_BIASES = ("llama", "granite", "smollm3")
 
 Parts = dict[str, Any]
 
@@ -130,13 +128,14 @@ def adopted_config(own: dict[str, Any], config: AdoptConfig, *, skip: bool) -> d
     """The config.json of the adopted model: one that other programs run where they can, and else refuse."""
     before = own.get(ADOPTED) or {"gate": activation_of(own), "p": config.p}
     gate, p = (before["gate"], before.get("p", 1.0)) if config.gate == "own" else (config.gate, config.p)
-    if gate != "sqs" and not skip and own["model_type"] in _WITH_BIASES:
+    with_biases = "mlp_bias" in FAMILIES[own["model_type"]].fields  # then other programs run a bilinear model
+    if gate != "sqs" and not skip and with_biases:
         activation = "linear" if gate == "bilinear" else gate
     else:
         activation = gate if gate in ("sqs", "bilinear") else ADOPTED
     names = [name for name in ("hidden_act", "hidden_activation") if name in own] or ["hidden_act"]
     given = {"gate": gate, "p": p, "skip": skip}
-    return own | dict.fromkeys(names, activation) | {"mlp_bias": True, ADOPTED: given}
+    return own | dict.fromkeys(names, activation) | ({"mlp_bias": True} if with_biases else {}) | {ADOPTED: given}
 
 
 def stream(arch: Architecture, kinds, glus: Parts, rest: Parts, tokens, *, blended, dtype, remat: bool):
@@ -182,7 +181,7 @@ def loss_sums(arch: Architecture, x, rest: Parts, targets, teacher: tuple[Any, P
 
     Logits are computed in parts of at most 64 MiB, and again in the backward pass.
     """
-    part = max(1, _LOGITS // arch.vocab)
+    part = min(len(x), max(1, _LOGITS // arch.vocab))
     fill = -len(x) % part
     arrays = {"x": x, "targets": targets} | ({} if teacher is None else {"taught": teacher[0]})
     constants = {"targets": -1}

@@ -21,7 +21,8 @@ class Options:
     """What to sample, and how."""
 
     model: str = option(
-        help="Folder of a run on text; or a pretrained model: a Hugging Face folder, a .gguf file, or hf:owner/name.",
+        help="Folder of a run on text, or of an adoption; or a pretrained model: a Hugging Face folder, a .gguf file, or "
+        "hf:owner/name.",
         positional=True,
     )
     prompt: str = option("", "What each sample begins with; by default nothing but the beginning of a text.")
@@ -60,6 +61,9 @@ def _pieces(options: Options) -> Iterator[str]:
     from sqs_jax.generation import Sampling, stream
     from sqs_jax.pretrained.tensor_files import is_pretrained
 
+    adopted = Path(options.model) / "model"  # of a run of python -m train adopt
+    if is_pretrained(adopted):
+        options = dataclasses.replace(options, model=str(adopted))
     source = _pretrained(options) if is_pretrained(options.model) else _trained(options)
     context = source.decoder.config.context
     if len(source.prompt) >= context:

@@ -112,7 +112,9 @@ def _replaced(base: TrainConfig, values: dict[str, Any]) -> TrainConfig:
         if name not in types:
             flag = f"--{name.replace('_', '-')}"
             if isinstance(base, AdoptConfig):
-                raise InputError(f"{flag} is not for the adoption of a model: python -m train adopt --help lists the flags")
+                raise InputError(
+                    f"{flag} is not for the adoption of a model: python -m train adopt --help lists the flags"
+                )
             kind = "text" if isinstance(base, TextConfig) else "images"
             raise InputError(f"{flag} is not for {kind}, and {base.data} is {kind}")
     config = dataclasses.replace(base, **values)
