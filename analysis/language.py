@@ -81,12 +81,20 @@ def mlp_weights(model: Model, layer: int, directions: Float[Array, "d outputs"] 
     up, gate = block["up"], block["gate"]
     if "glu_norm" in block:
         up, gate = (block["glu_norm"][:, None] * part for part in (up, gate))
-    biases = (block.get(f"{role}_bias") for role in ("up", "gate", "down"))
-    skip = block.get("skip")
-    if skip is not None and "glu_norm" in block:
-        skip = block["glu_norm"][:, None] * skip
-    whole = GLUWeights(up, gate, block["down"], None, *biases, skip=skip)
+    up_bias, gate_bias, down_bias = (block.get(f"{role}_bias") for role in ("up", "gate", "down"))
+    whole = GLUWeights(up, gate, block["down"], None, up_bias, gate_bias, down_bias)
+    if "offset" in block:
+        whole = _with_offset(whole, block["offset"])
     return whole if directions is None else along(whole, stream_directions(model, layer, directions))
+
+
+def _with_offset(weights: GLUWeights, offset: Array) -> GLUWeights:
+    """A layer whose gate is σ(u) + β, written with the gate σ: a·β is linear, and goes into the skip."""
+    scaled = offset[:, None] * weights.out
+    bias = weights.out_bias
+    if weights.w_bias is not None:
+        bias = weights.w_bias @ scaled + (0 if bias is None else bias)
+    return weights._replace(out_bias=bias, skip=weights.w @ scaled)
 
 
 def along(weights: GLUWeights, directions: Float[Array, "d outputs"]) -> GLUWeights:

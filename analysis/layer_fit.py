@@ -20,7 +20,7 @@ PART = 2048
 
 
 class Layer(NamedTuple):
-    """The parameters of a fit: ((x W + b_w) ⊙ σ(x V + b_v)) P + x L + b; σ is SQS where there is a `c_raw`."""
+    """The parameters of a fit: ((x W + b_w) ⊙ (σ(x V + b_v) + β)) P + x L + b; σ is SQS where there is a `c_raw`."""
 
     w: Any
     w_bias: Any
@@ -34,6 +34,8 @@ class Layer(NamedTuple):
     """c = softplus(c_raw),"""
     lam_raw: Any = None
     """and λ = softplus(lam_raw); both None where σ is the identity."""
+    offset: Any = None
+    """β, or None for none."""
 
 
 class Samples(NamedTuple):
@@ -64,6 +66,8 @@ def predicted(layer: Layer, x):
     a, u = x @ layer.w + layer.w_bias[None], x @ layer.v + layer.v_bias[None]
     if layer.c_raw is not None:
         u = sqs(u, c=jax.nn.softplus(layer.c_raw), lam=jax.nn.softplus(layer.lam_raw), implementation="xla")
+    if layer.offset is not None:
+        u = u + layer.offset[None]
     y = (a * u) @ layer.out + layer.bias[None]
     return y if layer.skip is None else y + x @ layer.skip
 

@@ -76,14 +76,13 @@ def fit_surrogate(
     if not learning_rate > 0:
         raise ValueError(f"`learning_rate` is {learning_rate}: a number > 0 is needed")
     weights, sigma = at_least_float32(weights), static_gate(gate)
-    kept, held = layer_fit.parted(len(x), seed)
-    train, test = x[kept], x[held]
+    train, test = (x[part] for part in layer_fit.parted(len(x), seed))
     y, test_y = (_outputs(weights, part, sigma) for part in (train, test))
     start = _start(weights, train, sigma) if start is None else start
     params = _widened(layer_fit.balanced(start, train), width, seed)
-    samples = layer_fit.Samples(train, y, train[:0], y[:0])
     settings = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-    best, best_r2, best_step, start_r2 = layer_fit.fit(params, samples, (test, test_y), **settings)
+    samples = layer_fit.Samples(train, y, train[:0], y[:0]), (test, test_y)
+    best, best_r2, best_step, start_r2 = layer_fit.fit(params, *samples, **settings)
     result = GLUWeights(best.w, best.v, best.out, None, best.w_bias, best.v_bias, best.bias, best.skip)
     return Surrogate(result, best_r2, start_r2, best_step, _form_cosines(result, start, train))
 

@@ -120,7 +120,6 @@ def test_a_run_that_is_killed_in_each_stage_resumes_to_the_bit(stories, tmp_path
     main(resume)
     for name in (
         "metrics.jsonl",
-        "before.json",
         "model/model.safetensors",
         "model/config.json",
         "control/metrics.jsonl",

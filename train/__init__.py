@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sqs_jax.messages import InputError
-    from sqs_jax.train.adoption.adopt import adopt
+    from sqs_jax.train.adoption.run_adoption import adopt
     from sqs_jax.train.config import AdoptConfig, ImageConfig, TextConfig, TrainConfig
     from sqs_jax.train.loop import train
     from sqs_jax.train.presets import PRESETS, preset
@@ -23,7 +23,7 @@ __all__ = [
 ]
 _MODULES = {
     "InputError": "sqs_jax.messages",
-    "adopt": "sqs_jax.train.adoption.adopt",
+    "adopt": "sqs_jax.train.adoption.run_adoption",
     "PRESETS": "sqs_jax.train.presets",
     "preset": "sqs_jax.train.presets",
     "train": "sqs_jax.train.loop",

@@ -144,11 +144,6 @@ class AdoptConfig(GateConfig):
         "from the model's own weights; both: one after the other.",
     )
     learnable: bool = option(True, "SQS: train c and λ too, one pair a layer.")
-    skip: Literal["auto", "always", "never"] = option(
-        "auto",
-        "A linear map of the GLU's input beside it; auto for one where the gate is sqs, whose biases cannot stand for "
-        "what is linear.",
-    )
     tokens: int = option(0, "Distil: tokens that GLUs are fitted on; 0 for a number that suits the width.", COUNT)
     distil_steps: int = option(0, "Distil: steps for each layer; 0 for a number that suits the width.", COUNT)
     inputs: Literal["original", "adopted"] = option(
@@ -183,11 +178,6 @@ class AdoptConfig(GateConfig):
     save_every: int = option(
         1, "Save every so many evaluations; the last one and the best on validation are always saved.", ONE_OR_MORE
     )
-
-    @property
-    def has_skip(self) -> bool:
-        """Whether a linear map stands beside each GLU."""
-        return self.skip == "always" or (self.skip == "auto" and self.gate == "sqs")
 
 
 TrainConfig = ImageConfig | TextConfig | AdoptConfig

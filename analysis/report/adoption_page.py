@@ -11,7 +11,7 @@ from sqs_jax.analysis.runs.adoption_reading import AdoptionReading, read_adoptio
 from sqs_jax.analysis.runs.model_reading import ModelReading
 from sqs_jax.files import write
 from sqs_jax.messages import InputError
-from sqs_jax.pretrained import load_pretrained
+from sqs_jax.pretrained.loading import load_pretrained
 from sqs_jax.pretrained.tensor_files import read_json
 from sqs_jax.pretrained.vocabulary import token_bytes_of
 from sqs_jax.train.config import AdoptConfig

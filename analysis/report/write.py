@@ -1,6 +1,7 @@
 """The report of whatever a folder holds: a run on images, a run on text, an adoption, or a sweep."""
 
 from pathlib import Path
+from typing import Any
 
 from sqs_jax.analysis.calibration import Method
 from sqs_jax.messages import InputError
@@ -54,9 +55,14 @@ def write_report(
         from sqs_jax.analysis.report.language_page import write_language_report
 
         return write_language_report(path, data_dir=data_dir, method=method, against=against)
+    return _image_report(path, config, data_dir, method, against, outputs)
+
+
+def _image_report(path: Path, config: Any, data_dir: Path | None, method: Method, against, outputs) -> Path:
     from sqs_jax.analysis.report.image_page import write_image_report
     from sqs_jax.analysis.runs.compare import compare_runs
     from sqs_jax.analysis.runs.load import open_run
+    from sqs_jax.train.run_folder import RunFolder
 
     comparison = None
     if against:

@@ -16,7 +16,8 @@ from sqs_jax.analysis.runs.model_reading import (
     load_layer,
     read_windows,
 )
-from sqs_jax.pretrained import LanguageModel, load_pretrained
+from sqs_jax.pretrained.loading import load_pretrained
+from sqs_jax.pretrained.model import LanguageModel
 from sqs_jax.pretrained.vocabulary import token_bytes_of
 from sqs_jax.train.adoption.adoption_task import fitting_windows, windows_of
 from sqs_jax.train.config import AdoptConfig

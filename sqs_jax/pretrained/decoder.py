@@ -44,15 +44,15 @@ def glu_input(arch: Architecture, x: jax.Array) -> jax.Array:
 
 
 def glu(kind: BlockKind, weights: Weights, z: jax.Array) -> jax.Array:
-    """The GLU of `glu_input` z (..., d): ((z W + b_w) ⊙ σ(z V + b_v)) D + b + z L, before the norm after it.
+    """The GLU of `glu_input` z (..., d): ((z W + b_w) ⊙ (σ(z V + b_v) + β)) D + b, before the norm after it.
 
-    Biases and the linear map L, `skip`, are there where the weights have them; c and λ of SQS are theirs, too.
+    Biases and β, `offset`, are there where the weights have them; c and λ of SQS are theirs, too.
     """
     scaled = _scaled(z, weights.get("glu_norm"))
     a = _with_bias(scaled @ weights["up"], weights.get("up_bias"))
     u = _with_bias(scaled @ weights["gate"], weights.get("gate_bias"))
-    y = _with_bias((a * _sigma(kind, weights)(u)) @ weights["down"], weights.get("down_bias"))
-    return y + scaled @ weights["skip"] if "skip" in weights else y
+    gated = a * _with_bias(_sigma(kind, weights)(u), weights.get("offset"))
+    return _with_bias(gated @ weights["down"], weights.get("down_bias"))
 
 
 def _sigma(kind: BlockKind, weights: Weights) -> Gate:

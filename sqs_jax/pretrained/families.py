@@ -27,12 +27,12 @@ ACTIVATIONS: dict[str, str | Gate] = {
 
 _ATTENTION = {name: f"self_attn.{name}_proj.weight" for name in "qkvo"}
 _GLU = {name: f"mlp.{name}_proj.weight" for name in ("up", "gate", "down")}
-_SQS = {"c": "mlp.sqs_c", "lam": "mlp.sqs_lam"}
+_SQS = {"c": "mlp.sqs_c", "lam": "mlp.sqs_lam", "offset": "mlp.sqs_offset"}
 ADOPTED = "sqs_jax"
-"""The field of config.json that says which gate a model was given: {"gate": "sqs", "p": 1.0, "skip": true}.
+"""The field of config.json that says which gate a model was given: {"gate": "sqs", "p": 1.0}.
 
-The gate is sqs, bilinear, or an activation of the family. The GLUs have biases, with `skip` a linear map beside them,
-of SQS c and λ in each layer, and no fused matrices.
+The gate is sqs, bilinear, or an activation of the family. The GLUs have biases, no fused matrices, and of SQS a c, a λ
+and an offset for each unit.
 """
 _BEFORE = {"attention_norm": "input_layernorm.weight", "glu_norm": "post_attention_layernorm.weight"}
 _AFTER = {
@@ -234,11 +234,11 @@ def activation_of(config: Config) -> str:
 
 
 def _adopted_gate(given: Any, family: Family, where: str) -> str | Gate:
-    fields = {"gate": "", "p": 1.0, "skip": False} | (given if isinstance(given, dict) else {})
+    fields = {"gate": "", "p": 1.0} | (given if isinstance(given, dict) else {})
     gates = {"sqs": "sqs", "bilinear": "bilinear"} | family.activations
-    whole = isinstance(fields["p"], int | float) and fields["p"] >= 1 and isinstance(fields["skip"], bool)
-    if fields.keys() != {"gate", "p", "skip"} or str(fields["gate"]) not in gates or not whole:
-        raise InputError(f'{where}: {ADOPTED} is {quoted(given)}: {{"gate": "sqs", "p": 1.0, "skip": true}} is needed')
+    valid = fields.keys() == {"gate", "p"} and str(fields["gate"]) in gates
+    if not (valid and isinstance(fields["p"], int | float) and fields["p"] >= 1):
+        raise InputError(f'{where}: {ADOPTED} is {quoted(given)}: {{"gate": "sqs", "p": 1.0}} is needed')
     return SQS(p=float(fields["p"])) if fields["gate"] == "sqs" else gates[fields["gate"]]
 
 
@@ -312,6 +312,4 @@ def block_names(config: Config, family: Family) -> dict[str, str]:
     if adopted or config.get("mlp_bias"):
         biases |= {"up", "gate", "down"}
     names = names | {f"{role}_bias": names[role].replace("weight", "bias") for role in sorted(biases)}
-    if adopted and adopted.get("skip"):
-        names |= {"skip": "mlp.skip_proj.weight"}
     return names | _SQS if adopted and adopted["gate"] == "sqs" else names

@@ -132,7 +132,7 @@ def shapes_by_role(arch: Architecture, full_norms: bool) -> dict[str, tuple[int,
     table: dict[str, tuple[int, ...]] = {**matrices, **fused}
     table |= {f"{role}_bias": shape[:1] for role, shape in matrices.items()}
     table |= dict.fromkeys(("attention_norm", "glu_norm", "attention_post_norm", "glu_post_norm"), (d,))
-    table |= {"skip": (d, d), "c": (), "lam": ()}
+    table |= {"offset": (h,), "c": (), "lam": ()}
     n = arch.head_width
     return table | ({"q_norm": (q,), "k_norm": (k,)} if full_norms else {"q_norm": (n,), "k_norm": (n,)})
 

@@ -17,13 +17,13 @@ import numpy as np
 
 FOLDER = Path(__file__).parent / "adopted"
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "adopt.md"
-# The fixture of each model, its gate, and whether a linear map stands beside it.
+# The fixture of each model, and its gate.
 MODELS = {
-    "sqs_llama": ("llama3", "sqs", "auto"),
-    "bilinear_llama": ("llama2", "bilinear", "auto"),
-    "bilinear_granite": ("granite", "bilinear", "auto"),
-    "sqs_gemma3": ("gemma3", "sqs", "always"),
-    "bilinear_phi3": ("phi3", "bilinear", "never"),
+    "sqs_llama": ("llama3", "sqs"),
+    "bilinear_llama": ("llama2", "bilinear"),
+    "bilinear_granite": ("granite", "bilinear"),
+    "sqs_gemma3": ("gemma3", "sqs"),
+    "bilinear_phi3": ("phi3", "bilinear"),
 }
 RUN_AS_THEY_ARE = ("bilinear_llama", "bilinear_granite")
 
@@ -34,9 +34,9 @@ def save_models() -> None:
     from tests.test_adoption import random_adopted
 
     FOLDER.mkdir(exist_ok=True)
-    for name, (fixture, gate, skip) in MODELS.items():
+    for name, (fixture, gate) in MODELS.items():
         shutil.rmtree(FOLDER / name, ignore_errors=True)
-        save_pretrained(random_adopted(fixture, gate, skip), FOLDER / name)
+        save_pretrained(random_adopted(fixture, gate), FOLDER / name)
 
 
 def compute_logits() -> None:

@@ -17,7 +17,8 @@ from sqs_jax import files
 from sqs_jax.analysis.layer_fit import Layer
 from sqs_jax.analysis.layer_reading import default_tokens
 from sqs_jax.analysis.streams import losses
-from sqs_jax.pretrained import LanguageModel, load_pretrained
+from sqs_jax.pretrained.loading import load_pretrained
+from sqs_jax.pretrained.model import LanguageModel
 from sqs_jax.pretrained.saving import check_savable
 from sqs_jax.pretrained.windows import next_tokens, read_text, split_windows
 from sqs_jax.train.adoption import network
@@ -119,7 +120,9 @@ class AdoptionTask:
             loss["distilled"] = self._loss(self.model({"glu": network.stacked_glus(layers)}), self._test)
         print("loss: " + ", ".join(f"{name} {value:.4f}" for name, value in loss.items()), flush=True)
         rows = [each._asdict() | {"layer": layer} for layer, each in enumerate(fitted)]
-        return {"loss": loss, "layers": jax.tree.map(lambda value: value if value == value else None, rows)}
+        rows = jax.tree.map(lambda value: value if value == value else None, rows)  # JSON has no NaN
+        tokens = int(fitting_windows(self._model, self._train, self._config).size) if fitted else 0
+        return {"loss": loss, "tokens": tokens, "seconds": sum(each.seconds for each in fitted), "layers": rows}
 
     def model(self, params: Parameters) -> LanguageModel:
         """The language model of these parameters."""

@@ -32,7 +32,8 @@ _BATCH, _LEARNING_RATE = 1024, 1e-3
 # What is tried for each unit of an SQS layer: the root mean square of u, and what is added to it.
 _SCALES = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0)
 _SHIFTS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, -0.5)
-_FIGURES = ("r2", "start_r2", "step", "sinks", "sink_error")
+_LEAST_SIZE, _LARGEST_OFFSET = 1e-3, 5.0
+_FIGURES = ("r2", "start_r2", "step", "sinks", "sink_error", "seconds")
 
 
 class Distilled(NamedTuple):
@@ -49,6 +50,8 @@ class Distilled(NamedTuple):
     """Sinks among the places that it was fitted on,"""
     sink_error: float
     """and the mean of ‖y - ŷ‖ / ‖y‖ there; NaN where there are none."""
+    seconds: float = 0.0
+    """That it took, its stream included."""
 
 
 def distil(
@@ -61,7 +64,7 @@ def distil(
 ) -> list[Distilled]:
     """Every layer's GLU with the gate of the configuration, fitted to what the model's own reads and gives.
 
-        least squares of ŷ = ((x W + b_w) ⊙ σ(x V + b_v)) D + b, with a skip + x L, over places of the text
+        least squares of ŷ = ((x W + b_w) ⊙ (σ(x V + b_v) + β)) D + b over places of the text, β for SQS alone
 
     Sinks count by their relative error. One layer at a time is in memory; its streams lie in the folder.
 
@@ -78,18 +81,20 @@ def distil(
         return done
     layers = [each.layer for each in done]
     other = instead(layers) if config.inputs == "adopted" else None
+    start = time.monotonic()
     for stream in layer_streams(model, tokens, folder=folder / "streams", instead=other):
         if stream.layer < len(done):
             continue
-        start = time.monotonic()
         found = fit_glu(model, stream, config)
+        found = found._replace(seconds=time.monotonic() - start)
+        start = time.monotonic()
         files.write(_path(folder, stream.layer), _content(found))
         done.append(found)
         layers.append(found.layer)
         sinks = f", {found.sinks} sinks within {found.sink_error:.3f}" if found.sinks else ""
         print(
             f"layer {stream.layer:>2}: R² {found.r2:.3f}, {found.start_r2:.3f} at the start{sinks}; "
-            f"{time.monotonic() - start:.1f} s",
+            f"{found.seconds:.1f} s",
             flush=True,
         )
         if number := stopping():
@@ -128,49 +133,39 @@ def _repeated(rows: np.ndarray) -> np.ndarray:
 def starting_layer(weights: GLUWeights, gate: Gate, samples: Samples, config: AdoptConfig) -> Layer:
     """What a fit starts from: the model's own weights, as near to its outputs as a few numbers a unit bring them.
 
-    bilinear: with affine gains, a·(γ u + β) for a·σ(u). sqs: a·(k·sqs(s u + b) + β), s and b best of a grid, k and β
-    by least squares; β, which the map beside the GLU takes, is 0 without one.
+    bilinear: with affine gains, a·(γ u + β) for a·σ(u). sqs: a·k·(sqs(s u + b) + β), s and b the best of a grid, k and
+    β by least squares.
     """
-    skip = has_skip(config, weights)
     x = samples.x[:: max(1, len(samples.x) // _START_SAMPLES)]
     if config.gate == "bilinear":
-        method = "joint_affine" if skip else "output_affine"
-        gains = calibrate(weights, x, gate, method=method, precision="float32", r2=False)
-        return layer_fit.balanced(bilinear_layer(weights, gains), x, skip=skip)
+        gains = calibrate(weights, x, gate, method="output_affine", precision="float32", r2=False)
+        return layer_fit.balanced(bilinear_layer(weights, gains), x, skip=False)
     few = jnp.asarray(samples.x[:: max(1, len(samples.x) // _GRID_SAMPLES)][:_GRID_SAMPLES])
-    scale, shift, size, slope = _best_of_grid(weights, few, gate, config.c, config.lam, config.p, skip)
+    scale, shift, size, slope = _best_of_grid(weights, few, gate, config.c, config.lam, config.p)
     h, outputs = weights.out.shape
-    a = jnp.sqrt(jnp.mean((few @ weights.w + _or_zero(weights.w_bias, h)[None]) ** 2, axis=0))
-    out = weights.out * size[:, None]
-    norm = jnp.linalg.norm(out, axis=1)
-    even = jnp.where((a > 0) & (norm > 0), jnp.sqrt(norm / jnp.where(a > 0, a, 1)), 1)
+    even = jnp.sqrt(jnp.maximum(jnp.abs(size), _LEAST_SIZE))
     layer = Layer(
         w=weights.w * even[None],
         w_bias=_or_zero(weights.w_bias, h) * even,
         v=weights.v * scale[None],
         v_bias=_or_zero(weights.v_bias, h) * scale + shift,
-        out=out / even[:, None],
-        skip=_linear_part(weights, slope) if skip else None,
+        out=weights.out * (size / even)[:, None],
+        skip=None,
         bias=jnp.zeros(outputs),
         **raw_numbers(config),
+        offset=jnp.clip(slope / jnp.where(size == 0, 1, size), -_LARGEST_OFFSET, _LARGEST_OFFSET),
     )
     missed = samples.y[: layer_fit.PART] - layer_fit.outputs_of(layer, samples.x[: layer_fit.PART])
     return layer._replace(bias=jnp.asarray(missed.mean(0)))
 
 
-def _linear_part(weights: GLUWeights, slope: jax.Array) -> jax.Array:
-    """The map (d, outputs) of Σ_h β_h·a_h·P[h], beside what is there."""
-    linear = weights.w @ (slope[:, None] * weights.out)
-    return linear if weights.skip is None else linear + weights.skip
-
-
-@functools.partial(jax.jit, static_argnames=("gate", "c", "lam", "p", "linear"))
-def _best_of_grid(weights: GLUWeights, x, gate: Gate, c: float, lam: float, p: float, linear: bool):
+@functools.partial(jax.jit, static_argnames=("gate", "c", "lam", "p"))
+def _best_of_grid(weights: GLUWeights, x, gate: Gate, c: float, lam: float, p: float):
     """For each unit s, b, k and β (h,) with the least residual of a·σ(u) - a·(k·sqs(s u + b) + β), up to a constant."""
     h = weights.w.shape[1]
     a = x @ weights.w + _or_zero(weights.w_bias, h)[None]
     u = x @ weights.v + _or_zero(weights.v_bias, h)[None]
-    line = (a - a.mean(0)[None]) * linear
+    line = a - a.mean(0)[None]
     length = jnp.sum(line * line, axis=0)
 
     def without_line(part):
@@ -202,11 +197,6 @@ def raw_numbers(config: AdoptConfig) -> dict[str, Any]:
     if config.gate != "sqs":
         return {}
     return {"c_raw": inverse_softplus(config.c), "lam_raw": inverse_softplus(config.lam)}
-
-
-def has_skip(config: AdoptConfig, weights: GLUWeights) -> bool:
-    """Whether a linear map stands beside the adopted GLU; one that is there already stays."""
-    return config.has_skip or weights.skip is not None
 
 
 def inverse_softplus(value: float) -> jax.Array:

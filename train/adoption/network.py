@@ -16,12 +16,12 @@ from sqs_jax.pretrained.architecture import Architecture, BlockKind
 from sqs_jax.pretrained.decoder import Weights
 from sqs_jax.pretrained.families import ADOPTED, FAMILIES, activation_of
 from sqs_jax.pretrained.model import LanguageModel
-from sqs_jax.train.adoption.distil import has_skip, inverse_softplus, raw_numbers
+from sqs_jax.train.adoption.distil import inverse_softplus, raw_numbers
 from sqs_jax.train.config import AdoptConfig
 from sqs_jax.train.step import TrainState, updated
 
 _LOGITS = 2**24  # in memory at a time
-GLU = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias", "skip", "c", "lam", "glu_norm")
+GLU = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias", "c", "lam", "offset", "glu_norm")
 """The arrays of a block that adoption replaces."""
 # A GLU's parameters by the names that a decoder's weights have.
 _NAMES = {
@@ -31,7 +31,7 @@ _NAMES = {
     "v_bias": "gate_bias",
     "out": "down",
     "bias": "down_bias",
-    "skip": "skip",
+    "offset": "offset",
     "c_raw": "c_raw",
     "lam_raw": "lam_raw",
 }
@@ -49,23 +49,24 @@ class Frozen(NamedTuple):
 
 
 def own_layer(model: LanguageModel, layer: int, config: AdoptConfig) -> Layer:
-    """The model's own GLU with the gate of the configuration: its weights as they are, biases and skip 0."""
+    """The model's own GLU with the gate of the configuration: its weights as they are, biases and offset 0."""
     weights, block = mlp_weights(model, layer), model.block(layer)
     d, h = weights.w.shape
-    zeros = jnp.zeros(h)
-    raw = raw_numbers(config)
+    numbers = raw_numbers(config)
+    if config.gate == "sqs":
+        numbers["offset"] = jnp.zeros(h)
     if config.gate == "own" and "c" in block:
-        raw = {f"{name}_raw": inverse_softplus(float(block[name])) for name in ("c", "lam")}
-    skip = jnp.zeros((d, d)) if weights.skip is None else weights.skip
+        numbers = {f"{name}_raw": inverse_softplus(float(block[name])) for name in ("c", "lam")}
+        numbers["offset"] = block["offset"]
     return Layer(
         w=weights.w,
-        w_bias=zeros if weights.w_bias is None else weights.w_bias,
+        w_bias=jnp.zeros(h) if weights.w_bias is None else weights.w_bias,
         v=weights.v,
-        v_bias=zeros if weights.v_bias is None else weights.v_bias,
+        v_bias=jnp.zeros(h) if weights.v_bias is None else weights.v_bias,
         out=weights.out,
-        skip=skip if has_skip(config, weights) else None,
-        bias=jnp.zeros(d) if weights.out_bias is None else weights.out_bias,
-        **raw,
+        skip=None,
+        bias=block.get("down_bias", jnp.zeros(d)),
+        **numbers,
     )
 
 
@@ -120,21 +121,21 @@ def adopted_model(model: LanguageModel, glus: Parts, rest: Parts, config: AdoptC
         tokenizer=model.tokenizer,
         name=f"{model.name}-{config.gate}",
         end=model.end,
-        config=None if model.config is None else adopted_config(dict(model.config), config, skip="skip" in glus),
+        config=None if model.config is None else adopted_config(dict(model.config), config),
     )
 
 
-def adopted_config(own: dict[str, Any], config: AdoptConfig, *, skip: bool) -> dict[str, Any]:
+def adopted_config(own: dict[str, Any], config: AdoptConfig) -> dict[str, Any]:
     """The config.json of the adopted model: one that other programs run where they can, and else refuse."""
     before = own.get(ADOPTED) or {"gate": activation_of(own), "p": config.p}
     gate, p = (before["gate"], before.get("p", 1.0)) if config.gate == "own" else (config.gate, config.p)
     with_biases = "mlp_bias" in FAMILIES[own["model_type"]].fields  # then other programs run a bilinear model
-    if gate != "sqs" and not skip and with_biases:
+    if gate != "sqs" and with_biases:
         activation = "linear" if gate == "bilinear" else gate
     else:
         activation = gate if gate in ("sqs", "bilinear") else ADOPTED
     names = [name for name in ("hidden_act", "hidden_activation") if name in own] or ["hidden_act"]
-    given = {"gate": gate, "p": p, "skip": skip}
+    given = {"gate": gate, "p": p}
     return own | dict.fromkeys(names, activation) | ({"mlp_bias": True} if with_biases else {}) | {ADOPTED: given}
 
 
@@ -157,7 +158,7 @@ def stream(arch: Architecture, kinds, glus: Parts, rest: Parts, tokens, *, blend
         z = decoder.glu_input(arch, x)
         y = decoder.glu(new, weights, z)
         if blended is not None:
-            plain = {name: part for name, part in weights.items() if name not in ("c", "lam")}
+            plain = {name: part for name, part in weights.items() if name not in ("c", "lam", "offset")}
             y = (blended * y + (1 - blended) * decoder.glu(own, plain, z)).astype(dtype)
         return decoder.add(arch, weights, "glu", x, y).astype(dtype)
 

@@ -71,7 +71,7 @@ def _default_dtype() -> Any:
 def run(config: AdoptConfig, run_dir: Path, paths: Any) -> None:
     """Adopts, and reports."""
     # Imported after the flags are known to be good: it takes a second.
-    from sqs_jax.train.adoption.adopt import adopt
+    from sqs_jax.train.adoption.run_adoption import adopt
     from sqs_jax.train.interrupt import Stopped
     from sqs_jax.train.loop import NonFiniteLossError
 

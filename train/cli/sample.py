@@ -21,7 +21,7 @@ class Options:
     """What to sample, and how."""
 
     model: str = option(
-        help="Folder of a run on text, or of an adoption; or a pretrained model: a Hugging Face folder, a .gguf file, or "
+        help="Folder of a run on text or an adoption; or a pretrained model: a Hugging Face folder, a .gguf file, or "
         "hf:owner/name.",
         positional=True,
     )

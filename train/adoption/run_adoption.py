@@ -59,9 +59,8 @@ def adopt(
 
 
 def control_config(config: AdoptConfig) -> AdoptConfig:
-    """The configuration of the control: the same parameters and steps, and the model's own gate."""
-    skip = "always" if config.has_skip else "never"
-    return dataclasses.replace(config, gate="own", stage="tune", skip=skip, blend=0, control=False)
+    """The configuration of the control: the same biases and steps, and the model's own gate."""
+    return dataclasses.replace(config, gate="own", stage="tune", blend=0, control=False)
 
 
 def _adopted(config: AdoptConfig, run: RunFolder):
