@@ -15,7 +15,7 @@ demo: $(VENV)/.train ## train the default network, and say where its pictures ar
 test: $(VENV)/.dev ## run the tests
 	compiled=$$(mktemp -d) && trap 'rm -rf "$$compiled"' EXIT && \
 	JAX_COMPILATION_CACHE_DIR=$$compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1 \
-	$(RUN) -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGS)
+	$(RUN) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # What the compilers of accelerators that are not there need to know before JAX is imported.
 AOT := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 TPU_WORKER_HOSTNAMES=localhost \

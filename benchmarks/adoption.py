@@ -67,7 +67,7 @@ def main(settings: Settings) -> None:
     name = settings.name or loaded.name
     arch, rows = loaded.architecture, []
     shared = {field.name for field in dataclasses.fields(AdoptConfig)} & {*vars(settings)}
-    given = {field: getattr(settings, field) for field in shared} | {"text": str(settings.text)}
+    given: dict[str, Any] = {field: getattr(settings, field) for field in shared} | {"text": str(settings.text)}
     for seed in range(settings.seeds):
         for gate in GATES:
             # A control keeps its gate: one serves both.
@@ -113,11 +113,11 @@ def write_page() -> None:
 
 _HEAD = """# Adopted gates
 
-`python -m benchmarks.adoption --model MODEL --text FILE`: the loss of a pretrained model on held-out text, in nats a token, as
-its GLUs are given another gate by `python -m train adopt` ({doc}`../how-to/adopt`). *original*: the model as it was;
-*swapped*: the bare gate in its weights; *distilled*: each GLU was fitted by itself; *tuned*: all was then trained;
-*control*: the model's own gate with the same steps. A gap has its 95 % interval over seeds (t); tuned and control of a
-seed have the same batches.
+`python -m benchmarks.adoption --model MODEL --text FILE`: the loss of a pretrained model on held-out text, in nats a
+token, as its GLUs are given another gate by `python -m train adopt` ({doc}`../how-to/adopt`). *original*: the model as
+it was; *swapped*: the bare gate in its weights; *distilled*: each GLU was fitted by itself; *tuned*: all was then
+trained; *control*: the model's own gate with the same steps. A gap has its 95 % interval over seeds (t); tuned and
+control of a seed have the same batches.
 """
 
 

@@ -10,10 +10,23 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Tests of whole runs wait for compilers: what is compiled there runs for seconds, and its speed is not in question.
 _WHOLE_RUNS = {
-    "adopt_runs", "benchmarks", "cli", "damage", "dataset", "docs", "experiment_tables", "experiments", "fuzz",
-    "generation", "image_page", "language", "language_model", "language_task", "loop", "notebook", "readme", "start",
+    "adopt_runs", "adoption", "benchmarks", "cli", "damage", "dataset", "docs", "experiment_tables", "experiments",
+    "fuzz", "generation", "image_page", "language", "language_model", "language_task", "loop", "notebook", "readme", "start",
     "study", "sweep", "together", "weights_page",
 }  # fmt: skip
+
+
+# Files that take minutes begin first: one that begins last keeps a single process busy to the end.
+_LONG = (
+    "experiment_tables", "kernels", "krylov", "image_page", "loop", "together", "model_reading", "adopt_runs",
+    "benchmarks", "dataset", "damage", "derivatives", "language_model", "readme", "sweep", "transformer", "adoption",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the long files first; the others keep their order."""
+    places = {f"test_{name}": place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(_LONG)))
 
 
 @pytest.fixture(scope="module", autouse=True)
