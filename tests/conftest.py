@@ -11,8 +11,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tests of whole runs wait for compilers: what is compiled there runs for seconds, and its speed is not in question.
 _WHOLE_RUNS = {
     "adopt_runs", "adoption", "benchmarks", "cli", "damage", "dataset", "docs", "experiment_tables", "experiments",
-    "fuzz", "generation", "image_page", "language", "language_model", "language_task", "loop", "notebook", "readme", "start",
-    "study", "sweep", "together", "weights_page",
+    "fuzz", "generation", "image_page", "language", "language_model", "language_task", "loop", "notebook", "readme",
+    "start", "study", "sweep", "together", "weights_page",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Kills of runs, sweeps and language runs: `python -m tests.kill [--kills N] [--seed N]`, or `make kill`.
+"""Kills of runs, sweeps, language runs and adoptions: `python -m tests.kill [--kills N] [--seed N]`, or `make kill`.
 
 A command is started, killed without warning after a random time, and resumed, until one comes to its end. The end must
 be that of a command that nobody killed, to the byte, and nothing half-written may be left.
@@ -25,6 +25,12 @@ COMMANDS = {
         "metrics.jsonl",
     ),
 }
+if "SQS_DATA_DIR" in os.environ:  # a small pretrained model, and a text
+    _DATA = Path(os.environ["SQS_DATA_DIR"])
+    _FLAGS = "--tokens 4000 --distil-steps 100 --steps 20 --evaluate-every 2 --batch-size 1 --context 64 --no-report"
+    _TEXT = str(_DATA / "tinystories" / "tinystories-train-first5000-lowercase.txt")
+    _MODEL = ["adopt", str(_DATA / "models" / "stories260K"), "--text", _TEXT, "--gate", "sqs", *_FLAGS.split()]
+    COMMANDS["adoption"] = (_MODEL, "--run-dir", "model/model.safetensors")
 
 
 def kill(name: str, kills: int, rng: random.Random, folder: Path) -> int:

@@ -22,7 +22,7 @@ from sqs_jax.pretrained.saving import save_pretrained
 from sqs_jax.pretrained.windows import next_tokens
 from sqs_jax.train.adoption import network as parts
 from sqs_jax.train.adoption.adoption_task import AdoptionTask, make_optimizer
-from sqs_jax.train.adoption.distil import raw_numbers, starting_layer
+from sqs_jax.train.adoption.distil import raw_numbers, starting_layer, with_sink_unit
 from sqs_jax.train.config import AdoptConfig
 from sqs_jax.train.step import TrainState
 from tests.helpers import network, samples
@@ -53,7 +53,7 @@ def random_adopted(name, gate):
     for role in sorted(glus):
         if role in ("up_bias", "gate_bias", "down_bias", "offset", "c_raw", "lam_raw"):
             glus[role] = jnp.asarray(0.3 * rng.normal(size=glus[role].shape), jnp.float32)
-    adopted = parts.adopted_model(model, glus, parts.rest_of(model), config)
+    adopted = parts.adopted_model(model, {"glu": glus}, config)
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder))
         from tokenizers import Tokenizer
@@ -136,20 +136,37 @@ def test_a_transformer_of_this_package_has_no_such_file(tmp_path):
 # What is fitted.
 
 
-def planted(gate, skip=False, sinks=0, count=6000, d=10, h=16):
-    """A GLU whose gate is ReLU, and samples of it; or of a layer with another gate, which a fit may find again."""
+def planted(gate, count=6000, d=10, h=16):
+    """A GLU and samples of it."""
     weights = network(d=d, h=h, outputs=d)
     x = samples(weights, count)
-    x[:sinks] = 40 * x[0]
     return weights, x, np.array(network_logits(weights, jnp.asarray(x), GATES[gate]))
 
 
+def planted_sinks(count=40):
+    """A SiLU layer with one unit that is shut but at sinks, which it makes; and samples, the sinks first."""
+    weights, x, _ = planted("silu")
+    rng = np.random.default_rng(1)
+    direction = np.linalg.qr(rng.normal(size=(10, 10)))[0][:, 0].astype(np.float32)
+    x[:count] = 30 * direction + 0.3 * rng.normal(size=(count, 10))
+    shut = jnp.zeros(16).at[3].set(-30.0)
+    weights = weights._replace(
+        w=weights.w.at[:, 3].set(2 * direction), v=weights.v.at[:, 3].set(2 * direction), v_bias=shut
+    )
+    y = np.array(network_logits(weights, jnp.asarray(x), GATES["silu"]))
+    return weights, Samples(x[count:], y[count:], x[:count], y[:count])
+
+
+def sink_error(layer, every):
+    missed = np.linalg.norm(layer_fit.outputs_of(layer, every.sink_x) - every.sink_y, axis=1)
+    return float(np.mean(missed / np.linalg.norm(every.sink_y, axis=1)))
+
+
 def fitted(weights, x, y, gate, config, steps=400):
-    sink = np.zeros(len(x), bool) | (np.sum(y**2, axis=1) > 100 * np.median(np.sum(y**2, axis=1)))
-    every = Samples(x[~sink], y[~sink], x[sink], y[sink])
+    every = Samples(x, y, x[:0], y[:0])
     start = starting_layer(weights, GATES[gate], every, config)
     settings = {"steps": steps, "batch_size": 256, "learning_rate": 3e-3, "seed": 0}
-    return start, layer_fit.fit(start, every, (x[~sink][:500], y[~sink][:500]), **settings)
+    return start, layer_fit.fit(start, every, (x[:500], y[:500]), **settings)
 
 
 def test_a_bilinear_fit_starts_at_the_affine_gains_and_gets_nearer():
@@ -181,16 +198,44 @@ def test_sqs_with_an_offset_stands_for_silu_from_the_start():
     assert fit.r2 > bilinear.r2 + 0.05
 
 
-def test_sinks_count_by_their_relative_error():
-    weights, x, y = planted("silu", sinks=30)
-    plain = planted("silu")
-    _, fit = fitted(weights, x, y, "silu", config_of("bilinear"), steps=800)
-    _, without = fitted(*plain, "silu", config_of("bilinear"), steps=800)
-    missed = layer_fit.outputs_of(fit.layer, x[:30]) - y[:30]
-    own = layer_fit.outputs_of(without.layer, x[:30]) - y[:30]
-    sizes = np.linalg.norm(y[:30], axis=1)
-    assert np.mean(np.linalg.norm(missed, axis=1) / sizes) < 0.5 * np.mean(np.linalg.norm(own, axis=1) / sizes)
-    assert fit.r2 > without.r2 - 0.1
+@pytest.mark.parametrize("gate", ["sqs", "bilinear"])
+def test_a_unit_for_sinks_makes_them_and_leaves_other_places(gate):
+    weights, every = planted_sinks()
+    assert np.min(np.sum(every.sink_y**2, axis=1)) > 100 * np.median(np.sum(every.y**2, axis=1))
+    start = starting_layer(weights, GATES["silu"], every, config_of(gate))
+    without = layer_fit.with_best_readout(start, every)
+    own = layer_fit.with_best_readout(with_sink_unit(start, every, config_of(gate)), every)
+    assert sink_error(own, every) < 0.1
+    assert layer_fit.r2(own, every.x, every.y) > layer_fit.r2(start, every.x, every.y) - 0.02
+    assert sink_error(without, every) > 2 * sink_error(own, every)
+
+
+def test_the_best_readout_is_that_of_weighted_least_squares():
+    weights, every = planted_sinks()
+    start = starting_layer(weights, GATES["silu"], every, config_of("sqs"))
+    layer = layer_fit.with_best_readout(start, every)
+    units = [np.asarray(layer_fit.hidden(layer, jnp.asarray(part)), np.float64) for part in (every.x, every.sink_x)]
+    spread = np.mean(np.sum((every.y - every.y.mean(0)) ** 2, axis=1))
+    roots = [np.full(len(every.y), (len(every.y) * spread) ** -0.5)]
+    roots.append(np.sqrt(0.1 / len(every.sink_y)) / np.linalg.norm(every.sink_y, axis=1))
+    root = np.concatenate(roots)[:, None]
+    left = np.pad(np.concatenate(units), ((0, 0), (0, 1)), constant_values=1) * root
+    right = np.concatenate([every.y, every.sink_y]) * root
+    best = np.sum((left @ np.linalg.lstsq(left, right)[0] - right) ** 2)
+    given = np.concatenate([layer_fit.outputs_of(layer, every.x), layer_fit.outputs_of(layer, every.sink_x)])
+    assert np.sum((given * root - right) ** 2) == pytest.approx(best, rel=1e-3)
+
+
+def test_sinks_count_by_their_relative_error_while_a_layer_is_fitted():
+    weights, every = planted_sinks()
+    start = layer_fit.with_best_readout(
+        with_sink_unit(starting_layer(weights, GATES["silu"], every, config_of("sqs")), every, config_of("sqs")), every
+    )
+    settings = {"steps": 200, "batch_size": 256, "learning_rate": 3e-4, "seed": 0}
+    kept = layer_fit.fit(start, every, (every.x[:500], every.y[:500]), **settings)
+    alone = every._replace(sink_x=every.sink_x[:0], sink_y=every.sink_y[:0])
+    lost = layer_fit.fit(start, alone, (every.x[:500], every.y[:500]), **settings)
+    assert sink_error(kept.layer, every) < sink_error(lost.layer, every)
 
 
 def test_layers_are_fitted_on_the_stream_that_is_asked_for():
@@ -259,7 +304,7 @@ def test_the_loss_of_a_step_is_that_of_the_logits(name, gate):
     config = config_of(gate, teacher=0.3, steps=10, warmup=0)
     _, loss, params = step_of(name, config)
     model = loaded(name)
-    adopted = parts.adopted_model(model, params["glu"], parts.rest_of(model), config)
+    adopted = parts.adopted_model(model, params, config)
     expected = loss_by_hand(adopted, TOKENS, model, 0.3)
     assert loss == pytest.approx(expected, rel=2e-4)
     assert losses(adopted, (TOKENS, next_tokens(TOKENS)), [{}])[0] == pytest.approx(
@@ -300,7 +345,7 @@ def test_only_what_is_asked_for_is_trained():
 
 def test_a_blend_goes_from_the_own_gate_to_the_new():
     model, config = loaded("llama2"), config_of("bilinear", stage="tune", steps=4, warmup=0, lr=1e-9, teacher=0.0)
-    adopted = parts.adopted_model(model, own_glus(model, config), parts.rest_of(model), config)
+    adopted = parts.adopted_model(model, {"glu": own_glus(model, config)}, config)
     old, new = loss_by_hand(model, TOKENS), loss_by_hand(adopted, TOKENS)
     assert step_of("llama2", dataclasses.replace(config, blend=1))[1] == pytest.approx(new, rel=1e-4)
     nearly_old = step_of("llama2", dataclasses.replace(config, blend=10_000))[1]
@@ -317,7 +362,7 @@ def test_bfloat16_is_near():
 
 def test_a_model_that_was_adopted_may_be_adopted_again():
     model, config = load_pretrained(ADOPTED / "sqs_llama"), config_of("own", stage="tune")
-    again = parts.adopted_model(model, own_glus(model, config), parts.rest_of(model), config)
+    again = parts.adopted_model(model, {"glu": own_glus(model, config)}, config)
     np.testing.assert_allclose(logits_of(again, TOKENS), logits_of(model, TOKENS), atol=1e-4)
     assert again.config["sqs_jax"]["gate"] == "sqs"
     assert glu_gate(model, 0).lam == pytest.approx(float(model.block(0)["lam"]))

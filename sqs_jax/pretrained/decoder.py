@@ -1,7 +1,7 @@
 """What a pretrained language model computes, as functions of arrays: embedding, attention, GLU, logits, one token more.
 
 Weights of a block are a dict of arrays by the names of `sqs_jax.pretrained.families`: matrices stand on the right of
-their input. What is computed has the dtype of stream and weights; norms, scores and logits are float32 in any case.
+their input. What is computed has the dtype of stream and weights; norms, scores and logits are float32 at least.
 """
 
 import functools
@@ -20,8 +20,8 @@ _QUERIES, _STRETCHES = 128, 8  # the least of a stretch, and the most stretches:
 
 
 def rms(x: jax.Array, epsilon: float) -> jax.Array:
-    """x / sqrt(mean(x²) + ε) over the last axis, computed in float32."""
-    wide = x.astype(jnp.float32)
+    """x / sqrt(mean(x²) + ε) over the last axis, computed in float32 at least."""
+    wide = x.astype(_wide(x))
     return (wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
 
 
@@ -78,7 +78,7 @@ def block(arch: Architecture, kind: BlockKind, weights: Weights, x: jax.Array) -
 def logits(arch: Architecture, norm: jax.Array, unembedding: jax.Array, x: jax.Array) -> jax.Array:
     """The logits (..., vocab) of a stream (..., d), for the last norm (d,) and the unembedding (vocab, d)."""
     normed = _scaled(rms(x, arch.epsilon), norm)
-    values = jnp.einsum("...d,vd->...v", normed, unembedding, preferred_element_type=jnp.float32) * arch.logit_scale
+    values = jnp.einsum("...d,vd->...v", normed, unembedding, preferred_element_type=_wide(x)) * arch.logit_scale
     return _capped(values, arch.logit_cap)
 
 
@@ -142,13 +142,18 @@ def _attention(arch: Architecture, q, k, v, seen):
     """What heads read (batch, length, heads·n); `seen` (batch or 1, length, keys), some key for each query."""
     batch, length, heads, n = q.shape
     q = (q * arch.attention_scale).reshape(batch, length, arch.key_heads, heads // arch.key_heads, n)
-    products = jnp.einsum("bqhgn,bkhn->bhgqk", q, k, preferred_element_type=jnp.float32)
+    products = jnp.einsum("bqhgn,bkhn->bhgqk", q, k, preferred_element_type=_wide(q))
     scores = jnp.where(seen[:, None, None], _capped(products, arch.attention_cap), -jnp.inf)
     parts = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     # Divided behind the product: n numbers a query, where a softmax divides one for each key.
-    read = jnp.einsum("bhgqk,bkhn->bhgqn", parts.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    read = jnp.einsum("bhgqk,bkhn->bhgqn", parts.astype(v.dtype), v, preferred_element_type=_wide(v))
     read = (read / jnp.sum(parts, axis=-1, keepdims=True)).astype(v.dtype)
     return read.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * n)
+
+
+def _wide(array):
+    """The dtype of what must not be rounded to fewer digits than float32 has."""
+    return jnp.promote_types(array.dtype, jnp.float32)
 
 
 def _projected(weights: Weights, read):

@@ -96,9 +96,8 @@ class AdoptionTask:
         kinds = network.adopted_kinds(self._model.architecture, self._config)
 
         def block(layer: int):
-            own = {name: part for name, part in self._model.block(layer).items() if name not in network.GLU}
-            part = {name: array[0] for name, array in network.stacked_glus([layers[layer]]).items()}
-            return kinds[layer], own | network.glu_weights(part)
+            glu = {name: array[0] for name, array in network.stacked_glus([layers[layer]]).items()}
+            return kinds[layer], network.adopted_block(self._model, layer, glu)
 
         return block
 
@@ -126,8 +125,7 @@ class AdoptionTask:
 
     def model(self, params: Parameters) -> LanguageModel:
         """The language model of these parameters."""
-        rest = params.get("rest") or network.rest_of(self._model)
-        return network.adopted_model(self._model, params["glu"], rest, self._config)
+        return network.adopted_model(self._model, params, self._config)
 
     def _loss(self, model: LanguageModel, windows: np.ndarray) -> float:
         return losses(model, (windows, next_tokens(windows)), [{}])[0]

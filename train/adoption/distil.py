@@ -33,6 +33,7 @@ _BATCH, _LEARNING_RATE = 1024, 1e-3
 _SCALES = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0)
 _SHIFTS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, -0.5)
 _LEAST_SIZE, _LARGEST_OFFSET = 1e-3, 5.0
+_SHUT, _SHRINKAGE = 100.0, 1e-4  # of the unit for sinks: u where its gate is shut, and what is added to Σ
 _FIGURES = ("r2", "start_r2", "step", "sinks", "sink_error", "seconds")
 
 
@@ -76,7 +77,9 @@ def distil(
       stopping: gives a signal's number when the process has to end: then `Stopped` is raised after the layer at hand.
     """
     folder.mkdir(exist_ok=True)
-    done = [load_layer(_path(folder, layer)) for layer in range(model.layers) if _path(folder, layer).is_file()]
+    done = [
+        load_layer(layer_file(folder, layer)) for layer in range(model.layers) if layer_file(folder, layer).is_file()
+    ]
     if len(done) == model.layers:
         return done
     layers = [each.layer for each in done]
@@ -88,7 +91,7 @@ def distil(
         found = fit_glu(model, stream, config)
         found = found._replace(seconds=time.monotonic() - start)
         start = time.monotonic()
-        files.write(_path(folder, stream.layer), _content(found))
+        files.write(layer_file(folder, stream.layer), _content(found))
         done.append(found)
         layers.append(found.layer)
         sinks = f", {found.sinks} sinks within {found.sink_error:.3f}" if found.sinks else ""
@@ -114,15 +117,18 @@ def fit_glu(model: LanguageModel, stream: LayerStream, config: AdoptConfig) -> D
     sink_x, sink_y = (_repeated(part[sink]) for part in (stream.x, stream.y))
     samples, test = Samples(x[kept], y[kept], sink_x, sink_y), (x[held], y[held])
     start = starting_layer(weights, gate, samples, config)
+    if sink.any():
+        start = layer_fit.with_best_readout(with_sink_unit(start, samples, config), samples)
     steps = config.distil_steps or default_steps(model)
     fit = layer_fit.fit(
         start, samples, test, steps=steps, batch_size=_BATCH, learning_rate=_LEARNING_RATE, seed=config.seed
     )
+    layer = layer_fit.with_best_readout(fit.layer, samples)
     error = float("nan")
     if sink.any():
-        missed = np.linalg.norm(layer_fit.outputs_of(fit.layer, sink_x) - sink_y, axis=1)
+        missed = np.linalg.norm(layer_fit.outputs_of(layer, sink_x) - sink_y, axis=1)
         error = float(np.mean(missed / np.linalg.norm(sink_y, axis=1)))
-    return Distilled(fit.layer, fit.r2, fit.start_r2, fit.step, int(sink.sum()), error)
+    return Distilled(layer, layer_fit.r2(layer, *test), fit.start_r2, fit.step, int(sink.sum()), error)
 
 
 def _repeated(rows: np.ndarray) -> np.ndarray:
@@ -157,6 +163,36 @@ def starting_layer(weights: GLUWeights, gate: Gate, samples: Samples, config: Ad
     )
     missed = samples.y[: layer_fit.PART] - layer_fit.outputs_of(layer, samples.x[: layer_fit.PART])
     return layer._replace(bias=jnp.asarray(missed.mean(0)))
+
+
+def with_sink_unit(layer: Layer, samples: Samples, config: AdoptConfig) -> Layer:
+    """The layer with one hidden unit for sinks, in the place of the one that gives most there.
+
+    SiLU keeps such a unit shut everywhere else, a quadratic form cannot. The unit reads s = (x - μ)·Σ⁻¹(m - μ) / D, the
+    direction that tells sinks, of mean m, best from other places, of mean μ and covariance Σ. There s has variance 1,
+    and at sinks it is about D = sqrt((m - μ)·Σ⁻¹(m - μ)). The unit gives s², or s·(sqs(u) + β), u from -100 to 100.
+    """
+    x = np.asarray(samples.x, np.float64)
+    mean, covariance = x.mean(0), np.cov(x.T)
+    covariance[np.diag_indices_from(covariance)] += _SHRINKAGE * np.trace(covariance) / len(covariance)
+    apart = np.asarray(samples.sink_x, np.float64).mean(0) - mean
+    direction = np.linalg.solve(covariance, apart)
+    distance = np.sqrt(apart @ direction)
+    direction = direction / distance
+    given = np.abs(np.asarray(layer_fit.hidden(layer, jnp.asarray(samples.sink_x)))).mean(0)
+    unit = int(np.argmax(given * np.linalg.norm(layer.out, axis=1)))
+    steep, middle = (2 * _SHUT / distance, distance / 2) if config.gate == "sqs" else (1.0, 0.0)
+    changes = {
+        "w": layer.w.at[:, unit].set(direction),
+        "w_bias": layer.w_bias.at[unit].set(-direction @ mean),
+        "v": layer.v.at[:, unit].set(steep * direction),
+        "v_bias": layer.v_bias.at[unit].set(-steep * (direction @ mean + middle)),
+    }
+    if config.gate == "sqs":
+        # What the gate gives at -100: where λ is 0 or p above 1 it has no limit, and this is it all the same.
+        shut = float(sqs(jnp.float32(-_SHUT), c=config.c, lam=config.lam, p=config.p, implementation="xla"))
+        changes["offset"] = layer.offset.at[unit].set(-shut)
+    return layer._replace(**changes)
 
 
 @functools.partial(jax.jit, static_argnames=("gate", "c", "lam", "p"))
@@ -208,7 +244,8 @@ def _or_zero(bias, size: int) -> jax.Array:
     return jnp.zeros(size) if bias is None else bias
 
 
-def _path(folder: Path, layer: int) -> Path:
+def layer_file(folder: Path, layer: int) -> Path:
+    """Where a fitted layer is kept."""
     return folder / f"layer-{layer:02}.npz"
 
 

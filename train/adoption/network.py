@@ -102,25 +102,31 @@ def adopted_kinds(arch: Architecture, config: AdoptConfig) -> tuple[BlockKind, .
     return tuple(kind._replace(gate=gate) for kind in arch.blocks)
 
 
-def adopted_model(model: LanguageModel, glus: Parts, rest: Parts, config: AdoptConfig) -> LanguageModel:
-    """The language model of these parameters."""
-    arch = dataclasses.replace(model.architecture, blocks=adopted_kinds(model.architecture, config))
-    has_norm = "glu_norm" in model.block(0)
+def adopted_block(model: LanguageModel, layer: int, glu: Parts, rest: Parts | None = None) -> Weights:
+    """A block with another GLU: else the model's own, or what was trained of it."""
+    own = model.block(layer)
+    if rest is None:
+        kept = {name: part for name, part in own.items() if name not in GLU}
+    else:
+        kept = {name: part[layer] for name, part in rest["blocks"].items()}
+    norm = {"glu_norm": jnp.ones(model.architecture.width)} if "glu_norm" in own else {}  # folded into the GLU
+    return kept | glu_weights(glu) | norm
 
-    def block(layer: int) -> Weights:
-        parts = {name: part[layer] for name, part in rest["blocks"].items()}
-        parts |= glu_weights({name: part[layer] for name, part in glus.items()})
-        return parts | {"glu_norm": jnp.ones(arch.width)} if has_norm else parts
 
-    return LanguageModel(
-        architecture=arch,
-        embedding=rest["embedding"],
-        norm=rest["norm"],
-        unembedding=rest.get("unembedding", rest["embedding"]),
-        block=block,
-        tokenizer=model.tokenizer,
+def adopted_model(model: LanguageModel, params: Parts, config: AdoptConfig) -> LanguageModel:
+    """The language model of these parameters: `glu`, and `rest` where that was trained too."""
+    glus, rest = params["glu"], params.get("rest")
+    embedding = model.embedding if rest is None else rest["embedding"]
+    tied = model.unembedding is model.embedding
+    unembedding = model.unembedding if rest is None else rest.get("unembedding")
+    return dataclasses.replace(
+        model,
+        architecture=dataclasses.replace(model.architecture, blocks=adopted_kinds(model.architecture, config)),
+        embedding=embedding,
+        norm=model.norm if rest is None else rest["norm"],
+        unembedding=embedding if tied else unembedding,
+        block=lambda layer: adopted_block(model, layer, {name: part[layer] for name, part in glus.items()}, rest),
         name=f"{model.name}-{config.gate}",
-        end=model.end,
         config=None if model.config is None else adopted_config(dict(model.config), config),
     )
 

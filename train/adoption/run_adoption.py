@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sqs_jax.files import write
+from sqs_jax.pretrained.loading import load_pretrained
+from sqs_jax.pretrained.model import LanguageModel
 from sqs_jax.pretrained.saving import save_pretrained
 from sqs_jax.pretrained.tensor_files import read_json
-from sqs_jax.train.adoption.adoption_task import AdoptionTask
+from sqs_jax.train.adoption.distil import layer_file, load_layer
+from sqs_jax.train.adoption.network import adopted_model, stacked_glus
 from sqs_jax.train.checkpoint import restore_params
 from sqs_jax.train.config import AdoptConfig
 from sqs_jax.train.config_check import checked
@@ -63,8 +66,9 @@ def control_config(config: AdoptConfig) -> AdoptConfig:
     return dataclasses.replace(config, gate="own", stage="tune", blend=0, control=False)
 
 
-def _adopted(config: AdoptConfig, run: RunFolder):
-    task = AdoptionTask(config)
-    if config.stage == "distil":
-        return task.model(task.begin(run.path, lambda: None).params)
-    return task.model(restore_params(run.checkpoints))
+def _adopted(config: AdoptConfig, run: RunFolder) -> LanguageModel:
+    model = load_pretrained(config.model)
+    if config.stage != "distil":
+        return adopted_model(model, restore_params(run.checkpoints), config)
+    layers = [load_layer(layer_file(run.distilled, layer)).layer for layer in range(model.layers)]
+    return adopted_model(model, {"glu": stacked_glus(layers)}, config)
