@@ -11,10 +11,11 @@ import sqs_jax
 from sqs_jax import analysis, train
 from sqs_jax.analysis.cli import Compare, Report
 from sqs_jax.command_line import given
+from sqs_jax.train.cli.adopt import Paths as AdoptPaths
 from sqs_jax.train.cli.sample import Options as SampleOptions
 from sqs_jax.train.cli.sweep import Options as SweepOptions
 from sqs_jax.train.cli.train import Paths
-from sqs_jax.train.config import ImageConfig, TextConfig
+from sqs_jax.train.config import AdoptConfig, ImageConfig, TextConfig
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -33,7 +34,7 @@ def flags_of(words: list[str]) -> tuple[list[type], list[str]]:
     """The dataclasses that a command takes its flags from, and its arguments."""
     module, *rest = words
     if module.endswith("train"):
-        kinds = {"sweep": [SweepOptions], "sample": [SampleOptions]}
+        kinds = {"sweep": [SweepOptions], "sample": [SampleOptions], "adopt": [AdoptConfig, AdoptPaths]}
         return (kinds[rest[0]], rest[1:]) if rest and rest[0] in kinds else ([ImageConfig, TextConfig, Paths], rest)
     return [{"report": Report, "compare": Compare}[rest[0]]], [word for word in rest[1:] if word != "--"]
 

@@ -45,7 +45,7 @@ def compute_logits() -> None:
     from transformers import AutoModelForCausalLM
 
     names: dict = {}
-    exec(re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1], names)
+    exec(re.search(r"```\{code-block\} python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1], names)
     tokens = np.random.default_rng(0).integers(3, 40, (2, 24))
     for name in MODELS:
         with torch.no_grad():
