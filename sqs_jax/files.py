@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import io
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 # .<name>.<16 hexadecimal digits>.partial: a path that is being written. Nothing else is ever removed.
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
@@ -40,6 +42,16 @@ def appearing(path: Path) -> Iterator[Path]:
         if path.exists():  # an empty folder would be replaced
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         partial.rename(path)
+
+
+def npz(arrays: Mapping[str, Any]) -> bytes:
+    """The content of a .npz file of these arrays."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    plain: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+    np.savez(buffer, **plain)
+    return buffer.getvalue()
 
 
 def write_folder(folder: Path, content: Mapping[str, str | bytes]) -> None:

@@ -58,8 +58,9 @@ class GLU(nnx.Module):
         if learnable:
             if not isinstance(self.gate, SQS):
                 raise ValueError(f"`learnable` needs the gate 'sqs', not {gate!r}: no other has parameters")
-            self.c_raw = nnx.Param(_inverse_softplus("c", self.gate.c))
-            self.lam_raw = nnx.Param(_inverse_softplus("lam", self.gate.lam))
+            check_above_zero(c=self.gate.c, lam=self.gate.lam)
+            self.c_raw = nnx.Param(inverse_softplus(self.gate.c))
+            self.lam_raw = nnx.Param(inverse_softplus(self.gate.lam))
         self.learnable = learnable
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -183,7 +184,13 @@ def cast(array, dtype) -> jax.Array:
     return plain if dtype is None else plain.astype(dtype)
 
 
-def _inverse_softplus(name, value):
-    if value <= 0:
-        raise ValueError(f"`{name}` is {value}: a learnable one must start above 0")
+def check_above_zero(**values):
+    """Raises ValueError for the first number that is to be learnt through softplus and is not above 0."""
+    for name, value in values.items():
+        if value <= 0:
+            raise ValueError(f"`{name}` is {value}: a learnable one must start above 0")
+
+
+def inverse_softplus(value) -> jax.Array:
+    """The number whose softplus this is, for one > 0."""
     return jnp.asarray(value + math.log(-math.expm1(-value)), jnp.float32)

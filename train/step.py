@@ -1,9 +1,11 @@
 """The state of training, its update by one gradient, its random keys, and how it lies on the devices."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -73,6 +75,33 @@ def with_parameters(model: nnx.Module, params: Parameters) -> Any:
     graph, state = nnx.split(model)
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state)
+
+
+def run_steps(
+    state: TrainState,
+    end: int,
+    stopping: Callable[[], Any],
+    advance: Callable[[TrainState, int], tuple[TrainState, Any]],
+) -> tuple[TrainState, np.ndarray]:
+    """Step by step up to the step `end`, until `stopping()`, or until a loss is not finite; the losses (steps,)."""
+    losses = []
+    for step in range(int(state.step), end):
+        # The step before the last has ended: its loss costs no wait, and no more than two steps lie in the queue.
+        if stopping() or (len(losses) > 1 and not np.isfinite(losses[-2])):
+            break
+        state, loss = advance(state, step)
+        losses.append(loss)
+    return state, np.array([np.asarray(loss) for loss in losses], np.float32)
+
+
+def accumulated(loss_of: Callable[..., jax.Array], params: Parameters, parts: Any) -> tuple[jax.Array, Parameters]:
+    """The sums of `loss_of(params, *part)` and of its gradient over parts, stacked arrays, one after the other."""
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(params, *part)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+    return jax.lax.scan(add, zeros, parts)[0]
 
 
 def updated(state: TrainState, gradient: Parameters, optimizer: optax.GradientTransformation) -> TrainState:

@@ -24,7 +24,7 @@ function showAdoption(adoption) {
   table("adoption-table", heads, adoption.layers.map((row, i) => [String(row.layer), ...curves.map(([, values]) => fixed(values[i])), row.sinks === null ? "–" : String(row.sinks), fixed(row.sink_error),
     fixed(row.cosine), fixed(row.overlap), ...(sqs ? [fixed(row.c, 4), fixed(row.lam)] : [])]), -1);
 
-  const visible = (token) => (adoption.vocabulary[token] ?? "").replace(/ /g, "·").replace(/\n/g, "↵").replace(/\t/g, "⇥");
+  const visible = (token) => spaced(adoption.vocabulary[token] ?? "");
   const chips = (tokens) => tokens.map((token) => element("code", {}, visible(token)));
   let layer = Math.floor(adoption.read.length / 2), word = 0;
   const vector = (side, rank) => {

@@ -9,7 +9,7 @@ from sqs_jax.analysis.as_json import as_json
 from sqs_jax.analysis.report import page
 from sqs_jax.analysis.runs.adoption_reading import AdoptionReading, read_adoption
 from sqs_jax.analysis.runs.model_reading import ModelReading
-from sqs_jax.files import write
+from sqs_jax.files import npz, write
 from sqs_jax.messages import InputError
 from sqs_jax.pretrained.loading import load_pretrained
 from sqs_jax.pretrained.tensor_files import read_json
@@ -37,7 +37,7 @@ def write_adoption_report(path: Path) -> Path:
     summary["analysis"] = {"layers": _rows(run, config, reading)}
     command = page.command(str(path))
     made = {
-        "spectrum.npz": page.npz(_arrays(reading)),
+        "spectrum.npz": npz(_arrays(reading)),
         "summary.json": page.json_file(summary),
         "report.html": page.render(
             _content(run, config, reading, summary), _texts(config, reading, summary) | {"command": command}

@@ -22,7 +22,7 @@ from sqs_jax.analysis.runs.load import (
 )
 from sqs_jax.analysis.runs.study import layer_fidelity, leading_masks, study
 from sqs_jax.analysis.spectrum_summary import extremes
-from sqs_jax.files import write
+from sqs_jax.files import npz, write
 from sqs_jax.train.images.classifier import scale_pixels
 from sqs_jax.train.records import Summary, read_record
 from sqs_jax.train.run_folder import RunFolder, alone, provenance
@@ -103,7 +103,7 @@ def _files(run: Run, summary: dict[str, Any], arrays, images: np.ndarray, comman
     content = _content(run, summary, arrays, images, classes)
     texts = _texts(run, figures, classes) | {"command": command}
     return (
-        {folder.spectrum: page.npz(arrays)}
+        {folder.spectrum: npz(arrays)}
         | _pictures(run, pairs, figures["method"], classes)
         | {
             folder.summary: page.json_file(summary),

@@ -32,7 +32,7 @@ function showLanguage(found) {
 }
 
 function tokenFinder(found) {
-  const visible = (token) => found.vocabulary[token].replace(/ /g, "·").replace(/\n/g, "↵").replace(/\t/g, "⇥");
+  const visible = (token) => spaced(found.vocabulary[token]);
   // A letter of several bytes may be split between tokens: bytes are put together before they are read.
   const encoder = new TextEncoder(), decoder = new TextDecoder();
   const spelled = (tokens) => decoder.decode(new Uint8Array(tokens.flatMap((token) => found.bytes[token] || [...encoder.encode(found.vocabulary[token])])));

@@ -23,7 +23,7 @@ from sqs_jax.analysis.language import (
 )
 from sqs_jax.analysis.report import page, plots
 from sqs_jax.analysis.spectrum_summary import effective_rank
-from sqs_jax.files import write
+from sqs_jax.files import npz, write
 from sqs_jax.messages import InputError
 from sqs_jax.train.config import TextConfig
 from sqs_jax.train.records import Summary, Together, check_record, read_record, read_rows
@@ -79,7 +79,7 @@ def write_language_report(
     content = _content(summary, shown, read_rows(folder.metrics), config, tokenizer, model)
     content["language"] |= {"others": others, "samples": _last_samples(folder)}
     words = _texts(config, figures, model, command)
-    files = {folder.spectrum: page.npz(arrays), folder.curves: _curves(content["curves"], config)}
+    files = {folder.spectrum: npz(arrays), folder.curves: _curves(content["curves"], config)}
     files |= {folder.summary: page.json_file(summary), folder.report: page.render(content, words).encode()}
     with alone(folder.path):
         for path, data in files.items():

@@ -22,7 +22,7 @@ function showModel(model) {
   table("model-table", heads, rows, model.layers.length, "total");
 
   const short = (text) => ([...text].length > 24 ? [...text].slice(0, 23).join("") + "…" : text);
-  const visible = (token) => short((model.vocabulary[token] ?? "").replace(/ /g, "·").replace(/\n/g, "↵").replace(/\t/g, "⇥"));
+  const visible = (token) => short(spaced(model.vocabulary[token] ?? ""));
   const chips = (tokens) => tokens.map((token) => element("code", {}, visible(token)));
   let layer = Math.floor(model.layers.length / 2), place = Math.max(0, model.tokens.findIndex((token) => /^ [a-z]{4,}$/i.test(model.vocabulary[token])));
 

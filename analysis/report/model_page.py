@@ -11,7 +11,7 @@ from sqs_jax.analysis.as_json import as_json
 from sqs_jax.analysis.reading_kinds import READINGS, Reading
 from sqs_jax.analysis.report import page
 from sqs_jax.analysis.runs.model_reading import ModelReading, ReadingOptions, read_model, text_words
-from sqs_jax.files import write
+from sqs_jax.files import npz, write
 from sqs_jax.messages import InputError
 from sqs_jax.pretrained.loading import load_pretrained
 from sqs_jax.pretrained.model import LanguageModel
@@ -66,7 +66,7 @@ def write_model_report(
     summary = _summary(model, text, options, result)
     shown = _content(model, options, result, summary, others, command)
     made = {
-        "spectrum.npz": page.npz(_arrays(result)),
+        "spectrum.npz": npz(_arrays(result)),
         "summary.json": page.json_file(summary),
         "report.html": page.render(shown, _texts(model, text, options, result) | {"command": command}).encode(),
     }

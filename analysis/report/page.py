@@ -2,7 +2,6 @@
 
 import base64
 import html
-import io
 import json
 import shlex
 from collections.abc import Sequence
@@ -94,14 +93,6 @@ def chosen_outputs(outputs: tuple[int, ...], count: int) -> tuple[int, ...]:
 def counted(figures: dict[str, Any]) -> str:
     """The eigenpairs that a figure is of, in words."""
     return "all pairs" if figures["pairs"] == figures["rank"] else f"the first {figures['pairs']} pairs"
-
-
-def npz(arrays: dict[str, Any]) -> bytes:
-    """The content of a .npz file."""
-    buffer = io.BytesIO()
-    plain: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
-    np.savez(buffer, **plain)
-    return buffer.getvalue()
 
 
 def json_file(content: dict[str, Any]) -> bytes:

@@ -9,7 +9,7 @@ from sqs_jax.analysis.eigen import top_eigenpairs
 from sqs_jax.analysis.interaction import GLUWeights, check_weights, input_size
 from sqs_jax.analysis.report import page
 from sqs_jax.analysis.runs.study import kept_pairs, spectrum_figures
-from sqs_jax.files import visible, write_folder
+from sqs_jax.files import npz, visible, write_folder
 from sqs_jax.train.run_folder import provenance
 
 _MOST_PAIRS = 64  # of an output: the weights may be a language model's
@@ -59,7 +59,7 @@ def write_weights_report(
     texts["command"] = command
     summary = {"spectrum": figures, "provenance": content["provenance"]}
     made = {
-        "spectrum.npz": page.npz(pairs._asdict()),
+        "spectrum.npz": npz(pairs._asdict()),
         "summary.json": page.json_file(summary),
         "report.html": page.render(content, texts).encode(),
     }

@@ -8,7 +8,6 @@ losses.json           the losses with layers replaced
 import contextlib
 import dataclasses
 import hashlib
-import io
 import itertools
 import json
 import time
@@ -258,9 +257,7 @@ def _layer_file(fitted: FittedLayer) -> bytes:
     arrays["form_cosine"] = np.nan if fitted.form_cosine is None else fitted.form_cosine
     for name, layer in fitted.layers.items():
         arrays |= {f"{name}/{part}": np.asarray(array) for part, array in layer._asdict().items() if array is not None}
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
+    return files.npz(arrays)
 
 
 def load_layer(path: Path) -> FittedLayer:

@@ -27,7 +27,7 @@ from sqs_jax.train.config import AdoptConfig
 from sqs_jax.train.device_memory import check_fits, check_program, shapes_of
 from sqs_jax.train.optimizer import learning_rate
 from sqs_jax.train.run_folder import RunFolder
-from sqs_jax.train.step import Parameters, TrainState, check_devices, data_mesh, replicated
+from sqs_jax.train.step import Parameters, TrainState, check_devices, data_mesh, replicated, run_steps
 from sqs_jax.train.text.token_stream import batch_numbers
 
 
@@ -61,12 +61,14 @@ class AdoptionTask:
         return json.dumps(facts | {name: int(part.size) for name, part in parts.items()}, indent=2) + "\n"
 
     def _frozen_parts(self) -> network.Frozen:
-        config, rest, teacher = self._config, network.rest_of(self._model), {}
+        config, all_is_trained = self._config, self._config.train == "all"
+        teacher = {}
         if config.teacher:
-            teacher = {"glu": network.stacked_glus(self._layers(dataclasses.replace(self._config, gate="own")))}
-        if config.train == "glu":
-            return network.Frozen(rest, teacher)
-        return network.Frozen({}, rest | teacher if config.teacher else {})
+            teacher = {"glu": network.stacked_glus(self._layers(dataclasses.replace(config, gate="own")))}
+        if all_is_trained and not teacher:
+            return network.Frozen({}, {})
+        rest = network.rest_of(self._model)
+        return network.Frozen({}, rest | teacher) if all_is_trained else network.Frozen(rest, teacher)
 
     def _check_step(self) -> None:
         state = jax.eval_shape(lambda: self._first_state(self._layers(self._config)))
@@ -82,8 +84,9 @@ class AdoptionTask:
     def begin(self, folder: Path, stopping: Callable[[], Any]) -> TrainState:
         """The state that training begins with; layers that were fitted, and the losses before, lie in the folder."""
         run, fitted = RunFolder(folder), []
-        layers = self._layers(self._config)
-        if self._config.stage != "tune":
+        if self._config.stage == "tune":
+            layers = self._layers(self._config)
+        else:
             windows = fitting_windows(self._model, self._train, self._config)
             fitted = distil(self._model, windows, self._config, run.distilled, self._instead, stopping)
             layers = [each.layer for each in fitted]
@@ -112,8 +115,8 @@ class AdoptionTask:
     def _before(self, layers: list[Layer], fitted: list[Distilled]) -> dict[str, Any]:
         """Losses on the test windows before training, and what was fitted."""
         loss = {"original": self._loss(self._model, self._test)}
-        swapped = {"glu": network.stacked_glus(self._layers(self._config))}
         if self._config.gate != "own":
+            swapped = {"glu": network.stacked_glus(self._layers(self._config))}
             loss["swapped"] = self._loss(self.model(swapped), self._test)
         if fitted:
             loss["distilled"] = self._loss(self.model({"glu": network.stacked_glus(layers)}), self._test)
@@ -132,15 +135,12 @@ class AdoptionTask:
 
     def train(self, state: TrainState, end: int, stopping: Callable[[], Any]) -> tuple[TrainState, np.ndarray]:
         """Trains step by step up to the step `end`, until `stopping()`, or until a loss is not finite."""
-        found = []
-        for step in range(int(state.step), end):
-            # The step before the last has ended: its loss costs no wait, and no more than two steps lie in the queue.
-            if stopping() or (len(found) > 1 and not np.isfinite(found[-2])):
-                break
+
+        def advance(state: TrainState, step: int) -> tuple[TrainState, Any]:
             numbers = batch_numbers(step, self._config.batch_size, len(self._train), self._config.seed)
-            state, loss = self._step(state, self._frozen, jax.device_put(self._train[numbers], self._across))
-            found.append(loss)
-        return state, np.array([np.asarray(loss) for loss in found], np.float32)
+            return self._step(state, self._frozen, jax.device_put(self._train[numbers], self._across))
+
+        return run_steps(state, end, stopping, advance)
 
     def evaluate(self, params: Parameters) -> dict[str, Any]:
         """The loss on the validation windows."""

@@ -1,7 +1,6 @@
 """The first stage of adoption: each GLU of a model is fitted, by itself, with the gate that is wanted."""
 
 import functools
-import io
 import time
 import zipfile
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from sqs_jax.analysis.layer_reading import default_steps
 from sqs_jax.analysis.streams import Instead, LayerStream, is_sink, layer_streams, sink_limit
 from sqs_jax.gates import Gate
 from sqs_jax.messages import InputError
+from sqs_jax.modules import inverse_softplus
 from sqs_jax.pretrained.model import LanguageModel
 from sqs_jax.train.config import AdoptConfig
 from sqs_jax.train.interrupt import Stopped
@@ -232,12 +232,12 @@ def raw_numbers(config: AdoptConfig) -> dict[str, Any]:
     """c and λ of a layer as they are trained, before softplus; none where the gate is not SQS."""
     if config.gate != "sqs":
         return {}
-    return {"c_raw": inverse_softplus(config.c), "lam_raw": inverse_softplus(config.lam)}
+    return {f"{name}_raw": before_softplus(getattr(config, name)) for name in ("c", "lam")}
 
 
-def inverse_softplus(value: float) -> jax.Array:
-    """The number whose softplus this is, for one ≥ 0."""
-    return jnp.asarray(np.log(np.expm1(value)) if value > 0 else -100.0, jnp.float32)  # softplus(-100) is 0
+def before_softplus(value: float) -> jax.Array:
+    """The number whose softplus this is, for one ≥ 0; what is not trained may be 0."""
+    return inverse_softplus(value) if value > 0 else jnp.float32(-100)  # softplus(-100) is 0
 
 
 def _or_zero(bias, size: int) -> jax.Array:
@@ -250,10 +250,8 @@ def layer_file(folder: Path, layer: int) -> Path:
 
 
 def _content(found: Distilled) -> bytes:
-    arrays = {name: np.asarray(array) for name, array in found.layer._asdict().items() if array is not None}
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays, **{f"figure_{name}": getattr(found, name) for name in _FIGURES})
-    return buffer.getvalue()
+    arrays = {name: array for name, array in found.layer._asdict().items() if array is not None}
+    return files.npz(arrays | {f"figure_{name}": getattr(found, name) for name in _FIGURES})
 
 
 def load_layer(path: Path) -> Distilled:

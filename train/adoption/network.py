@@ -16,9 +16,9 @@ from sqs_jax.pretrained.architecture import Architecture, BlockKind
 from sqs_jax.pretrained.decoder import Weights
 from sqs_jax.pretrained.families import ADOPTED, FAMILIES, activation_of
 from sqs_jax.pretrained.model import LanguageModel
-from sqs_jax.train.adoption.distil import inverse_softplus, raw_numbers
+from sqs_jax.train.adoption.distil import before_softplus, raw_numbers
 from sqs_jax.train.config import AdoptConfig
-from sqs_jax.train.step import TrainState, updated
+from sqs_jax.train.step import TrainState, accumulated, updated
 
 _LOGITS = 2**24  # in memory at a time
 GLU = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias", "c", "lam", "offset", "glu_norm")
@@ -56,7 +56,7 @@ def own_layer(model: LanguageModel, layer: int, config: AdoptConfig) -> Layer:
     if config.gate == "sqs":
         numbers["offset"] = jnp.zeros(h)
     if config.gate == "own" and "c" in block:
-        numbers = {f"{name}_raw": inverse_softplus(float(block[name])) for name in ("c", "lam")}
+        numbers = {f"{name}_raw": before_softplus(float(block[name])) for name in ("c", "lam")}
         numbers["offset"] = block["offset"]
     return Layer(
         w=weights.w,
@@ -250,12 +250,8 @@ def make_step(model: LanguageModel, config: AdoptConfig, optimizer: optax.Gradie
     def gradient_of(params, frozen, windows, number):
         if config.accumulate == 1:
             return jax.value_and_grad(loss_of)(params, frozen, windows, number)
-
-        def add(total, part):
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(params, frozen, part, number)), None
-
-        zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
-        return jax.lax.scan(add, zeros, windows.reshape(config.accumulate, -1, windows.shape[1]))[0]
+        parts = windows.reshape(config.accumulate, -1, windows.shape[1])
+        return accumulated(lambda params, part: loss_of(params, frozen, part, number), params, (parts,))
 
     @jax.jit(donate_argnums=0)
     def step(state: TrainState, frozen: Frozen, windows):

@@ -16,7 +16,7 @@ from sqs_jax.train.config_check import check
 from sqs_jax.train.noise import add_embedding_noise, noise_key
 from sqs_jax.train.records import Facts, read_record
 from sqs_jax.train.run_folder import RunFolder, read_config
-from sqs_jax.train.step import TrainState, initial_rngs, parameters, updated, with_parameters
+from sqs_jax.train.step import TrainState, accumulated, initial_rngs, parameters, updated, with_parameters
 from sqs_jax.train.text.tokenizer import read_tokenizer
 from sqs_jax.transformer import Transformer, TransformerConfig
 
@@ -98,13 +98,7 @@ def make_step(config: TextConfig, model: Transformer, optimizer: optax.GradientT
             return jax.value_and_grad(loss_of)(params, inputs, targets, key)
         parts = [array.reshape(config.accumulate, -1, config.context) for array in (inputs, targets)]
         parts = jax.lax.with_sharding_constraint(parts, across)
-
-        def add(total, part):
-            part_sums = jax.value_and_grad(loss_of)(params, *part)
-            return jax.tree.map(jnp.add, total, part_sums), None
-
-        zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
-        return jax.lax.scan(add, zeros, (*parts, jax.random.split(key, config.accumulate)))[0]
+        return accumulated(loss_of, params, (*parts, jax.random.split(key, config.accumulate)))
 
     @jax.jit(donate_argnums=0)
     def step(state: TrainState, inputs, targets):

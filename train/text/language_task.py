@@ -22,6 +22,7 @@ from sqs_jax.train.step import (
     data_mesh,
     first_state,
     replicated,
+    run_steps,
     with_parameters,
 )
 from sqs_jax.train.text.language_model import fingerprint, make_model, make_score, make_step
@@ -71,16 +72,13 @@ class LanguageTask:
 
     def train(self, state: TrainState, end: int, stopping: Callable[[], Any]) -> tuple[TrainState, np.ndarray]:
         """Trains step by step up to the step `end`, until `stopping()`, or until a loss is not finite."""
-        losses = []
-        for step in range(int(state.step), end):
-            # The step before the last has ended: its loss costs no wait, and no more than two steps lie in the queue.
-            if stopping() or (len(losses) > 1 and not np.isfinite(losses[-2])):
-                break
+
+        def advance(state: TrainState, step: int) -> tuple[TrainState, Any]:
             numbers = batch_numbers(step, self._config.batch_size, self._windows, self._config.seed)
             batch = jax.device_put(windows(self._text.train, self._config.context, numbers), self._across)
-            state, loss = self._step(state, *batch)
-            losses.append(loss)
-        return state, np.array([np.asarray(loss) for loss in losses], np.float32)
+            return self._step(state, *batch)
+
+        return run_steps(state, end, stopping, advance)
 
     def evaluate(self, params: Parameters) -> dict[str, Any]:
         """Loss and bits per byte on validation, and stories."""
