@@ -158,6 +158,7 @@ def test_a_signal_in_the_first_stage_says_how_to_go_on(stories, tmp_path):
         (["--batch-size", "3", "--accumulate", "2"], "it must divide"),
         (["--warmup", "4"], "fewer than the run's 4 steps"),
         (["--c", "0"], "`c` and `lam` above 0"),
+        (["--p", "2"], "layers are fitted with `p` 1"),
         (["--dtype", "float16"], "float32, bfloat16"),
         (["--text", "nowhere.txt"], "cannot read"),
         (["--test", "100000000"], "that are held out"),

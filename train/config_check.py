@@ -65,6 +65,8 @@ def _check_adoption(config: AdoptConfig) -> None:
             raise InputError(f"`{name}` is {quoted(value)}: a path in UTF-8 is needed")
     if config.gate == "sqs" and config.learnable and (config.c == 0 or config.lam == 0):
         raise InputError("`learnable` needs `c` and `lam` above 0")
+    if config.gate == "sqs" and config.p != 1 and config.stage != "tune":
+        raise InputError(f"`p` is {config.p}: layers are fitted with `p` 1; another goes with `stage` tune")
     if config.gate == "own" and config.stage != "tune":
         raise InputError(f"`stage` is {config.stage!r} with the `gate` own: there is nothing to fit, tune is needed")
     if config.blend and (config.stage != "tune" or config.gate == "own"):
