@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from sqs_jax import display
 from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import NotConvergedError
 from sqs_jax.analysis.reading_kinds import Order, Reading
-from sqs_jax.command_line import one_line_errors, program, read
+from sqs_jax.command_line import one_line_errors, print_version, program, read
 from sqs_jax.gates import nearest
 from sqs_jax.messages import InputError, one_line, quoted
 from sqs_jax.options import COUNT, ONE_OR_MORE, check_options, option
@@ -107,8 +108,11 @@ def main(args: Sequence[str] | None = None) -> None:
     prog = program("analysis")
     with one_line_errors(ValueError, NotConvergedError):
         name, *rest = args or [""]
+        if name == "--version":
+            print_version()
         if name not in _COMMANDS:
             if {"-h", "--help"} & set(args):
+                display.end()
                 print(f"{_DESCRIPTION}\n\n{prog} report --help and {prog} compare --help list the flags.")
                 sys.exit(0)
             raise InputError(f"the command is {quoted(name)}: {nearest(name, _COMMANDS)} ({prog} --help shows both)")
@@ -149,7 +153,9 @@ def _report(command: Report) -> None:
     _refuse(command, _OF_MODELS, "belongs to a pretrained model: a run has its own")
     assert command.run
     options = {name: getattr(command, name) for name in ("data_dir", "method", "against", "outputs")}
-    print(write_report(Path(command.run), **options))
+    with display.stage(f"reading {command.run}"):
+        page = write_report(Path(command.run), **options)
+    display.result(page)
 
 
 def _refuse(command: Report, names: Sequence[str], why: str) -> None:
@@ -171,21 +177,22 @@ def _report_model(command: Report, line: str) -> None:
         layers = tuple(int(part) for part in command.layers.split(",") if part.strip())
     except ValueError:
         raise InputError(f"--layers is {quoted(command.layers)}: numbers with commas, as in 4,12, are needed") from None
-    page = write_model_report(
-        command.run,
-        text=command.text,
-        out_dir=command.out_dir,
-        layers=tuple(dict.fromkeys(layers)),
-        words=tuple(word for word in command.words.split(",") if word),
-        readings=command.reading,
-        tokens=command.tokens,
-        pairs=command.pairs,
-        order=command.order,
-        seed=command.seed,
-        against=command.against,
-        command=line,
-    )
-    print(page)
+    with display.stage(f"reading {command.run}"):
+        page = write_model_report(
+            command.run,
+            text=command.text,
+            out_dir=command.out_dir,
+            layers=tuple(dict.fromkeys(layers)),
+            words=tuple(word for word in command.words.split(",") if word),
+            readings=command.reading,
+            tokens=command.tokens,
+            pairs=command.pairs,
+            order=command.order,
+            seed=command.seed,
+            against=command.against,
+            command=line,
+        )
+    display.result(page)
 
 
 def _report_weights(command: Report, line: str) -> None:
@@ -207,7 +214,9 @@ def _report_weights(command: Report, line: str) -> None:
     name = command.weights.resolve().name
     out = command.out_dir or Path("runs") / f"{Path(name).stem}-report"
     shape = command.shape or None
-    print(write_weights_report(weights, out, name=name, shape=shape, outputs=command.outputs, command=line))
+    with display.stage(f"reading {name}"):
+        page = write_weights_report(weights, out, name=name, shape=shape, outputs=command.outputs, command=line)
+    display.result(page)
 
 
 def _compare(command: Compare, others: list[Path]) -> None:
@@ -217,8 +226,10 @@ def _compare(command: Compare, others: list[Path]) -> None:
     if not others:
         raise InputError("a second group is needed after `--`: compare runs/a… -- runs/b…")
     free_paths(command.out_dir)  # before minutes are spent
-    comparison = compare_runs(list(command.runs), others, method=command.method, k=command.k, data_dir=command.data_dir)
-    print(comparison["note"])
-    print(table(comparison))
+    settings = {"method": command.method, "k": command.k, "data_dir": command.data_dir}
+    with display.stage("comparing"):
+        comparison = compare_runs(list(command.runs), others, **settings)
+    display.result(comparison["note"])
+    display.result(table(comparison))
     for path in write_comparison(comparison, command.out_dir):
-        print(path)
+        display.result(path)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from sqs_jax import display
 from sqs_jax.analysis.calibration import layer_outputs
 from sqs_jax.analysis.interaction import GLUWeights
 from sqs_jax.pretrained import decoder
@@ -116,14 +117,16 @@ def losses(model: LanguageModel, windows: Windows, plans: Sequence[Plan]) -> lis
     tokens, targets = windows
     arch, x = model.architecture, _embedded(model, tokens)
     streams: dict[int, np.ndarray] = {}
-    for layer, kind in enumerate(arch.blocks):
-        weights = model.block(layer)
-        for i, plan in enumerate(plans):
-            if i in streams or layer in plan:
-                form = plan.get(layer)
-                form = form() if callable(form) else form
-                streams[i] = _advanced(arch, kind, weights, streams.get(i, x), form)
-        x = _advanced(arch, kind, weights, x, None)
+    with display.stage("measuring losses", model.layers, "layers") as shown:
+        for layer, kind in enumerate(arch.blocks):
+            weights = model.block(layer)
+            for i, plan in enumerate(plans):
+                if i in streams or layer in plan:
+                    form = plan.get(layer)
+                    form = form() if callable(form) else form
+                    streams[i] = _advanced(arch, kind, weights, streams.get(i, x), form)
+            x = _advanced(arch, kind, weights, x, None)
+            shown.advance()
     own = _mean_loss(model, x, targets) if len(streams) < len(plans) else 0.0
     return [_mean_loss(model, streams[i], targets) if i in streams else own for i in range(len(plans))]
 

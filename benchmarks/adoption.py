@@ -41,6 +41,8 @@ class Settings:
     """distil alone, or both, with controls."""
     tokens: int = 0
     """That GLUs are fitted on; 0 for a number that suits the width."""
+    distil_steps: int = 0
+    """Of each GLU's fit; 0 for a number that suits the width."""
     steps: int = 1000
     """Of training."""
     batch_size: int = 1
@@ -54,7 +56,9 @@ class Settings:
     teacher: float = 0.0
     """Weight of the divergence to the original's logits."""
     test: int = 65536
-    """Held-out tokens."""
+    """Held-out tokens for the losses in the table,"""
+    validation: int = 4096
+    """and for the curves."""
     evaluate_every: int = 100
     """Steps between two points of a curve."""
     runs: Path = Path("runs/adoption")

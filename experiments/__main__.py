@@ -10,6 +10,7 @@ from experiments.gather import beyond_sections, paper_sections
 from experiments.section import Section, write_page
 from experiments.sweeps import Sweeps
 from experiments.tables import MEASURED, Tables
+from sqs_jax import display
 from sqs_jax.command_line import fail, one_line_errors, read
 from sqs_jax.options import option
 from sqs_jax.train.interrupt import Stopped
@@ -47,7 +48,9 @@ def main() -> None:
     with one_line_errors(ValueError, interrupted="interrupted; the same command goes on"):
         options = read(Options, sys.argv[1:], prog="python -m experiments")
         try:
-            print(run(options))
+            with display.stage(f"experiments, {options.page}"):
+                page = run(options)
+            display.result(page)
         except Stopped as stop:
             fail(f"{stop}; the same command goes on", 128 + stop.number)
 
@@ -106,4 +109,5 @@ everything runs; its verdicts say nothing of the paper's setting."""
 
 
 if __name__ == "__main__":
-    main()
+    with display.command():
+        main()

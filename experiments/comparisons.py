@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.readings import stamps
+from sqs_jax import display
 from sqs_jax.analysis.runs.compare import compare_runs
 from sqs_jax.files import write
 from sqs_jax.train.run_folder import SweepFolder
@@ -32,8 +33,8 @@ def compared(path: Path, a: dict[int, Path], b: dict[int, Path], *, data_dir: Pa
     def measure():
         if len(b) < 2 or not a.keys() & b.keys():
             return None
-        print(f"comparing {path.stem}", flush=True)
-        measures = compare_runs([*a.values()], [*b.values()], method="joint", data_dir=data_dir)["measures"]
+        with display.stage(f"comparing {path.stem}", plain=True):
+            measures = compare_runs([*a.values()], [*b.values()], method="joint", data_dir=data_dir)["measures"]
         return {name: measures[name] for name in _MEASURES}
 
     keep(path, [stamps([*group.values()]) for group in (a, b)], measure)

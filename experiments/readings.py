@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sqs_jax import display
 from sqs_jax.analysis import interpret
 from sqs_jax.analysis.as_json import as_json
 from sqs_jax.analysis.calibration import Calibration, Method, calibrate, calibrated
@@ -41,17 +42,20 @@ def read_networks(sweep_dir: Path, *, data_dir: Path | None = None) -> dict[str,
     path = folder.path / "readings.json"
     text = path.read_text() if path.is_file() else "{}"
     known, rows = json.loads(text), {}
-    for name, config in members(grid.base, grid.axes).items():
-        run = folder.member(name)
-        if not run.summary.is_file():
-            continue
-        (trained,) = stamps([run.path])
-        rows[name] = known.get(name, {})
-        if rows[name].get("trained") != trained:
-            print(f"reading {run.path}", flush=True)
-            settings = {field: getattr(config, field) for field in _SETTINGS}
-            known[name] = rows[name] = settings | _reading(run.path, data_dir) | {"trained": trained}
-            write(path, _text(known))  # what was read so far is kept if this is stopped
+    configs = members(grid.base, grid.axes)
+    with display.stage(f"reading {folder.path}", len(configs), "networks") as shown:
+        for name, config in configs.items():
+            shown.advance()
+            run = folder.member(name)
+            if not run.summary.is_file():
+                continue
+            (trained,) = stamps([run.path])
+            rows[name] = known.get(name, {})
+            if rows[name].get("trained") != trained:
+                display.line(f"reading {run.path}")
+                settings = {field: getattr(config, field) for field in _SETTINGS}
+                known[name] = rows[name] = settings | _reading(run.path, data_dir) | {"trained": trained}
+                write(path, _text(known))  # what was read so far is kept if this is stopped
     if _text(rows) != text:
         write(path, _text(rows))
     return rows

@@ -2,9 +2,9 @@
 
 import argparse
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from sqs_jax import GATES, kernels
+from sqs_jax import GATES, display, kernels
 from sqs_jax.messages import one_line
 
 
@@ -47,20 +47,31 @@ def _tune(options) -> None:
     from sqs_jax.kernels import measure, timings
 
     path = timings.user_path(kind)
-    print(f"{kind}, {options.dtype}, {options.gate}: milliseconds of XLA and of the best kernel")
-    print(f"{'operation':<13}{'shape':<20}{'residuals':<11}{'pass':<10}{'XLA':>9}{'kernel':>9}{'gain':>7}  tile")
-    for op, shape in measure.grid(options.rows, options.inputs):
-        if op == "sqs" and options.gate != "sqs":
-            continue
-        for row in measure.measure(op, shape, options.dtype, GATES[options.gate], repeats=options.repeats):
-            for name in measure.PASSES:
-                xla, ours = row.xla_ms[name], row.pallas_ms[name]
-                sizes, tile = "x".join(map(str, shape)), "x".join(map(str, row.tile or ()))
-                what, times = f"{op:<13}{sizes:<20}{row.residuals:<11}{name:<10}", f"{xla:>9.3f}{ours:>9.3f}"
-                print(f"{what}{times}{xla / ours:>7.2f}  {tile}", flush=True)
-            # Written row by row: what was measured is kept when the rest is stopped.
-            path = timings.write(kind, [row], {"jax": jax.__version__})
-    print(path)
+    display.result(f"{kind}, {options.dtype}, {options.gate}: milliseconds of XLA and of the best kernel")
+    display.result(
+        f"{'operation':<13}{'shape':<20}{'residuals':<11}{'pass':<10}{'XLA':>9}{'kernel':>9}{'gain':>7}  tile"
+    )
+    grid = measure.grid(options.rows, options.inputs)
+    if options.gate != "sqs":
+        grid = [(op, shape) for op, shape in grid if op != "sqs"]
+    with display.stage("measuring", len(grid), "shapes") as shown:
+        for op, shape in grid:
+            for row in measure.measure(op, shape, options.dtype, GATES[options.gate], repeats=options.repeats):
+                _show(row, op, shape)
+                # Written row by row: what was measured is kept when the rest is stopped.
+                path = timings.write(kind, [row], {"jax": jax.__version__})
+            shown.advance()
+    display.result(path)
+
+
+def _show(row: Any, op: str, shape: tuple[int, ...]) -> None:
+    from sqs_jax.kernels import measure
+
+    for name in measure.PASSES:
+        xla, ours = row.xla_ms[name], row.pallas_ms[name]
+        sizes, tile = "x".join(map(str, shape)), "x".join(map(str, row.tile or ()))
+        what, times = f"{op:<13}{sizes:<20}{row.residuals:<11}{name:<10}", f"{xla:>9.3f}{ours:>9.3f}"
+        display.result(f"{what}{times}{xla / ours:>7.2f}  {tile}")
 
 
 def grid_flags(parser: argparse.ArgumentParser) -> None:
@@ -89,9 +100,11 @@ def _positive(text: str) -> int:
 
 
 def _complain(message: str) -> int:
+    display.end()
     print(f"error: {message}", file=sys.stderr)
     return 2
 
 
 if __name__ == "__main__":
-    main()
+    with display.command():
+        main()

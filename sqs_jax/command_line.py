@@ -10,11 +10,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
+from sqs_jax import display
 from sqs_jax.messages import InputError, one_line, quoted
 from sqs_jax.options import plain_type, types_of, value_of
 from sqs_jax.start import missing
 
 _HELP = {"-h", "--help"}
+_QUIET = {"-q", "--quiet"}
+_VERSION = "--version"
 
 
 def read(kind: Any, args: Sequence[str], *, prog: str, description: str = "") -> Any:
@@ -43,7 +46,11 @@ def given(kinds: Sequence[Any], args: Sequence[str], *, prog: str) -> dict[str, 
     Raises InputError as `read`, except for what is missing.
     """
     parser, positionals = _parser(kinds, prog)
-    options, rest = parser.parse_known_args([arg for arg in _joined(args, parser) if arg not in _HELP])
+    joined = _joined(args, parser)
+    if _VERSION in joined:
+        print_version()
+    display.quiet(not _QUIET.isdisjoint(joined))
+    options, rest = parser.parse_known_args([word for word in joined if word not in _HELP | _QUIET])
     words = [word for word in rest if not _is_flag(word)]
     unknown = [word for word in rest if _is_flag(word)]
     values = vars(options)
@@ -63,7 +70,17 @@ def given(kinds: Sequence[Any], args: Sequence[str], *, prog: str) -> dict[str, 
 def print_help(groups: Sequence[Any], *, prog: str, description: str) -> NoReturn:
     """Prints the flags of dataclasses, or of instances whose values are the defaults, and exits."""
     parser, _ = _parser(groups, prog, description)
+    display.end()
     print(parser.format_help(), end="")
+    sys.exit(0)
+
+
+def print_version() -> NoReturn:
+    """Prints the versions of this package and of what it stands on, and exits."""
+    from sqs_jax.versions import versions
+
+    display.end()
+    print(", ".join(f"{name} {version}" for name, version in versions().items()))
     sys.exit(0)
 
 
@@ -89,6 +106,8 @@ def _parser(groups: Sequence[Any], prog: str, description: str = "") -> tuple[_P
         usage=f"{prog} [flags]",
     )
     parser.add_argument("-h", "--help", action="store_true", help="Show this help.")
+    parser.add_argument("-q", "--quiet", action="store_true", help="Show results alone, no progress.")
+    parser.add_argument(_VERSION, action="store_true", help="Show the versions of this package and of JAX.")
     positionals, names = {}, set()
     for group in groups:
         kind = group if isinstance(group, type) else type(group)
@@ -173,7 +192,7 @@ def _joined(args: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
         word = name.replace("_", "-") + equals + value if arg.startswith("--") else arg
         before = flags.get(joined[-1]) if joined else None
         takes_one = isinstance(before, argparse._StoreAction) and before.nargs is None
-        if takes_one and word.startswith("-") and name.replace("_", "-") not in flags.keys() - {"-h"}:
+        if takes_one and word.startswith("-") and name.replace("_", "-") not in flags.keys() - {"-h", "-q"}:
             joined[-1] += f"={arg}"
         else:
             joined.append(word)
@@ -207,6 +226,7 @@ def one_line_errors(*mistakes: type[Exception], interrupted: str = "interrupted"
 def fail(message: str, code: int) -> NoReturn:
     """Says it on stderr, in one line, and exits."""
     line = one_line(message)
+    display.end()
     print(f"error: {line}" if code in (1, 2) else line, file=sys.stderr, flush=True)
     sys.exit(code)
 

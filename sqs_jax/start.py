@@ -8,16 +8,22 @@ import sys
 import threading
 from pathlib import Path
 
-from sqs_jax import files
+from sqs_jax import display, files
 
 EXTRA = "train"
 _COMMANDS = ("train", "analysis", "kernels")
+_ANSWERS = {"-h", "--help", "--version", "-q", "--quiet"}  # what asks for no progress
 
 
 def watch() -> None:
-    """Catches Ctrl-C where this process is one of our commands, and only there; called before JAX is imported."""
+    """Where this process is one of our commands, and only there: catches Ctrl-C, and shows that something happens.
+
+    Called before JAX is imported, which takes a second.
+    """
     if _is_command():
         catch_interrupts("interrupted")
+        if _ANSWERS.isdisjoint(sys.argv[1:]):
+            display.begin()
 
 
 def _is_command() -> bool:
@@ -51,12 +57,14 @@ def catch_interrupts(message: str) -> None:
 def run(module: str, interrupted: str = "interrupted") -> None:
     """Runs the `main` of a command line's module; a package that is missing ends in a line."""
     catch_interrupts(interrupted)
-    try:
-        main = importlib.import_module(module).main
-    except ModuleNotFoundError as error:
-        print(f"error: {missing(error)}", file=sys.stderr)
-        sys.exit(2)
-    main()
+    with display.command():
+        try:
+            main = importlib.import_module(module).main
+        except ModuleNotFoundError as error:
+            display.end()
+            print(f"error: {missing(error)}", file=sys.stderr)
+            sys.exit(2)
+        main()
 
 
 def missing(error: ModuleNotFoundError) -> str:

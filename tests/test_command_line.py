@@ -75,7 +75,7 @@ def test_only_what_is_set_is_given_and_a_later_flag_wins():
         ("x --coun 3", "unrecognized: --coun, 3; did you mean --count?"),
         ("x y z", "unrecognized: y, z"),
         ("x --loud=yes", "argument --loud"),
-        ("x -q", "unrecognized: -q"),
+        ("x -z", "unrecognized: -z"),
         ("-count 3 x", "unrecognized: -count"),
         ("x --count --loud", "argument --count: expected one argument"),
         ("x --rate -1,2", "argument --rate: '-1,2': a number is needed"),

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the bottom up: a module imports what stands in its own line or above it. A folder stands for what is in it.
 ORDER = (
-    ("messages", "files", "cache"),
+    ("messages", "files", "cache", "display", "versions"),
     ("start",),
     ("options", "command_line"),
     ("kernels",),
@@ -55,7 +55,8 @@ ORDER = (
         "train.optimizer",
         "train.step",
     ),
-    ("train.noise", "train.checkpoint"),
+    ("train.noise", "train.checkpoint", "train.extension"),
+    ("train.initial",),
     ("train.images", "train.text"),
     ("train.adoption.distil", "train.adoption.network", "train.adoption.adoption_task"),
     ("train.task",),

@@ -51,7 +51,7 @@ def test_each_network_has_the_folder_of_a_run(done, tmp_path):
     summary = train(config, run.path, resume=True)  # which reads it
     alone = train(config, tmp_path / "alone", report=quiet)
     np.testing.assert_allclose(summary["test"]["loss"], alone["test"]["loss"], rtol=2e-4)
-    assert summary.keys() == alone.keys()
+    assert summary.keys() == alone.keys() - {"images_per_second"}  # a group has no speed of one network
     analyse(["report", str(run.path)])
     assert run.report.stat().st_size > 10**6
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from sqs_jax import files
+from sqs_jax import display, files
 from sqs_jax.messages import InputError, first_line, quoted
 from sqs_jax.train.records import Row, UnreadableError, read_record
 from sqs_jax.train.run_folder import number_flags
@@ -115,7 +115,7 @@ class Checkpoints:
             except DamagedError as error:
                 if number == saved[0]:
                     raise
-                print(f"passed over: {error}", flush=True)
+                display.line(f"passed over: {error}")
                 damaged = path.with_name(f"{number}.damaged")
                 path.rename(damaged if not damaged.exists() else f"{damaged}.{secrets.token_hex(4)}")
                 del self._losses[number]
@@ -168,7 +168,7 @@ def _restore(path: Path, state: TrainState) -> tuple[TrainState, Progress]:
 def _check_flags(flags: dict[str, Any]) -> None:
     for name, value in number_flags().items():
         if flags.get(name, value) != value:
-            print(f"jax_{name} was {flags[name]} and is {value} now: the run goes on to other numbers", flush=True)
+            display.line(f"jax_{name} was {flags[name]} and is {value} now: the run goes on to other numbers")
 
 
 def restore_params(folder: Path, epoch: int | None = None) -> Parameters:

@@ -32,6 +32,10 @@ class GateConfig:
     )
     lr: float = option(3e-3, "Peak learning rate of AdamW; a cosine takes it to 0.", POSITIVE)
     weight_decay: float = option(0.1, "Decoupled weight decay, on matrices only.", FINITE)
+    restarts: tuple[int, ...] = option(
+        (),
+        "Where the cosine begins again from its peak: after so many epochs, or steps, whichever the run is given in.",
+    )
     seed: int = option(0, "Seed of the initial weights, the order of the examples and the noise.", COUNT)
 
     @property
@@ -50,9 +54,17 @@ class ImageConfig(GateConfig):
 
     data: str = option(
         "digits",
-        "Data set: digits, mnist, fashion_mnist, cifar10, cifar100, cifar10_jpeg or tfds:<name>; or a text.",
+        "Data set: digits, mnist, fashion_mnist, cifar10, cifar100, cifar10_jpeg, tfds:<name>, or your own, images:<a "
+        "folder or an .npz file>; or a text.",
         positional=True,
     )
+    size: int = option(
+        0,
+        "Images of your own in a folder: height and width that they get; 0 for their own, where all have one of 64 at "
+        "most, else 32.",
+        Range(0, 4096),
+    )
+    init_from: str = option("", "Folder of a run whose last weights training begins with.")
     width: int = option(64, "Width of the embedding; 0 for none.", Range(0, _WIDTH.most))
     hidden: int = option(64, "Width of each GLU layer.", _WIDTH)
     layers: int = option(1, "Number of GLU layers.", _LAYERS)
@@ -89,6 +101,7 @@ class TextConfig(GateConfig):
         "What stands between two stories of --text: <|endoftext|>, a blank line, or a single newline; auto takes the "
         "first of these that the file has.",
     )
+    init_from: str = option("", "Folder of a run whose last weights training begins with; its tokenizer is taken, too.")
     # Each byte and the end of a text have a token; tokens are stored as uint16.
     vocab: int = option(
         1024, "Tokens of the byte-level BPE, at most; it is trained on the training stories.", Range(257, 65535)
@@ -181,3 +194,8 @@ class AdoptConfig(GateConfig):
 
 
 TrainConfig = ImageConfig | TextConfig | AdoptConfig
+
+
+def length_of(config: TrainConfig) -> int:
+    """The length of a run as it is given: steps where there are any, else epochs."""
+    return getattr(config, "steps", 0) or getattr(config, "epochs", 0)

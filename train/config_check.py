@@ -1,6 +1,7 @@
 """The check of a configuration, made once, where a command or a caller hands one in."""
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ from sqs_jax.activation import check_parameters
 from sqs_jax.gates import GATES, nearest
 from sqs_jax.messages import InputError, is_text, quoted
 from sqs_jax.options import check_options
-from sqs_jax.train.config import AdoptConfig, TextConfig, TrainConfig
-from sqs_jax.train.presets import preset
+from sqs_jax.train.config import AdoptConfig, ImageConfig, TextConfig, TrainConfig, length_of
+from sqs_jax.train.presets import OWN, preset
 
 ADOPTED_GATES = ("sqs", "bilinear", "own")
 
@@ -23,6 +24,10 @@ def checked(config: TrainConfig) -> Any:
     if isinstance(config, AdoptConfig):
         model = config.model if config.model.startswith("hf:") else str(Path(config.model).absolute())
         return dataclasses.replace(config, text=str(Path(config.text).absolute()), model=model)
+    if config.init_from:
+        config = dataclasses.replace(config, init_from=str(Path(config.init_from).absolute()))
+    if isinstance(config, ImageConfig) and config.data.startswith(OWN):
+        return dataclasses.replace(config, data=OWN + str(Path(config.data.removeprefix(OWN)).absolute()))
     if isinstance(config, TextConfig) and config.text:
         return dataclasses.replace(config, text=str(Path(config.text).absolute()))
     return config
@@ -39,10 +44,15 @@ def check(config: TrainConfig) -> None:
         raise InputError(f"`gate` is {quoted(config.gate)}: {nearest(config.gate, GATES)}")
     check_options(config)
     _check_sqs(config)
+    _check_restarts(config)
+    if not is_text(config.init_from):
+        raise InputError(f"`init_from` is {quoted(config.init_from)}: a path in UTF-8 is needed")
     if config.learnable and (config.gate != "sqs" or config.c == 0 or config.lam == 0):
         raise InputError("`learnable` needs `gate` sqs with `c` and `lam` above 0")
     if isinstance(config, TextConfig):
         _check_text(config)
+    elif config.size and not config.data.startswith(OWN):
+        raise InputError(f"`size` is {config.size}: it goes with images of your own, the data images:<folder>")
     elif config.residual and config.width not in (0, config.hidden):
         raise InputError(f"`residual` needs `width` = `hidden`: {config.width} is not {config.hidden}")
 
@@ -54,11 +64,18 @@ def _check_sqs(config: TrainConfig) -> None:
         raise InputError(str(error)) from None
 
 
+def _check_restarts(config: TrainConfig) -> None:
+    points = (0, *config.restarts, length_of(config))
+    if config.restarts and any(later <= earlier for earlier, later in pairwise(points)):
+        raise InputError(f"`restarts` is {config.restarts}: rising numbers from 1 to {points[-1] - 1} are needed")
+
+
 def _check_adoption(config: AdoptConfig) -> None:
     if config.gate not in ADOPTED_GATES:
         raise InputError(f"`gate` is {quoted(config.gate)}: {nearest(config.gate, ADOPTED_GATES)}")
     check_options(config)
     _check_sqs(config)
+    _check_restarts(config)
     for name in ("model", "text"):
         value = getattr(config, name)
         if not value or not is_text(value):

@@ -26,6 +26,7 @@ def from_fields(fields: dict[str, Any], path: Path) -> Any:
     data = fields.get("data", "digits")
     base = AdoptConfig() if "model" in fields else preset(data) if isinstance(data, str) else ImageConfig()
     types = types_of(type(base))
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     for name, value in fields.items():
         if name not in types:
             raise InputError(f"the configuration {path} has an unknown field {quoted(name)}: {nearest(name, types)}")

@@ -7,6 +7,7 @@ import jax
 import psutil
 from flax import nnx
 
+from sqs_jax import display
 from sqs_jax.messages import InputError, first_line
 
 
@@ -46,7 +47,8 @@ def check_program(step: Any, *arguments: Any) -> None:
     Raises InputError where the device cannot run it, or lacks the memory.
     """
     try:
-        counted = step.lower(*arguments).compile().memory_analysis()
+        with display.stage("compiling the training step", plain=True):
+            counted = step.lower(*arguments).compile().memory_analysis()
     except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
         device = jax.devices()[0].device_kind
         raise InputError(

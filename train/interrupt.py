@@ -4,6 +4,8 @@ import os
 import signal
 from types import FrameType
 
+from sqs_jax import display
+
 
 class Stopped(Exception):
     """A run that was asked to stop, and has saved its state. `number` is the signal's."""
@@ -38,6 +40,7 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None):
         self.received = number
-        message = f"\n{signal.Signals(number).name}: stopping when it is safe; once more to stop at once\n"
-        os.write(2, message.encode())  # print may be what the signal has interrupted
+        message = f"{signal.Signals(number).name}: stopping when it is safe; once more to stop at once"
+        if not display.notice(message):
+            os.write(2, f"\n{message}\n".encode())  # print may be what the signal has interrupted
         self.__exit__()

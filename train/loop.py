@@ -8,12 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from sqs_jax import display
 from sqs_jax.files import write
 from sqs_jax.train import run_folder
 from sqs_jax.train.checkpoint import Checkpoints, Progress
 from sqs_jax.train.config import TrainConfig
 from sqs_jax.train.config_check import checked
 from sqs_jax.train.config_file import to_json
+from sqs_jax.train.extension import check_resumed, extend
 from sqs_jax.train.interrupt import Stopped, StopSignals
 from sqs_jax.train.metrics import Divergence, divergence, metrics_row
 from sqs_jax.train.records import Summary, read_record
@@ -44,9 +48,12 @@ def train(
       config: of the run: an ImageConfig or a TextConfig.
       run_dir: the folder; there must be nothing there, or with `resume` a run of the same configuration.
       data_dir: where the original files of the data set lie; default `SQS_DATA_DIR`, else they are downloaded.
-      resume: goes on from the last checkpoint, to the same numbers as a run that was never stopped.
-      report: called after each evaluation with its row of `metrics.jsonl` (of text, with `tokens_per_second`), the
-        configuration and the seconds since the last, evaluation and saving included; by default a line is printed.
+      resume: goes on from the last checkpoint, to the same numbers as a run that was never stopped. `epochs` or
+        `steps` may be more than the run was begun with: the cosine is then stretched, or with another of `restarts`
+        begins again, and what was made of the earlier end is moved to `earlier/<length>/` of the folder.
+      report: called after each evaluation with its row of `metrics.jsonl` (with `images_per_second` or
+        `tokens_per_second`), the configuration and the seconds since the last, evaluation and saving included; by
+        default a line is printed.
 
     Returns:
       The content of `summary.json`: loss in nats and accuracy, or of text bits per byte, on the test set, and on
@@ -70,23 +77,30 @@ def train_checked(
     report: Report | None = None,
 ) -> dict[str, Any]:
     """`train` with a configuration that `checked` has returned."""
-    run = RunFolder(run_dir)
+    run, is_longer = RunFolder(run_dir), False
     if resume:
-        run_folder.check_same_config(run, config)
-        if summary := _summary(run):
+        is_longer = check_resumed(run, config)
+        if not is_longer and (summary := _summary(run)):
             return summary
     else:
         run_folder.check_free(run.path)
-    task = make_task(config, Path(data_dir) if data_dir else None)
+    with display.stage("preparing"):
+        task = make_task(config, Path(data_dir) if data_dir else None)
+    device = jax.devices()[0].device_kind
+    display.about(f"{task.about}; on {jax.device_count()} × {device}")
     if resume:
         run_folder.check_same_files(run, task.files)
     else:
         run_folder.create(run.path, task.files | {run.config.name: to_json(config)})
     with run_folder.alone(run.path), StopSignals() as signals:
+        if is_longer:
+            extend(run, config)
         if summary := _summary(run):  # another process finished it meanwhile
             return summary
-        state, progress = _fit(config, task, run, report, signals)
-        return _finish(task, run, state, progress)
+        with display.stage("training", task.ends[-1] if task.ends else None, "steps") as shown:
+            state, progress = _fit(config, task, run, report, signals, shown)
+        with display.stage("testing"):
+            return _finish(task, run, state, progress)
 
 
 def _summary(run: RunFolder) -> dict[str, Any]:
@@ -95,15 +109,16 @@ def _summary(run: RunFolder) -> dict[str, Any]:
 
 
 def _fit(
-    config: TrainConfig, task: Task, run: RunFolder, report: Report | None, signals: StopSignals
+    config: TrainConfig, task: Task, run: RunFolder, report: Report | None, signals: StopSignals, shown: display.Stage
 ) -> tuple[TrainState, Progress]:
     """Trains from the last checkpoint to the end."""
     checkpoints = Checkpoints(run.checkpoints, has_validation=config.validation > 0)
     state, progress = checkpoints.restore_last(task.begin(run.path, lambda: signals.received))
     run_folder.write_metrics(run, progress.history)
-    while progress.rounds < len(task.ends):
-        start, first, end = time.perf_counter(), int(state.step), task.ends[progress.rounds]
-        state, losses = task.train(state, end, lambda: signals.received)
+    while (first := int(state.step)) < (task.ends or [0])[-1]:
+        start, end = time.perf_counter(), next(end for end in task.ends if end > first)
+        shown.at(first)
+        state, losses = task.train(state, end, lambda: signals.received, shown)
         training = time.perf_counter() - start
         step = int(state.step)
         _check_finite(divergence(losses, step, parameters_finite=all_finite(state)), run)
@@ -113,20 +128,23 @@ def _fit(
                 checkpoints.save(task.checkpoint_number(step), state, progress)
             raise Stopped(signals.received)
         row = metrics_row(task.epoch(step), step, task.learning_rate(step - 1), progress.losses)
-        row |= task.evaluate(state.params)
+        shown.at(step)
+        with display.stage("evaluating"):
+            row |= task.evaluate(state.params)
         _check_finite(divergence(losses, step, validation_loss=row.get("validation_loss", 0.0)), run)
         progress = progress.evaluated(row, time.perf_counter() - start - training)
-        is_last = progress.rounds == len(task.ends)
+        is_last = step == task.ends[-1]
         stop = signals.received  # read once: what comes later stops the next round, whose state is then saved
         if is_last or stop or progress.rounds % config.save_every == 0 or _is_best(progress.history):
             checkpoints.save(task.checkpoint_number(step), state, progress)
         run_folder.write_metrics(run, progress.history)
         seconds = time.perf_counter() - start
-        timed_row = row | task.speed(len(losses), training)
+        timed_row = row | _speed(task, len(losses), training)
+        shown.at(step, _figures(timed_row, task.unit))
         if report:
             report(timed_row, config, seconds)
         elif line := task.progress_line(timed_row, seconds):
-            print(line, flush=True)
+            display.line(line)
         if stop and not is_last:
             raise Stopped(stop)
     return state, progress
@@ -139,9 +157,26 @@ def _finish(task: Task, run: RunFolder, state: TrainState, progress: Progress) -
     if not math.isfinite(test["loss"]):
         _check_finite(Divergence("test_loss", test["loss"], step), run)
     summary = run_folder.summary(test, progress.history, progress.seconds)
-    summary |= task.speed(step, progress.training) | run_folder.provenance()
+    summary |= _speed(task, step, progress.training) | run_folder.provenance()
     write(run.summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
+
+
+def _speed(task: Task, steps: int, seconds: float) -> dict[str, float]:
+    """What this many steps in this many seconds make a second."""
+    return {f"{task.unit}_per_second": task.per_step * steps / seconds} if steps and seconds else {}
+
+
+def _figures(row: dict[str, Any], unit: str) -> str:
+    """The figures beside the bar of a run."""
+    parts = [f"epoch {row['epoch']:.4g}", f"loss {row.get('validation_loss', row['train_loss']):.4f}"]
+    if "validation_accuracy" in row:
+        parts.append(f"accuracy {row['validation_accuracy']:.4f}")
+    if "validation_bits_per_byte" in row:
+        parts.append(f"{row['validation_bits_per_byte']:.4f} bits per byte")
+    if (speed := row.get(f"{unit}_per_second")) is not None:
+        parts.append(f"{speed:,.0f} {unit}/s")
+    return "  ".join(parts)
 
 
 def _is_best(history: list[dict[str, Any]]) -> bool:

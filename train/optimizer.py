@@ -1,28 +1,41 @@
 """AdamW with a cosine schedule."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from sqs_jax.messages import InputError
-from sqs_jax.train.config import TrainConfig
+from sqs_jax.train.config import TrainConfig, length_of
 
 
 def learning_rate(config: TrainConfig, total_steps: int) -> optax.Schedule:
     """Linear warm-up from 0 over `warmup` steps, then a cosine from `lr` to 0 at `total_steps`.
 
+    Each of `restarts` ends a cosine and begins the next, with a warm-up of its own (Loshchilov and Hutter 2017, arXiv
+    1608.03983, without growing periods).
+
     Raises InputError for a warm-up that is as long as the run, and for a run of more steps than an int32 counts.
     """
     if total_steps >= 2**31:
         raise InputError(f"the run has {total_steps} steps: fewer than {2**31} are needed")
-    if config.warmup >= total_steps:
-        raise InputError(f"`warmup` is {config.warmup}: fewer than the run's {total_steps} steps are needed")
-    cosine = optax.cosine_decay_schedule(config.lr, total_steps - config.warmup)
-    schedule = cosine
-    if config.warmup:
-        rise = optax.linear_schedule(0.0, config.lr, config.warmup)
-        schedule = optax.join_schedules([rise, cosine], [config.warmup])
+    starts = [0, *(round(total_steps * at / length_of(config)) for at in config.restarts), total_steps]
+    sizes = [end - start for start, end in pairwise(starts)]
+    if config.warmup >= min(sizes):
+        what = f"{min(sizes)} steps between two restarts" if config.restarts else f"run's {total_steps} steps"
+        raise InputError(f"`warmup` is {config.warmup}: fewer than the {what} are needed")
+    parts = [_rise_and_cosine(config, size) for size in sizes]
+    schedule = optax.join_schedules(parts, starts[1:-1]) if config.restarts else parts[0]
     return lambda step: schedule(jnp.asarray(step, jnp.float32))  # where float64 is on, too
+
+
+def _rise_and_cosine(config: TrainConfig, steps: int) -> optax.Schedule:
+    cosine = optax.cosine_decay_schedule(config.lr, steps - config.warmup)
+    if not config.warmup:
+        return cosine
+    rise = optax.linear_schedule(0.0, config.lr, config.warmup)
+    return optax.join_schedules([rise, cosine], [config.warmup])
 
 
 def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformation:

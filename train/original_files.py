@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sqs_jax import files
+from sqs_jax import display, files
 from sqs_jax.messages import InputError
 
 # Part of the cache's path: a change of what is stored there raises it.
@@ -74,7 +74,7 @@ def _prepare(source: Source, data_dir: Path | None, cache_dir: Path) -> dict[str
         if not killed.is_symlink():
             shutil.rmtree(killed)
     if not any(cache_dir.glob(f"tfds/{source.name}/{VERSION}")):
-        print(f"preparing {source.name}, once, in {cache_dir}", flush=True)
+        display.line(f"preparing {source.name}, once, in {cache_dir}")
     local = find_originals(source, data_dir)
     missing = [original for original in source.originals if original.file not in local]
     _check_reachable(source, missing, data_dir)
@@ -87,7 +87,7 @@ def _prepare(source: Source, data_dir: Path | None, cache_dir: Path) -> dict[str
     # A folder of its own for each set: tensorflow-datasets takes a file of the same name for the same file.
     downloads = cache_dir / "downloads" / source.name
     try:
-        with contextlib.redirect_stdout(None):  # it speaks of "Unknown size"
+        with display.stage(f"preparing {source.name}"), contextlib.redirect_stdout(None):  # it speaks of "Unknown size"
             builder.download_and_prepare(download_dir=downloads, download_config=config)
     except RuntimeError as error:
         if os.strerror(errno.ENOSPC) not in str(error):

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from sqs_jax.gates import nearest
-from sqs_jax.messages import InputError, quoted
+from sqs_jax.messages import InputError, is_text, quoted
 from sqs_jax.train.config import ImageConfig, TextConfig
 
 # The setting of the paper's image runs: arXiv 2509.01874, section 4, and the reproduction's record of it.
@@ -53,14 +53,23 @@ TEXTS = tuple(name for name, config in PRESETS.items() if isinstance(config, Tex
 _TFDS = re.compile(r"tfds:\w+(/\w[\w.+-]*)?(:\d+\.\d+\.\d+)?", re.ASCII)
 
 
+OWN = "images:"
+"""Begins the name of images of one's own; their folder or file follows."""
+
+
 def preset(data: str) -> Any:
-    """The default configuration for a data set, an ImageConfig or a TextConfig; that of `mnist` for any `tfds:<name>`.
+    """The default configuration for a data set, an ImageConfig or a TextConfig.
+
+    That of `mnist` for any `tfds:<name>`. For `images:PATH` one for images that are not counted yet:
+    `train.images.own_images.own_preset` counts them.
 
     Raises InputError for an unknown data set, with the nearest known name.
     """
     if data in PRESETS:
         return PRESETS[data]
+    if data.startswith(OWN) and len(data) > len(OWN) and is_text(data):
+        return ImageConfig(data=data, width=128, hidden=128, noise_std=0.2)
     if _TFDS.fullmatch(data):
         return dataclasses.replace(PRESETS["mnist"], data=data)
-    known = "tfds:<name>, tfds:<name>/<config> or, with a version, tfds:<name>:1.0.0"
+    known = "images:<folder or .npz file>, tfds:<name>, tfds:<name>/<config> or, with a version, tfds:<name>:1.0.0"
     raise InputError(f"`data` is {quoted(data)}: {nearest(data, [*PRESETS, known])}")

@@ -1,8 +1,6 @@
 """The folder of a run: its files, and how a run is begun, locked and found again."""
 
 import contextlib
-import dataclasses
-import importlib.metadata
 import json
 import os
 import platform
@@ -17,10 +15,7 @@ from sqs_jax import files
 from sqs_jax.messages import InputError, is_text, quoted
 from sqs_jax.train.config import TrainConfig
 from sqs_jax.train.config_file import from_json
-
-_PACKAGES = (
-    "sqs-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "tokenizers", "numpy",
-)  # fmt: skip
+from sqs_jax.versions import versions
 
 
 class RunFolder:
@@ -44,6 +39,12 @@ class RunFolder:
         self.before = path / "before.json"
         self.model = path / "model"
         self.control = path / "control"
+
+    @property
+    def ends(self) -> tuple[Path, ...]:
+        """What is there once a run has ended, and what is made of it then."""
+        made = (self.summary, self.report, self.spectrum, self.eigenvectors, self.curves, self.model)
+        return (*made, self.path / "reading")
 
 
 class SweepFolder:
@@ -107,16 +108,6 @@ def read_config(run: RunFolder) -> TrainConfig:
     return from_json(run.config)
 
 
-def check_same_config(run: RunFolder, config: TrainConfig) -> None:
-    """Raises InputError where the configuration of an existing run differs from this one."""
-    stored = dataclasses.asdict(read_config(run))
-    for name, value in dataclasses.asdict(config).items():
-        if stored[name] != value:
-            raise InputError(
-                f"`{name}` is {value!r}, but the run {run.path} has {stored[name]!r}: a resumed run keeps its own"
-            )
-
-
 def check_same_files(run: RunFolder, files: dict[str, str]) -> None:
     """Raises InputError where the files that a run was begun with differ from these."""
     for name, content in files.items():
@@ -145,13 +136,10 @@ def summary(test: dict[str, float], history: list[dict[str, Any]], seconds: floa
 
 def provenance() -> dict[str, Any]:
     """Where a figure comes from: versions of packages, device, machine, settings of JAX, commit of the code."""
-    installed = {dist.name.lower().replace("_", "-"): dist.version for dist in importlib.metadata.distributions()}
-    versions = {"python": platform.python_version()}
-    versions |= {name: installed[name] for name in _PACKAGES if name in installed}
     devices = jax.devices()
     device = {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
     machine = {"processor": _processor(), "cores": os.cpu_count()}
-    return {"versions": versions, "device": device, "machine": machine, "flags": number_flags(), "git": _commit()}
+    return {"versions": versions(), "device": device, "machine": machine, "flags": number_flags(), "git": _commit()}
 
 
 def number_flags() -> dict[str, Any]:

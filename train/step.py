@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from sqs_jax.display import Stage
 from sqs_jax.messages import InputError
 
 # What a random number is for: folded into the run's key before the step or epoch.
@@ -64,9 +65,16 @@ def parameters(model: nnx.Module) -> Parameters:
     return nnx.to_pure_dict(nnx.state(model))
 
 
-def first_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    params = parameters(model)
+def size_of(params: Parameters) -> int:
+    """The number of parameters, or of their shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def first_state(
+    model: nnx.Module, optimizer: optax.GradientTransformation, params: Parameters | None = None
+) -> TrainState:
+    """The state before the first step, of the model's own parameters or of others."""
+    params = parameters(model) if params is None else params
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
@@ -81,6 +89,7 @@ def run_steps(
     state: TrainState,
     end: int,
     stopping: Callable[[], Any],
+    shown: Stage,
     advance: Callable[[TrainState, int], tuple[TrainState, Any]],
 ) -> tuple[TrainState, np.ndarray]:
     """Step by step up to the step `end`, until `stopping()`, or until a loss is not finite; the losses (steps,)."""
@@ -89,6 +98,7 @@ def run_steps(
         # The step before the last has ended: its loss costs no wait, and no more than two steps lie in the queue.
         if stopping() or (len(losses) > 1 and not np.isfinite(losses[-2])):
             break
+        shown.at(step)
         state, loss = advance(state, step)
         losses.append(loss)
     return state, np.array([np.asarray(loss) for loss in losses], np.float32)

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sqs_jax.display import Stage
 from sqs_jax.train.config import AdoptConfig, TextConfig, TrainConfig
 from sqs_jax.train.step import Parameters, TrainState
 
@@ -18,6 +19,12 @@ class Task(Protocol):
 
     ends: list[int]
     """The steps at which the rounds end."""
+    about: str
+    """What is trained on what, in a line."""
+    unit: str
+    """What is counted by `per_step`."""
+    per_step: int
+    """How many of these a step takes."""
     files: dict[str, str]
     """What the run's folder holds from the beginning beside its configuration; a resumed run finds it unchanged."""
 
@@ -28,8 +35,13 @@ class Task(Protocol):
         """
         ...
 
-    def train(self, state: TrainState, end: int, stopping: Callable[[], Any]) -> tuple[TrainState, np.ndarray]:
-        """Trains up to the step `end`, or less far once `stopping()`; the new state and the losses (steps,)."""
+    def train(
+        self, state: TrainState, end: int, stopping: Callable[[], Any], shown: Stage
+    ) -> tuple[TrainState, np.ndarray]:
+        """Trains up to the step `end`, or less far once `stopping()`; the new state and the losses (steps,).
+
+        Where steps are calls of their own, `shown` is told of each.
+        """
         ...
 
     def evaluate(self, params: Parameters) -> dict[str, Any]:
@@ -50,10 +62,6 @@ class Task(Protocol):
 
     def checkpoint_number(self, step: int) -> int:
         """The number of the checkpoint that is saved at a step."""
-        ...
-
-    def speed(self, steps: int, seconds: float) -> dict[str, float]:
-        """The speed of this many steps in this many seconds, as it is reported."""
         ...
 
     def progress_line(self, row: dict[str, Any], seconds: float) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from sqs_jax import display
 from sqs_jax.analysis import interpret
 from sqs_jax.analysis.as_json import as_json
 from sqs_jax.analysis.calibration import AFFINE, Method
@@ -64,7 +65,8 @@ def write_image_report(
         if comparison:
             summary["comparison"] = comparison
         # All is made before the first file is written.
-        files = _files(run, summary, arrays, images, command)
+        with display.stage("drawing"):
+            files = _files(run, summary, arrays, images, command)
         for path, content in files.items():
             write(path, content)
     return folder.report

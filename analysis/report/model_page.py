@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sqs_jax import display
 from sqs_jax.analysis.as_json import as_json
 from sqs_jax.analysis.reading_kinds import READINGS, Reading
 from sqs_jax.analysis.report import page
@@ -59,8 +60,8 @@ def write_model_report(
     model = load_pretrained(path)
     folder = out_dir or Path("runs") / f"{model.name}-reading"
     options = ReadingOptions(readings=_ordered(readings), words=text_words(model, words), **settings)
-    print(_banner(model, text), flush=True)
-    result = read_model(model, content, options, folder, report=_say)
+    display.line(_banner(model, text))
+    result = read_model(model, content, options, folder)
     same = {"text": text, "readings": readings, "command": command} | settings
     others = [_beside(other, folder / "against" / name, same) for other, name in zip(against, names, strict=True)]
     summary = _summary(model, text, options, result)
@@ -89,10 +90,6 @@ def _without_words(command: str) -> str:
         at = parts.index("--words")
         del parts[at : at + 2]
     return shlex.join(part for part in parts if not part.startswith("--words="))
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def _banner(model: LanguageModel, text: Path) -> str:

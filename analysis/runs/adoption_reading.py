@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sqs_jax import display
 from sqs_jax.analysis.language import stream_directions, token_directions
 from sqs_jax.analysis.layer_reading import agreement
 from sqs_jax.analysis.reading_kinds import Reading
@@ -60,8 +61,8 @@ def read_adoption(run: RunFolder, config: AdoptConfig) -> AdoptionReading:
     models["after"] = adopted, after
     found = {}
     for name, (model, readings) in models.items():
-        print("reading the " + ("original" if model is original else "adopted model"), flush=True)
-        found[name] = read_windows(model, windows, dataclasses.replace(options, readings=readings), folder / name)
+        with display.stage("reading the " + ("original" if model is original else "adopted model"), plain=True):
+            found[name] = read_windows(model, windows, dataclasses.replace(options, readings=readings), folder / name)
     cosines, overlaps = [], []
     directions = token_directions(original, options.words)
     for layer in layers:

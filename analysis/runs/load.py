@@ -71,7 +71,7 @@ def open_run(folder: "RunFolder", config: Any, data_dir: Path | None, epoch: int
 
     model = _model(folder, config, epoch)
     inputs = (model.layers[0].w if model.embed is None else model.embed).shape[0]
-    data = load(config.data, data_dir)
+    data = load(config.data, data_dir, size=config.size)
     if inputs != int(np.prod(data.shape)) or model.head.shape[1] != len(data.classes):
         raise InputError(
             f"{folder.path} has {inputs} inputs, not the {np.prod(data.shape)} of {data.name}: its data set is another"

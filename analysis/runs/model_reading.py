@@ -19,7 +19,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sqs_jax import files
+from sqs_jax import display, files
 from sqs_jax.analysis.interaction import GLUWeights
 from sqs_jax.analysis.language import layer_r2
 from sqs_jax.analysis.layer_reading import (
@@ -98,7 +98,7 @@ def read_model(
     text: str,
     options: ReadingOptions,
     folder: Path | None = None,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = display.line,
 ) -> ModelReading:
     """Reads layers of a language model on a text: fits, fidelity, losses with layers replaced, eigenvectors of words.
 
@@ -121,7 +121,7 @@ def read_windows(
     windows: tuple[np.ndarray, np.ndarray],
     options: ReadingOptions,
     folder: Path | None = None,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = display.line,
 ) -> ModelReading:
     """As `read_model`, on windows (n, length) of tokens: some that readings are fitted on, and held-out ones."""
     train, test = windows
@@ -143,21 +143,22 @@ def _read(model, train, test, options: ReadingOptions, layers, words: list[int],
         fitted, unseen = fits[stream.layer], held_out(fits[stream.layer], stream)
         pairs = read_words(model, fitted, options.readings[-1], unseen, words, k=options.pairs, order=options.order)
         row = _figures(fitted, unseen, pairs)
-        shown = ", ".join(f"{name} {part['r2']:.3f}" for name, part in row["readings"].items())
-        report(f"layer {stream.layer}: R² {shown}; {fitted.sinks} sinks; {time.monotonic() - start:.0f} s")
+        figures = ", ".join(f"{name} {part['r2']:.3f}" for name, part in row["readings"].items())
+        report(f"layer {stream.layer}: R² {figures}; {fitted.sinks} sinks; {time.monotonic() - start:.0f} s")
         return pairs, row
 
     missing = [layer for layer in layers if not (folder and layer_path(folder, layer).is_file())]
     to_fit = layer_streams(model, train) if missing else itertools.repeat(None)
     # Words are read beside the fit of the next layer: either alone leaves cores idle.
     done: list[Future] = []
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, display.stage("reading layers", len(layers), "layers") as shown:
         for seen, unseen in zip(to_fit, layer_streams(model, test), strict=False):
             if unseen.layer in layers:
                 fits[unseen.layer] = _fitted(model, unseen.layer, seen, options, folder)
                 for earlier in done[-1:]:
                     earlier.result()  # so that two layers at most are in memory
                 done.append(pool.submit(measured, unseen))
+                shown.at(len(done) - 1)
             if unseen.layer == max(layers):
                 break
     pairs, rows = (list(parts) for parts in zip(*(each.result() for each in done), strict=True))

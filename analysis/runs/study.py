@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from sqs_jax import display
 from sqs_jax.analysis import interpret
 from sqs_jax.analysis.as_json import as_json
 from sqs_jax.analysis.calibration import METHODS, Calibration, Method, calibrate_all, calibrated
@@ -65,24 +66,31 @@ def study(
     if outputs is not None:
         weights, samples = chosen(weights, samples, outputs)
     calibration_x = all_samples.train[drawn(len(all_samples.train), CALIBRATION_SAMPLES)]
-    calibrations = calibrate_all(whole, calibration_x, gate, methods=METHODS)
-    pairs = spectrum(calibrated(weights, calibrations[method]), count=kept_pairs(weights))
+    with display.stage("finding gains"):
+        calibrations = calibrate_all(whole, calibration_x, gate, methods=METHODS)
+    with display.stage("finding eigenvectors"):
+        pairs = spectrum(calibrated(weights, calibrations[method]), count=kept_pairs(weights))
     figures: dict[str, Any] = {"method": method, "calibration_samples": len(calibration_x)}
     figures["test_samples"] = len(all_samples.test)
     test, labels = all_samples.test, all_samples.test_labels
-    figures["fidelity"] = {
-        name: _fidelity_row(calibration, fidelity(whole, test, gate, calibration=calibration, labels=labels))
-        for name, calibration in calibrations.items()
-    }
-    figures["linear_share"] = None if weights.skip is None else as_json(linear_share(whole, test, gate))
-    figures["truncation"] = _truncation(weights, pairs, samples, gate)
+    with display.stage("measuring fidelity"):
+        figures["fidelity"] = {
+            name: _fidelity_row(calibration, fidelity(whole, test, gate, calibration=calibration, labels=labels))
+            for name, calibration in calibrations.items()
+        }
+        figures["linear_share"] = None if weights.skip is None else as_json(linear_share(whole, test, gate))
+    with display.stage("cutting forms off"):
+        figures["truncation"] = _truncation(weights, pairs, samples, gate)
     figures["spectrum"] = spectrum_figures(weights, pairs)
     positive = np.any(np.asarray(pairs.values) > 0, axis=1)
     leading = zip(first_positive(pairs.values), positive, strict=True)
     figures["leading"] = [int(rank) if there else None for rank, there in leading]
-    figures["ablation"] = _ablation(weights, pairs, samples, gate)
-    figures["eigenvectors"] = _eigenvectors(pairs, samples, input_size(weights))
-    figures["masks"] = _masks(weights, pairs, samples, gate)
+    with display.stage("leaving eigenvectors out"):
+        figures["ablation"] = _ablation(weights, pairs, samples, gate)
+    with display.stage("comparing eigenvectors with images"):
+        figures["eigenvectors"] = _eigenvectors(pairs, samples, input_size(weights))
+    with display.stage("trying masks"):
+        figures["masks"] = _masks(weights, pairs, samples, gate)
     return figures, pairs, calibrations
 
 

@@ -13,10 +13,11 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sqs_jax import files
+from sqs_jax import display, files
 from sqs_jax.analysis.layer_fit import Layer
 from sqs_jax.analysis.layer_reading import default_tokens
 from sqs_jax.analysis.streams import losses
+from sqs_jax.display import Stage
 from sqs_jax.pretrained.loading import load_pretrained
 from sqs_jax.pretrained.model import LanguageModel
 from sqs_jax.pretrained.saving import check_savable
@@ -37,7 +38,8 @@ class AdoptionTask:
     def __init__(self, config: AdoptConfig):
         """Loads model and text, and compiles the step. Raises InputError for what does not fit."""
         check_devices(config.batch_size // config.accumulate, "batch_size` / `accumulate")
-        self._model = load_pretrained(config.model)
+        with display.stage(f"loading {config.model}"):
+            self._model = load_pretrained(config.model)
         check_savable(self._model)
         _check_size(self._model)
         self._train, self._validation, self._test = windows_of(self._model, config)
@@ -45,6 +47,12 @@ class AdoptionTask:
         self._steps = 0 if config.stage == "distil" else config.steps
         self.ends = [*range(config.evaluate_every, self._steps, config.evaluate_every), self._steps][: self._steps]
         self.files = {"text.json": self._facts()}
+        self.unit, self.per_step = "tokens", config.batch_size * self._train.shape[1]
+        arch = self._model.architecture
+        self.about = (
+            f"{self._model.name}, {arch.family}: {arch.layers} layers of width {arch.width}, GLUs of {arch.hidden}; "
+            f"{self._train.size:,} tokens to train on"
+        )
         self._mesh = data_mesh()
         self._across = NamedSharding(self._mesh, PartitionSpec("data"))
         if self._steps:
@@ -114,13 +122,16 @@ class AdoptionTask:
 
     def _before(self, layers: list[Layer], fitted: list[Distilled]) -> dict[str, Any]:
         """Losses on the test windows before training, and what was fitted."""
-        loss = {"original": self._loss(self._model, self._test)}
+        models = {"original": self._model}
         if self._config.gate != "own":
-            swapped = {"glu": network.stacked_glus(self._layers(self._config))}
-            loss["swapped"] = self._loss(self.model(swapped), self._test)
+            models["swapped"] = self.model({"glu": network.stacked_glus(self._layers(self._config))})
         if fitted:
-            loss["distilled"] = self._loss(self.model({"glu": network.stacked_glus(layers)}), self._test)
-        print("loss: " + ", ".join(f"{name} {value:.4f}" for name, value in loss.items()), flush=True)
+            models["distilled"] = self.model({"glu": network.stacked_glus(layers)})
+        loss = {}
+        for name, model in models.items():
+            with display.stage(f"loss, {name}"):
+                loss[name] = self._loss(model, self._test)
+        display.line("loss: " + ", ".join(f"{name} {value:.4f}" for name, value in loss.items()))
         rows = [each._asdict() | {"layer": layer} for layer, each in enumerate(fitted)]
         rows = jax.tree.map(lambda value: value if value == value else None, rows)  # JSON has no NaN
         tokens = int(fitting_windows(self._model, self._train, self._config).size) if fitted else 0
@@ -133,14 +144,16 @@ class AdoptionTask:
     def _loss(self, model: LanguageModel, windows: np.ndarray) -> float:
         return losses(model, (windows, next_tokens(windows)), [{}])[0]
 
-    def train(self, state: TrainState, end: int, stopping: Callable[[], Any]) -> tuple[TrainState, np.ndarray]:
+    def train(
+        self, state: TrainState, end: int, stopping: Callable[[], Any], shown: Stage
+    ) -> tuple[TrainState, np.ndarray]:
         """Trains step by step up to the step `end`, until `stopping()`, or until a loss is not finite."""
 
         def advance(state: TrainState, step: int) -> tuple[TrainState, Any]:
             numbers = batch_numbers(step, self._config.batch_size, len(self._train), self._config.seed)
             return self._step(state, self._frozen, jax.device_put(self._train[numbers], self._across))
 
-        return run_steps(state, end, stopping, advance)
+        return run_steps(state, end, stopping, shown, advance)
 
     def evaluate(self, params: Parameters) -> dict[str, Any]:
         """The loss on the validation windows."""
@@ -161,11 +174,6 @@ class AdoptionTask:
     def checkpoint_number(self, step: int) -> int:
         """Checkpoints are numbered by step."""
         return step
-
-    def speed(self, steps: int, seconds: float) -> dict[str, float]:
-        """Tokens a second."""
-        tokens = self._config.batch_size * self._train.shape[1] * steps
-        return {"tokens_per_second": tokens / seconds} if steps else {}
 
     def progress_line(self, row: dict[str, Any], seconds: float) -> str:
         """Every evaluation is printed."""

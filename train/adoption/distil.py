@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sqs_jax import files
+from sqs_jax import display, files
 from sqs_jax.activation import sqs
 from sqs_jax.analysis import layer_fit
 from sqs_jax.analysis.calibration import bilinear_layer, calibrate
@@ -85,25 +85,27 @@ def distil(
     layers = [each.layer for each in done]
     other = instead(layers) if config.inputs == "adopted" else None
     start = time.monotonic()
-    for stream in layer_streams(model, tokens, folder=folder / "streams", instead=other):
-        if stream.layer < len(done):
-            continue
-        found = fit_glu(model, stream, config)
-        found = found._replace(seconds=time.monotonic() - start)
-        start = time.monotonic()
-        files.write(layer_file(folder, stream.layer), _content(found))
-        done.append(found)
-        layers.append(found.layer)
-        sinks = f", {found.sinks} sinks within {found.sink_error:.3f}" if found.sinks else ""
-        print(
-            f"layer {stream.layer:>2}: R² {found.r2:.3f}, {found.start_r2:.3f} at the start{sinks}; "
-            f"{found.seconds:.1f} s",
-            flush=True,
-        )
-        if number := stopping():
-            raise Stopped(number)
+    with display.stage("fitting GLUs", model.layers, "layers") as shown:
+        for stream in layer_streams(model, tokens, folder=folder / "streams", instead=other):
+            shown.at(stream.layer)
+            if stream.layer < len(done):
+                continue
+            found = fit_glu(model, stream, config)
+            found = found._replace(seconds=time.monotonic() - start)
+            start = time.monotonic()
+            files.write(layer_file(folder, stream.layer), _content(found))
+            done.append(found)
+            layers.append(found.layer)
+            display.line(_line(stream.layer, found))
+            if number := stopping():
+                raise Stopped(number)
     files.remove(folder / "streams")
     return done
+
+
+def _line(layer: int, found: Distilled) -> str:
+    sinks = f", {found.sinks} sinks within {found.sink_error:.3f}" if found.sinks else ""
+    return f"layer {layer:>2}: R² {found.r2:.3f}, {found.start_r2:.3f} at the start{sinks}; {found.seconds:.1f} s"
 
 
 def fit_glu(model: LanguageModel, stream: LayerStream, config: AdoptConfig) -> Distilled:

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sqs_jax import display
 from sqs_jax.command_line import asks_help, fail, given, one_line_errors, print_help, program
 from sqs_jax.messages import InputError
 from sqs_jax.options import option, types_of
 from sqs_jax.train.config import AdoptConfig
 from sqs_jax.train.config_check import checked
 from sqs_jax.train.config_file import from_json
+from sqs_jax.train.extension import with_restart
 from sqs_jax.train.run_folder import RunFolder, read_config
 
 _DESCRIPTION = """Give a pretrained language model another gate: one that is read exactly, or nearly so.
@@ -30,6 +32,11 @@ class Paths:
 
     run_dir: Path | None = option(None, "Folder of the run; default runs/<model>-<gate>-seed<seed>.")
     config: Path | None = option(None, "A config.json to take the defaults from.")
+    restart: bool = option(
+        False,
+        "With --resume and more --epochs or --steps: begin the cosine of the learning rate again where the run would "
+        "have ended; by default it is stretched over the whole.",
+    )
     resume: bool = option(False, "Go on with the run in --run-dir.")
     report: bool = option(True, "Read both models when training is done, and write report.html.")
 
@@ -58,6 +65,8 @@ def parse(args: Sequence[str]) -> tuple[AdoptConfig, Path, Paths]:
     config: Any = dataclasses.replace(base, **values)
     if "warmup" not in values and config.steps <= config.warmup:
         config = dataclasses.replace(config, warmup=config.steps // 10)  # the default is for longer runs
+    if paths.restart:
+        config = with_restart(base if paths.resume else config, config)
     return checked(config), paths.run_dir or _default_dir(config), paths
 
 
@@ -75,23 +84,25 @@ def run(config: AdoptConfig, run_dir: Path, paths: Any) -> None:
     from sqs_jax.train.interrupt import Stopped
     from sqs_jax.train.loop import NonFiniteLossError
 
-    try:
-        summary = adopt(config, run_dir, resume=paths.resume)
-    except NonFiniteLossError as error:
-        fail(str(error), 1)
-    except Stopped as stop:
-        fail(f"{stop}; go on with: {_program()} --run-dir {shlex.quote(str(run_dir))} --resume", 128 + stop.number)
-    print("loss, nats a token: " + ", ".join(f"{name} {value:.4f}" for name, value in summary["loss"].items()))
+    display.about(f"{config.model}: gate {config.gate}, on {config.text}, in {run_dir}")
     folder = RunFolder(run_dir)
-    if paths.report and not folder.report.exists():
-        from sqs_jax.analysis.report import write_report
+    with display.stage(run_dir.name):
+        try:
+            summary = adopt(config, run_dir, resume=paths.resume)
+        except NonFiniteLossError as error:
+            fail(str(error), 1)
+        except Stopped as stop:
+            fail(f"{stop}; go on with: {_program()} --run-dir {shlex.quote(str(run_dir))} --resume", 128 + stop.number)
+        if paths.report and not folder.report.exists():
+            from sqs_jax.analysis.report import write_report
 
-        print("reading both models", flush=True)
-        with one_line_errors(ValueError, ArithmeticError):
-            write_report(run_dir)
+            with display.stage("reading both models", plain=True), one_line_errors(ValueError, ArithmeticError):
+                write_report(run_dir)
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in summary["loss"].items())
+    display.result(f"loss, nats a token: {losses}")
     for path in (folder.report, folder.model, folder.summary):
         if path.exists():
-            print(path)
+            display.result(path)
 
 
 def _program() -> str:

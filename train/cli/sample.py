@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sqs_jax import display
 from sqs_jax.command_line import program, read
 from sqs_jax.messages import InputError, shown
 from sqs_jax.options import COUNT, ONE_OR_MORE, check_options, option
@@ -43,6 +44,7 @@ def main(args: Sequence[str]) -> None:
     except UnicodeEncodeError:
         raise InputError(f"`prompt` is {options.prompt!r}: it is not UTF-8") from None
     for piece in _pieces(options):
+        display.end()
         sys.stdout.write(shown(piece) if sys.stdout.isatty() else piece)
         sys.stdout.flush()
 
@@ -64,7 +66,8 @@ def _pieces(options: Options) -> Iterator[str]:
     adopted = Path(options.model) / "model"  # of a run of python -m train adopt
     if is_pretrained(adopted):
         options = dataclasses.replace(options, model=str(adopted))
-    source = _pretrained(options) if is_pretrained(options.model) else _trained(options)
+    with display.stage(f"loading {options.model}"):
+        source = _pretrained(options) if is_pretrained(options.model) else _trained(options)
     context = source.decoder.config.context
     if len(source.prompt) >= context:
         raise InputError(f"`prompt` has {len(source.prompt)} tokens: fewer than the context, {context}, are needed")

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_origin
 
+from sqs_jax import display
 from sqs_jax.command_line import fail, one_line_errors, program, read
 from sqs_jax.messages import InputError, quoted
 from sqs_jax.options import needed, option, types_of
 from sqs_jax.train.config import ImageConfig
+from sqs_jax.train.config_check import checked
 from sqs_jax.train.config_file import from_json
-from sqs_jax.train.presets import IMAGES, preset
+from sqs_jax.train.images.own_images import own_preset
+from sqs_jax.train.presets import IMAGES, OWN, preset
 from sqs_jax.train.sweep.grid import MOST_NETWORKS, Axes, parse_values
 
 _DESCRIPTION = """Train every network of a grid of values, many at once where that is faster.
@@ -30,8 +33,12 @@ class HowToSweep:
     """What is swept, and how."""
 
     data: str | None = option(
-        None, "Data set: digits, mnist, fashion_mnist, cifar10, cifar100, cifar10_jpeg or tfds:<name>.", positional=True
+        None,
+        "Data set: digits, mnist, fashion_mnist, cifar10, cifar100, cifar10_jpeg, tfds:<name>, or your own, "
+        "images:<path>.",
+        positional=True,
     )
+    size: int = option(0, "Images of your own in a folder: height and width that they get, as in python -m train.")
     seeds: int | None = option(None, "Number of seeds, from 0; or name them by --seed.")
     share_noise: bool = option(
         False,
@@ -55,7 +62,8 @@ _ORDER = (
     "seed", "gate", "lam", "c", "p", "learnable", "layers", "width", "hidden", "residual", "bias", "lr", "weight_decay",
     "noise_std", "noise_prob", "warmup", "clip", "epochs", "batch_size", "validation", "dtype",
 )  # fmt: skip
-_FIELDS = {field.name: field for field in dataclasses.fields(ImageConfig) if field.name not in ("data", "save_every")}
+_COMMON = ("data", "size", "save_every", "restarts", "init_from")
+_FIELDS = {field.name: field for field in dataclasses.fields(ImageConfig) if field.name not in _COMMON}
 _VARIED = tuple(_FIELDS[name] for name in dict.fromkeys((*_ORDER, *_FIELDS)))
 
 
@@ -86,17 +94,18 @@ def main(args: Sequence[str]) -> None:
 
     grid = Grid(base, axes, options.share_noise) if base else read_grid(sweep_dir)
     how = {"at_once": options.at_once, "memory": options.memory, "data_dir": options.data_dir}
-    try:
-        sweep(grid, sweep_dir, resume=options.resume, **how)
-    except Stopped as stop:
-        command = f"{_program()} --sweep-dir {shlex.quote(str(sweep_dir))} --resume"
-        fail(f"{stop}; go on with: {command}", 128 + stop.number)
-    print(SweepFolder(sweep_dir).results)
-    if options.report:
-        from sqs_jax.analysis.report import write_report
+    with display.stage(str(sweep_dir)):
+        try:
+            sweep(grid, sweep_dir, resume=options.resume, **how)
+        except Stopped as stop:
+            command = f"{_program()} --sweep-dir {shlex.quote(str(sweep_dir))} --resume"
+            fail(f"{stop}; go on with: {command}", 128 + stop.number)
+        display.result(SweepFolder(sweep_dir).results)
+        if options.report:
+            from sqs_jax.analysis.report import write_report
 
-        with one_line_errors(ValueError):
-            print(write_report(sweep_dir))
+            with one_line_errors(ValueError):
+                display.result(write_report(sweep_dir))
 
 
 def _grid(options: Any) -> tuple[ImageConfig | None, Axes, Path]:
@@ -113,14 +122,20 @@ def _grid(options: Any) -> tuple[ImageConfig | None, Axes, Path]:
         if options.sweep_dir is None:
             raise InputError("--resume needs the folder of a sweep: --sweep-dir DIR")
         return None, {}, options.sweep_dir
-    base = from_json(options.config) if options.config else preset(options.data or "digits")
-    if options.config and options.data:
-        base = dataclasses.replace(base, data=options.data)
+    if options.config:
+        base = from_json(options.config)
+        base = dataclasses.replace(base, data=options.data) if options.data else base
+    else:
+        data = options.data or "digits"
+        base = own_preset(data) if data.startswith(OWN) else preset(data)
     if not isinstance(base, ImageConfig):
         raise InputError(f"`data` is {base.data!r}: a sweep is on images, of {', '.join(IMAGES)} or tfds:<name>")
+    if base.data.startswith(OWN) or options.size:
+        base = checked(dataclasses.replace(base, size=options.size or base.size))
     base = dataclasses.replace(base, **{name: values[0] for name, values in axes.items() if len(values) == 1})
     axes = {name: values for name, values in axes.items() if len(values) > 1}
-    return base, axes, options.sweep_dir or Path("sweeps") / base.data.replace(":", "-")
+    name = Path(base.data).stem if base.data.startswith(OWN) else base.data.replace(":", "-")
+    return base, axes, options.sweep_dir or Path("sweeps") / name
 
 
 def _program() -> str:

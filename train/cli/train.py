@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sqs_jax import display
 from sqs_jax.command_line import asks_help, fail, given, one_line_errors, print_help, program
 from sqs_jax.messages import InputError
 from sqs_jax.options import option, types_of
 from sqs_jax.train.config import AdoptConfig, ImageConfig, TextConfig, TrainConfig
 from sqs_jax.train.config_check import checked
 from sqs_jax.train.config_file import from_json
-from sqs_jax.train.presets import IMAGES, TEXTS, preset
+from sqs_jax.train.extension import with_restart
+from sqs_jax.train.images.own_images import own_preset
+from sqs_jax.train.presets import IMAGES, OWN, TEXTS, preset
 from sqs_jax.train.run_folder import RunFolder, read_config
 
 _DESCRIPTION = f"""Train gated linear units (GLU) in a classifier of images or a Transformer on text, and read them.
@@ -21,6 +24,7 @@ _DESCRIPTION = f"""Train gated linear units (GLU) in a classifier of images or a
   python -m train                                  digits: seconds, and no network
   python -m train mnist --noise-std 0.5 --seed 3   the paper's setting, but for the noise
   python -m train mnist --gate silu --run-dir runs/silu
+  python -m train images:pets --size 32            your own: a folder with a folder for each class, or an .npz file
   python -m train stories                          a language model: a minute, and no network
   python -m train --text book.txt --layers 6       on any UTF-8 text
   python -m train --run-dir runs/silu --resume     after Ctrl-C, SIGTERM or a crash
@@ -29,9 +33,10 @@ _DESCRIPTION = f"""Train gated linear units (GLU) in a classifier of images or a
   python -m train sweep mnist --gate sqs,bilinear --seeds 5   many networks at once, one table
   python -m train adopt SmolLM2-135M --gate bilinear --text corpus.txt   a pretrained model with another gate
 
-Images: {", ".join(IMAGES)}, tfds:<name>. Text: {", ".join(TEXTS[:-1])}, or --text FILE. Each has defaults
-and flags of its own, shown by python -m train <data> --help. A run's folder holds config.json, metrics.jsonl,
-checkpoints/, summary.json, report.html, spectrum.npz and pictures, of text also tokenizer.json and samples.txt.
+Images: {", ".join(IMAGES)}, tfds:<name>, images:<path>.
+Text: {", ".join(TEXTS[:-1])}, or --text FILE. Each has defaults and flags of its own, shown by
+python -m train <data> --help. A run's folder holds config.json, metrics.jsonl, checkpoints/, summary.json,
+report.html, spectrum.npz and pictures, of text also tokenizer.json and samples.txt.
 An existing run is never overwritten."""
 
 
@@ -44,6 +49,11 @@ class Paths:
         None, "Folder with the original files, in it or in a subfolder of the data set's name; default SQS_DATA_DIR."
     )
     config: Path | None = option(None, "A config.json to take the defaults from, instead of the data set's own.")
+    restart: bool = option(
+        False,
+        "With --resume and more --epochs or --steps: begin the cosine of the learning rate again where the run would "
+        "have ended; by default it is stretched over the whole.",
+    )
     resume: bool = option(False, "Go on with the run in --run-dir from its last checkpoint.")
     report: bool = option(True, "Read the weights when training is done, and write report.html.")
 
@@ -96,13 +106,17 @@ def parse(args: Sequence[str]) -> tuple[Any, Path, Paths]:
         base = read_config(RunFolder(paths.run_dir or _default_dir(_replaced(_preset(values), values))))
     else:
         base = from_json(paths.config) if paths.config else _preset(values)
-    config = checked(_replaced(base, values))
+    config = _replaced(base, values)
+    if paths.restart:
+        config = with_restart(base if paths.resume else config, config)
+    config = checked(config)
     return config, paths.run_dir or _default_dir(config), paths
 
 
 def _preset(values: dict[str, Any]) -> TrainConfig:
     """The default configuration of the data that the flags name."""
-    return preset("text" if "text" in values else values.get("data", "digits"))
+    data = "text" if "text" in values else values.get("data", "digits")
+    return own_preset(data) if data.startswith(OWN) else preset(data)
 
 
 def _replaced(base: TrainConfig, values: dict[str, Any]) -> TrainConfig:
@@ -126,29 +140,45 @@ def _replaced(base: TrainConfig, values: dict[str, Any]) -> TrainConfig:
 
 
 def _run(config: ImageConfig | TextConfig, run_dir: Path, paths: Paths) -> None:
+    display.about(f"{_described(config)}, in {run_dir}")
+    with display.stage(run_dir.name):
+        summary = _trained(config, run_dir, paths)
+        if paths.report and not RunFolder(run_dir).report.exists():
+            from sqs_jax.analysis.report import write_report
+
+            with display.stage("reading the weights", plain=True), one_line_errors(ValueError, ArithmeticError):
+                write_report(run_dir, data_dir=paths.data_dir)
+    test = summary["test"]
+    figures = f"accuracy {test['accuracy']:.4f}" if "accuracy" in test else f"{test['bits_per_byte']:.4f} bits per byte"
+    display.result(f"test loss {test['loss']:.4f}  {figures}  ({summary['seconds']:.1f} s of training)")
+    for name in ("report.html", "eigenvectors.png", "curves.png", "samples.txt", "summary.json"):
+        if (run_dir / name).exists():
+            display.result(run_dir / name)
+
+
+def _trained(config: ImageConfig | TextConfig, run_dir: Path, paths: Paths) -> dict[str, Any]:
+    """The summary of the run; what stops it ends the command."""
     # Imported after the flags are known to be good: it takes a second.
     from sqs_jax.train.interrupt import Stopped
     from sqs_jax.train.loop import NonFiniteLossError, train_checked
 
     try:
-        summary = train_checked(config, run_dir, data_dir=paths.data_dir, resume=paths.resume)
+        return train_checked(config, run_dir, data_dir=paths.data_dir, resume=paths.resume)
     except NonFiniteLossError as error:
         fail(str(error), 1)
     except Stopped as stop:
         command = f"{_program()} --run-dir {shlex.quote(str(run_dir))} --resume"
         fail(f"{stop}; go on with: {command}", 128 + stop.number)
-    test = summary["test"]
-    figures = f"accuracy {test['accuracy']:.4f}" if "accuracy" in test else f"{test['bits_per_byte']:.4f} bits per byte"
-    print(f"test loss {test['loss']:.4f}  {figures}  ({summary['seconds']:.1f} s of training)")
-    if paths.report and not RunFolder(run_dir).report.exists():
-        from sqs_jax.analysis.report import write_report
 
-        print("reading the weights", flush=True)
-        with one_line_errors(ValueError, ArithmeticError):
-            write_report(run_dir, data_dir=paths.data_dir)
-    for name in ("report.html", "eigenvectors.png", "curves.png", "samples.txt", "summary.json"):
-        if (run_dir / name).exists():
-            print(run_dir / name)
+
+def _described(config: ImageConfig | TextConfig) -> str:
+    """Data and network in a line."""
+    gate = f"gate sqs (c {config.c:g}, λ {config.lam:g}, p {config.p:g})"
+    if config.gate != "sqs":
+        gate = f"gate {config.gate}"
+    count = f"{config.layers} layer" + "s" * (config.layers > 1)
+    network = f"{count} of width {config.width}" if isinstance(config, TextConfig) else f"{count} of {config.hidden}"
+    return f"{getattr(config, 'text', '') or config.data}: {network}, {gate}, seed {config.seed}"
 
 
 def _program() -> str:
@@ -157,4 +187,5 @@ def _program() -> str:
 
 def _default_dir(config: Any) -> Path:
     name = Path(config.text).stem if isinstance(config, TextConfig) and config.text else config.data
+    name = Path(name).stem if name.startswith(OWN) else name
     return Path("runs") / f"{name.replace(':', '-')}-{config.gate}-seed{config.seed}"

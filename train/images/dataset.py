@@ -16,7 +16,9 @@ from sqs_jax import files
 from sqs_jax.cache import default_cache_dir
 from sqs_jax.messages import InputError, first_line
 from sqs_jax.train.images.image_sources import DIGITS, SOURCES
+from sqs_jax.train.images.own_images import own_path, own_place, read_own
 from sqs_jax.train.original_files import SPLITS, VERSION, Source, exclusive, prepare, tensorflow_datasets
+from sqs_jax.train.presets import OWN
 from sqs_jax.train.records import read_record
 
 
@@ -37,15 +39,16 @@ class Dataset:
         return self.train_images.shape[1:]
 
 
-def load(name: str, data_dir: Path | None = None, cache_dir: Path | None = None) -> Dataset:
+def load(name: str, data_dir: Path | None = None, cache_dir: Path | None = None, *, size: int = 0) -> Dataset:
     """The data set `name`, from the cache if it is there, else prepared from its original files.
 
     Args:
-      name: `digits`, a name in `SOURCES`, or `tfds:<name>`.
+      name: `digits`, a name in `SOURCES`, `tfds:<name>`, or `images:<folder or .npz file>` of one's own.
       data_dir: folder with the original files, in it or in a subfolder of the data set's name; default
         `SQS_DATA_DIR`. What it lacks is downloaded. For `tfds:<name>`, the data_dir of tensorflow-datasets,
         by default its own.
       cache_dir: where prepared sets are kept; default `SQS_CACHE_DIR`, else `sqs_jax` in the user's cache.
+      size: height and width of images from a folder of one's own, as in `ImageConfig`.
 
     Raises InputError for a file whose checksum is wrong, for one that is neither there nor can be downloaded,
     and for a `tfds:<name>` that is not such a set or needs TensorFlow. Safe to call from several
@@ -59,7 +62,9 @@ def load(name: str, data_dir: Path | None = None, cache_dir: Path | None = None)
     if data_dir and not data_dir.is_dir():
         raise InputError(f"`data_dir` is {data_dir}: no such folder")
     cache_dir = cache_dir or default_cache_dir()
-    if stock:
+    if name.startswith(OWN):
+        key, read = own_place(name, size), lambda *_: read_own(name, size)
+    elif stock:
         key, read = _stock_place(stock, data_dir), functools.partial(_stock, stock)
     else:
         key, read = Path(name, VERSION), functools.partial(_own, SOURCES[name])
@@ -73,7 +78,7 @@ def load(name: str, data_dir: Path | None = None, cache_dir: Path | None = None)
                 if stock:  # what was downloaded just now has another place
                     folder = cache_dir / "arrays" / _stock_place(stock, data_dir)
                 _save(folder, splits, classes)
-    return _open(name, folder)
+    return _open(own_path(name).stem if name.startswith(OWN) else name, folder)
 
 
 def split_validation(size: int, validation: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,8 @@
 """Training a classifier on images. A round is an epoch: one compiled scan."""
 
 import functools
+import hashlib
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +12,26 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from sqs_jax import display
+from sqs_jax.display import Stage
 from sqs_jax.messages import InputError
+from sqs_jax.train import initial
 from sqs_jax.train.config import ImageConfig
 from sqs_jax.train.device_memory import check_fits, check_model, check_program, shapes_of
 from sqs_jax.train.images.classifier import make_epoch, make_evaluation, make_model
 from sqs_jax.train.images.dataset import Dataset, load, split_validation
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
-from sqs_jax.train.step import Parameters, TrainState, check_devices, data_mesh, first_state, replicated
+from sqs_jax.train.presets import OWN
+from sqs_jax.train.step import (
+    Parameters,
+    TrainState,
+    check_devices,
+    data_mesh,
+    first_state,
+    parameters,
+    replicated,
+    size_of,
+)
 
 
 class Images(NamedTuple):
@@ -48,7 +63,9 @@ class ImageTask:
         mesh = data_mesh()
         check_devices(config.batch_size)
         self._everywhere = replicated(mesh)
-        self._data = place_images(config, load_images(config, data_dir), self._everywhere)
+        with display.stage(f"loading {config.data}"):
+            data = load_images(config, data_dir)
+            self._data = place_images(config, data, self._everywhere)
         self._epochs = config.epochs
         total = self._data.steps * config.epochs
         self._model = make_model(config, self._data.inputs, self._data.outputs)
@@ -57,15 +74,25 @@ class ImageTask:
         self._epoch = make_epoch(config, self._model, self._optimizer, mesh)
         self._evaluation = make_evaluation(self._model, mesh)
         self.ends = [self._data.steps * epoch for epoch in range(1, config.epochs + 1)]
-        self.files: dict[str, str] = {}
+        self._initial = initial.initial_params(config.init_from, ImageConfig, parameters(self._model))
+        self.files = initial.facts(config.init_from, self._initial)
+        self.files |= _facts(data) if config.data.startswith(OWN) else {}
+        self.unit, self.per_step = "images", config.batch_size
         state = jax.eval_shape(lambda: first_state(self._model, self._optimizer))
         check_program(self._epoch, shapes_of(state, self._everywhere), *self._data[:3])
+        self.about = (
+            f"{len(self._data.training):,} images of {' × '.join(map(str, data.shape))} to train on, "
+            f"{len(self._data.validation):,} for validation, {len(data.test_labels):,} for the test; "
+            f"{len(data.classes)} classes; {size_of(state.params):,} parameters"
+        )
 
     def begin(self, folder: Path, stopping: Callable[[], Any]) -> TrainState:
         """The state that training begins with."""
-        return jax.device_put(first_state(self._model, self._optimizer), self._everywhere)
+        return jax.device_put(first_state(self._model, self._optimizer, self._initial), self._everywhere)
 
-    def train(self, state: TrainState, end: int, stopping: Callable[[], Any]) -> tuple[TrainState, np.ndarray]:
+    def train(
+        self, state: TrainState, end: int, stopping: Callable[[], Any], shown: Stage
+    ) -> tuple[TrainState, np.ndarray]:
         """Trains one epoch, which is not interrupted."""
         state, losses = self._epoch(state, self._data.images, self._data.labels, self._data.training)
         return state, np.asarray(losses)
@@ -95,10 +122,6 @@ class ImageTask:
         """Checkpoints are numbered by epoch."""
         return self.epoch(step)
 
-    def speed(self, steps: int, seconds: float) -> dict[str, float]:
-        """Nothing: seconds an epoch are printed."""
-        return {}
-
     def progress_line(self, row: dict[str, Any], seconds: float) -> str:
         """Some twenty epochs of a long run are printed."""
         if row["epoch"] % max(1, self._epochs // 20) and row["epoch"] != self._epochs:
@@ -110,16 +133,24 @@ class ImageTask:
         return f"{line}  {seconds:.2f} s"
 
 
+def _facts(data: Dataset) -> dict[str, str]:
+    """The file of a run that tells images of one's own from others at the same place."""
+    arrays = (data.train_images, data.train_labels, data.test_images, data.test_labels)
+    checksum = hashlib.sha256(b"".join(hashlib.sha256(np.asarray(array).tobytes()).digest() for array in arrays))
+    facts = {"sha256": checksum.hexdigest(), "shape": list(data.shape), "classes": list(data.classes)}
+    return {"images.json": json.dumps(facts, indent=2) + "\n"}
+
+
 def load_images(config: ImageConfig, data_dir: Path | None) -> Dataset:
     """The data set of a configuration. Raises InputError for what does not fit."""
-    data = load_fitting(config.data, data_dir)
+    data = load_fitting(config, data_dir)
     check_sizes(config, data)
     return data
 
 
-def load_fitting(name: str, data_dir: Path | None) -> Dataset:
-    """A data set by name. Raises InputError where it does not fit into the memory of the device."""
-    data = load(name, data_dir)
+def load_fitting(config: ImageConfig, data_dir: Path | None) -> Dataset:
+    """The data set of a configuration. Raises InputError where it does not fit into the memory of the device."""
+    data = load(config.data, data_dir, size=config.size)
     check_fits(data.train_images.nbytes + data.test_images.nbytes, f"{data.name} takes")
     return data
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sqs_jax import files
+from sqs_jax import display, files
 from sqs_jax.files import write
 from sqs_jax.messages import InputError
 from sqs_jax.train import run_folder
@@ -51,7 +51,7 @@ def print_member(name: str, end: Mapping[str, Any], done: int, count: int, secon
         figures = f"diverged at step {end['diverged_at']}"
     else:
         figures = f"test loss {end['test']['loss']:.4f}  accuracy {end['test']['accuracy']:.4f}"
-    print(f"[{done:>{len(str(count))}}/{count}]  {name}  {figures}  {seconds:.1f} s", flush=True)
+    display.line(f"[{done:>{len(str(count))}}/{count}]  {name}  {figures}  {seconds:.1f} s")
 
 
 def sweep(
@@ -110,7 +110,8 @@ def _begun(folder: SweepFolder, grid: Grid, configs, data_dir: Path | None, resu
         _check_same(folder, grid)
     else:
         run_folder.check_free(folder.path, "--sweep-dir")
-    data = load_fitting(grid.base.data, data_dir)
+    with display.stage(f"loading {grid.base.data}"):
+        data = load_fitting(grid.base, data_dir)
     for config in configs.values():
         check_sizes(config, data)
     if not resume:
@@ -132,10 +133,15 @@ def _train_left(folder: SweepFolder, grid: Grid, configs, data: Dataset, limits:
     files.clean(folder.members)
     about = run_folder.provenance()
     noise_seed = min(config.seed for config in configs.values()) if grid.share_noise else None
-    for name, member, seconds in _trained(_left(folder, configs), data, noise_seed, limits):
-        end = _file(folder.member(name), member, seconds, about)
-        write(folder.results, to_csv(_rows(folder, grid)))
-        report(name, end, len(configs) - len(_left(folder, configs)), len(configs), seconds)
+    left = _left(folder, configs)
+    with display.stage("training", len(configs), "networks") as shown:
+        shown.at(len(configs) - len(left))
+        for name, member, seconds in _trained(left, data, noise_seed, limits):
+            end = _file(folder.member(name), member, seconds, about)
+            write(folder.results, to_csv(_rows(folder, grid)))
+            done = len(configs) - len(_left(folder, configs))
+            shown.at(done)
+            report(name, end, done, len(configs), seconds)
 
 
 def read_grid(sweep_dir: Path) -> Grid:
@@ -256,7 +262,7 @@ def _train_group(names: list[str], configs, images: Images, noise_seed, limits: 
             if len(part) == 1:
                 raise InputError(f"{part[0]} alone is more than the memory holds: {error}") from None
             size = -(-len(part) // 2)
-            print(f"out of memory with {len(part)} networks at once: going on with {size}", flush=True)
+            display.line(f"out of memory with {len(part)} networks at once: going on with {size}")
             continue
         if not trained:
             continue  # to the stop

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from sqs_jax import display
 from sqs_jax.train.config import ImageConfig
 from sqs_jax.train.images.classifier import Metrics, epoch_function, evaluation_function, make_model
 from sqs_jax.train.images.image_task import Images
@@ -68,20 +69,27 @@ def train_together(
     values, programs = _prepared(configs, images, noise_seed)
     state = programs.begin(values["seed"])
     losses, validation, finite = [], [], []
-    for _ in range(configs[0].epochs):
-        state, step_losses = programs.epoch(values, state, images.images, images.labels, images.training)
-        losses.append(np.asarray(step_losses, np.float64))
-        finite.append(np.asarray(programs.finite((state.params, state.opt_state))))
-        if len(images.validation):
-            metrics = programs.evaluation(values, state.params, images.images, images.labels, images.validation)
-            validation.append(_columns(metrics))
-        if stopping():
-            return []
+    with display.stage(_group(configs), configs[0].epochs, "epochs") as shown:
+        for _ in range(configs[0].epochs):
+            state, step_losses = programs.epoch(values, state, images.images, images.labels, images.training)
+            losses.append(np.asarray(step_losses, np.float64))
+            finite.append(np.asarray(programs.finite((state.params, state.opt_state))))
+            if len(images.validation):
+                metrics = programs.evaluation(values, state.params, images.images, images.labels, images.validation)
+                validation.append(_columns(metrics))
+            shown.advance(text=f"loss {np.mean(losses[-1]):.4f}")
+            if stopping():
+                return []
     tests = _columns(programs.evaluation(values, state.params, *images.test))
     return [
         _member(config, i, images.steps, _pick(state, i), losses, finite, validation, tests)
         for i, config in enumerate(configs)
     ]
+
+
+def _group(configs: Sequence[ImageConfig]) -> str:
+    gates = ", ".join(dict.fromkeys(config.gate for config in configs))
+    return f"{gates}: {len(configs)} network" + "s" * (len(configs) > 1)
 
 
 def epoch_seconds(configs: Sequence[ImageConfig], images: Images, *, noise_seed: int | None = None) -> Iterator[float]:

@@ -11,7 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sqs_jax import display
+from sqs_jax.display import Stage
 from sqs_jax.generation import Sampling, generate
+from sqs_jax.train import initial
 from sqs_jax.train.config import TextConfig
 from sqs_jax.train.device_memory import check_model, check_program, shapes_of
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
@@ -21,8 +24,10 @@ from sqs_jax.train.step import (
     check_devices,
     data_mesh,
     first_state,
+    parameters,
     replicated,
     run_steps,
+    size_of,
     with_parameters,
 )
 from sqs_jax.train.text.language_model import fingerprint, make_model, make_score, make_step
@@ -40,7 +45,8 @@ class LanguageTask:
     def __init__(self, config: TextConfig, data_dir: Path | None):
         """Loads the text and compiles the step. Raises InputError for what does not fit."""
         check_devices(config.batch_size // config.accumulate, "batch_size` / `accumulate")
-        self._config, self._text = config, load_text(config, data_dir)
+        with display.stage(f"reading {config.text or config.data}"):
+            self._config, self._text = config, load_text(config, data_dir)
         self._windows = count_windows(self._text.train, config.context)
         steps = config.steps or -(-config.epochs * self._windows // config.batch_size)
         vocab = self._text.tokenizer.get_vocab_size()
@@ -50,11 +56,19 @@ class LanguageTask:
         check_model(lambda: make_model(config, vocab))
         self._model = make_model(config, vocab)
         self._step, self._score = make_step(config, self._model, self._optimizer, self._mesh), make_score(self._model)
+        self.unit, self.per_step = "tokens", config.batch_size * config.context
         self.ends = [*range(config.evaluate_every, steps, config.evaluate_every), steps]
         self.files = {"tokenizer.json": self._text.tokenizer.to_str(), "text.json": self._facts()}
+        self._initial = initial.initial_params(config.init_from, TextConfig, parameters(self._model))
+        self.files |= initial.facts(config.init_from, self._initial)
         state = jax.eval_shape(lambda: first_state(self._model, self._optimizer))
         batch = jax.ShapeDtypeStruct((config.batch_size, config.context), jnp.int32, sharding=self._across)
         check_program(self._step, shapes_of(state, replicated(self._mesh)), batch, batch)
+        train = self._text.train
+        self.about = (
+            f"{train.stories:,} stories, {len(train.tokens) - 1:,} tokens of a vocabulary of {vocab:,}, to train on; "
+            f"{size_of(state.params):,} parameters"
+        )
 
     def _facts(self) -> str:
         """The content of `text.json`: what the model is trained on."""
@@ -68,9 +82,11 @@ class LanguageTask:
 
     def begin(self, folder: Path, stopping: Callable[[], Any]) -> TrainState:
         """The state that training begins with."""
-        return jax.device_put(first_state(self._model, self._optimizer), replicated(self._mesh))
+        return jax.device_put(first_state(self._model, self._optimizer, self._initial), replicated(self._mesh))
 
-    def train(self, state: TrainState, end: int, stopping: Callable[[], Any]) -> tuple[TrainState, np.ndarray]:
+    def train(
+        self, state: TrainState, end: int, stopping: Callable[[], Any], shown: Stage
+    ) -> tuple[TrainState, np.ndarray]:
         """Trains step by step up to the step `end`, until `stopping()`, or until a loss is not finite."""
 
         def advance(state: TrainState, step: int) -> tuple[TrainState, Any]:
@@ -78,7 +94,7 @@ class LanguageTask:
             batch = jax.device_put(windows(self._text.train, self._config.context, numbers), self._across)
             return self._step(state, *batch)
 
-        return run_steps(state, end, stopping, advance)
+        return run_steps(state, end, stopping, shown, advance)
 
     def evaluate(self, params: Parameters) -> dict[str, Any]:
         """Loss and bits per byte on validation, and stories."""
@@ -104,10 +120,6 @@ class LanguageTask:
     def checkpoint_number(self, step: int) -> int:
         """Checkpoints are numbered by step."""
         return step
-
-    def speed(self, steps: int, seconds: float) -> dict[str, float]:
-        """Tokens a second."""
-        return {"tokens_per_second": self._config.batch_size * self._config.context * steps / seconds}
 
     def progress_line(self, row: dict[str, Any], seconds: float) -> str:
         """Every evaluation is printed."""

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sqs_jax import files
+from sqs_jax import display, files
 from sqs_jax.cache import default_cache_dir
 from sqs_jax.messages import InputError, first_line
 from sqs_jax.train.config import TextConfig
+from sqs_jax.train.initial import initial_run
 from sqs_jax.train.original_files import exclusive
 from sqs_jax.train.records import read_record
 from sqs_jax.train.text.corpus import TINYSTORIES, read_corpus
@@ -68,14 +69,16 @@ def load_text(config: TextConfig, data_dir: Path | None = None, cache_dir: Path 
         raise InputError(f"`data_dir` is {data_dir}: no such folder")
     identity, read = read_corpus(config, data_dir, cache_dir)
     held = [config.validation, 0 if config.data == TINYSTORIES.name else config.test]
-    key = json.dumps([identity, config.vocab, *held, _VERSION])
+    given = read_tokenizer(initial_run(config.init_from, TextConfig).tokenizer) if config.init_from else None
+    vocab = given.to_str() if given else config.vocab
+    key = json.dumps([identity, vocab, *held, _VERSION])
     key = hashlib.sha256(key.encode()).hexdigest()
     folder = cache_dir / "text" / key[:32]
     if not folder.is_dir():
         with exclusive(folder):
             if not folder.is_dir():
                 files.clean(folder.parent, folder.name)
-                _tokenize(folder, config, *read())
+                _tokenize(folder, config, given, *read())
     return _open(config, key, folder)
 
 
@@ -107,19 +110,22 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def _tokenize(folder: Path, config: TextConfig, training, test):
-    """Trains the tokenizer, and writes it and the stream."""
+def _tokenize(folder: Path, config: TextConfig, tokenizer: Any, training, test):
+    """Trains the tokenizer, unless there is one, and writes it and the stream."""
     held = config.validation + (config.test if test is None else 0)
     if len(training) <= held:
         what = "`validation` and `test` hold" if test is None else "`validation` holds"
         raise InputError(f"{config.text or config.data} has {len(training)} stories, and {what} {held} of them out")
-    print(f"tokenizing {config.text or config.data}, once, into {folder}", flush=True)
-    tokenizer = train_tokenizer(islice(training, len(training) - held), config.vocab)
-    with files.appearing(folder) as partial:
-        _write_streams(partial, config, tokenizer, training, test)
+    display.line(f"tokenizing {config.text or config.data}, once, into {folder}")
+    if tokenizer is None:
+        with display.stage("training the tokenizer"):
+            tokenizer = train_tokenizer(islice(training, len(training) - held), config.vocab)
+    total = len(training) + len(test or ())
+    with files.appearing(folder) as partial, display.stage("tokenizing", total, "stories") as shown:
+        _write_streams(partial, config, tokenizer, training, test, shown)
 
 
-def _write_streams(partial: Path, config: TextConfig, tokenizer: Any, training, test) -> None:
+def _write_streams(partial: Path, config: TextConfig, tokenizer: Any, training, test, shown: display.Stage) -> None:
     starts, sizes = [0], []
     with (partial / "tokens.bin").open("wb") as file:
         file.write(np.array([END], np.uint16).tobytes())
@@ -129,6 +135,7 @@ def _write_streams(partial: Path, config: TextConfig, tokenizer: Any, training, 
                     file.write(np.array([*encoding.ids, END], np.uint16).tobytes())
                     starts.append(starts[-1] + len(encoding.ids) + 1)
                     sizes.append(len(story.encode()) + 1)
+                shown.advance(len(batch))
     np.savez(partial / "stories.npz", starts=np.array(starts), bytes=np.array(sizes))
     tokenizer.save(str(partial / "tokenizer.json"))
     end = len(training) if test is not None else len(training) - config.test
