@@ -14,7 +14,7 @@ demo: $(VENV)/.train ## train the default network, and say where its pictures ar
 # What one process has compiled the others need not: a quarter of the time.
 test: $(VENV)/.dev ## run the tests
 	compiled=$$(mktemp -d) && trap 'rm -rf "$$compiled"' EXIT && \
-	JAX_COMPILATION_CACHE_DIR=$$compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1 \
+	JAX_COMPILATION_CACHE_DIR=$$compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
 	$(RUN) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # What the compilers of accelerators that are not there need to know before JAX is imported.

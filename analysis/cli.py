@@ -12,7 +12,7 @@ from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import NotConvergedError
 from sqs_jax.analysis.reading_kinds import Order, Reading
 from sqs_jax.command_line import one_line_errors, print_version, program, read
-from sqs_jax.gates import nearest
+from sqs_jax.gates import GATES, nearest
 from sqs_jax.messages import InputError, one_line, quoted
 from sqs_jax.options import COUNT, ONE_OR_MORE, check_options, option
 from sqs_jax.pretrained.tensor_files import is_pretrained
@@ -37,7 +37,9 @@ class Report:
         positional=True,
     )
     method: Method | None = option(
-        None, "Of a run: gains that the spectrum is read with, by default joint; all are measured."
+        None,
+        "Of a run, or with --inputs: gains that the spectrum is read with, by default joint, with --inputs and a "
+        "gate that is not odd joint_affine; all are measured.",
     )
     against: tuple[Path, ...] = option(
         (),
@@ -57,6 +59,18 @@ class Report:
     embed: str | None = option(None, "Name of the embedding E (inputs, d).")
     w_bias: str | None = option(None, "Name of the bias of the linear branch (h,).")
     v_bias: str | None = option(None, "Name of the bias of the gate branch (h,).")
+    norm: str | None = option(
+        None,
+        "Name of the scale (d,) of the norm before the layer, which is folded in: the report is then of what the norm "
+        "gives before its scale.",
+    )
+    inputs: Path | None = option(
+        None, "A .npy file (n, inputs) of what the layer read, for gains and their fidelity; goes with --gate."
+    )
+    gate: str | None = option(None, "With --inputs: gate σ of the layer, sqs, bilinear, relu, gelu or silu.")
+    labels: Path | None = option(
+        None, "With --inputs: a .npy file (n,) with the class of each input, where the outputs are classes."
+    )
     transpose: bool = option(False, "Matrices stand as (outputs, inputs), as PyTorch's Linear has them.")
     shape: tuple[int, ...] = option((), "Of weights: shape of the inputs as an image: height width, or height width 3.")
     outputs: tuple[int, ...] = option(
@@ -141,8 +155,8 @@ def _groups(args: list[str]) -> tuple[list[str], list[str]]:
     return args[:start] + args[end:], args[start + 1 : end]
 
 
-_NAMES = ("gate_up", "w", "v", "out", "embed", "w_bias", "v_bias")
-_OF_WEIGHTS = ("transpose", "shape")
+_NAMES = ("gate_up", "w", "v", "out", "embed", "w_bias", "v_bias", "norm")
+_OF_WEIGHTS = ("transpose", "shape", "inputs", "gate", "labels")
 _OF_MODELS = ("text", "layers", "words", "tokens", "seed")
 
 
@@ -196,12 +210,17 @@ def _report_model(command: Report, line: str) -> None:
 
 
 def _report_weights(command: Report, line: str) -> None:
+    from sqs_jax.analysis.recorded import read_recorded
     from sqs_jax.analysis.report.weights_page import write_weights_report
-    from sqs_jax.analysis.weight_files import read_weights
+    from sqs_jax.analysis.weight_files import read_scale, read_weights
 
     assert command.weights
-    if command.run or command.against or command.data_dir or command.method:
-        raise InputError("--weights is read instead of a run, without data: no run, --against, --data-dir or --method")
+    if command.run or command.against or command.data_dir:
+        raise InputError("--weights is read instead of a run, without its data: no run, --against or --data-dir")
+    if not command.inputs:
+        _refuse(command, ("gate", "labels", "method"), "goes with --inputs FILE, what the layer read")
+    elif not command.gate:
+        raise InputError(f"--inputs goes with --gate, the gate σ of the layer: {', '.join(GATES)}")
     names = {name: getattr(command, name) for name in _NAMES if getattr(command, name)}
     for part in ("w", "v"):
         if part not in names and "gate_up" not in names:
@@ -211,11 +230,28 @@ def _report_weights(command: Report, line: str) -> None:
         weights = read_weights(command.weights, names, transpose=command.transpose)
     for doubt in doubts:
         print(f"warning: {one_line(doubt.message)}".replace("`transpose`", "--transpose"), file=sys.stderr, flush=True)
+    gate, recorded = command.gate or "bilinear", None
+    if command.inputs:
+        if gate not in GATES:
+            raise InputError(f"--gate is {quoted(gate)}: {nearest(gate, GATES)}")
+        recorded = read_recorded(command.inputs, weights, command.labels)
+        if command.norm:
+            recorded = recorded.unscaled(read_scale(command.weights, command.norm))
     name = command.weights.resolve().name
     out = command.out_dir or Path("runs") / f"{Path(name).stem}-report"
     shape = command.shape or None
     with display.stage(f"reading {name}"):
-        page = write_weights_report(weights, out, name=name, shape=shape, outputs=command.outputs, command=line)
+        page = write_weights_report(
+            weights,
+            out,
+            name=name,
+            shape=shape,
+            outputs=command.outputs,
+            recorded=recorded,
+            gate=gate,
+            method=command.method,
+            command=line,
+        )
     display.result(page)
 
 

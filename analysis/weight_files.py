@@ -17,7 +17,7 @@ from sqs_jax.messages import cut, first_line, one_line, quoted
 from sqs_jax.start import extra
 
 _PARTS = ("w", "v", "out", "embed", "w_bias", "v_bias", "out_bias", "skip")
-_FUSED = "gate_up"
+_FUSED, _NORM = "gate_up", "norm"
 _INDEX = ".safetensors.index.json"
 # What NumPy has no name for; ml_dtypes, which JAX brings, has.
 _FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
@@ -32,6 +32,8 @@ def read_weights(path: str | os.PathLike[str], names: dict[str, str], *, transpo
       names: which array is which: {"w": "mlp.up_proj.weight", "v": "mlp.gate_proj.weight", "out": …}, and as far as
         there are any, "embed", "w_bias", "v_bias", "out_bias", "skip". Without "out", the outputs are the hidden units.
         "gate_up" instead of "w" and "v" is both in one matrix, the gate branch first, as a `gate_up_proj` has them.
+        "norm" is the scale s (d,) of the norm before the layer: it is folded in, W → diag(s) W, so that the weights
+        read what the norm gives before its scale.
       transpose: matrices stand as (outputs, inputs), as PyTorch's Linear has them.
 
     Warns where names end in ".weight", as PyTorch's do, and `transpose` is not set: a matrix that is read the wrong
@@ -42,8 +44,8 @@ def read_weights(path: str | os.PathLike[str], names: dict[str, str], *, transpo
     """
     path = Path(path)
     for part in names:
-        if part not in (*_PARTS, _FUSED):
-            raise ValueError(f"`names` has {quoted(part)}: {', '.join((*_PARTS, _FUSED))} are known")
+        if part not in (*_PARTS, _FUSED, _NORM):
+            raise ValueError(f"`names` has {quoted(part)}: {', '.join((*_PARTS, _FUSED, _NORM))} are known")
     needed = (_FUSED,) if _FUSED in names else ("w", "v")
     for part in needed:
         if part not in names:
@@ -60,6 +62,9 @@ def read_weights(path: str | os.PathLike[str], names: dict[str, str], *, transpo
         parts |= _halves(parts.pop(_FUSED), path, names[_FUSED])
     if parts["w"].ndim != 2:
         raise ValueError(f"{path}: {quoted(names['w'])} for `w` has shape {parts['w'].shape}: (d, h) is needed")
+    if _NORM in parts:
+        parts |= _folded(parts, path, names[_NORM])
+        del parts[_NORM]
     if "out" not in parts:
         parts["out"] = jnp.eye(parts["w"].shape[-1], dtype=parts["w"].dtype)
     weights = GLUWeights(**parts)
@@ -68,6 +73,11 @@ def read_weights(path: str | os.PathLike[str], names: dict[str, str], *, transpo
     except ValueError as error:
         raise ValueError(f"{path}{', transposed' if transpose else ''}: {error}") from None
     return weights
+
+
+def read_scale(path: str | os.PathLike[str], name: str) -> np.ndarray:
+    """The scale (d,) of a norm from a file as `read_weights` takes it."""
+    return np.asarray(_read_arrays(Path(path), {_NORM: name})[_NORM], np.float32)
 
 
 def _plain(array: np.ndarray, transpose: bool) -> jnp.ndarray:
@@ -80,6 +90,16 @@ def _halves(both, path: Path, name: str) -> dict[str, jnp.ndarray]:
         raise ValueError(f"{path}: {quoted(name)} for `{_FUSED}` has shape {both.shape}: (d, 2·h) is needed")
     half = both.shape[1] // 2
     return {"v": both[:, :half], "w": both[:, half:]}
+
+
+def _folded(parts: dict[str, jnp.ndarray], path: Path, name: str) -> dict[str, jnp.ndarray]:
+    """What reads the norm, its rows times the scale."""
+    scale = parts[_NORM]
+    reading = ("embed",) if "embed" in parts else tuple(part for part in ("w", "v", "skip") if part in parts)
+    if scale.shape != parts[reading[0]].shape[:1]:
+        needed = parts[reading[0]].shape[:1]
+        raise ValueError(f"{path}: {quoted(name)} for `{_NORM}` has shape {scale.shape}: {needed} is needed")
+    return {part: parts[part] * scale[:, None] for part in reading}
 
 
 def _read_arrays(path: Path, names: dict[str, str]) -> dict[str, np.ndarray]:

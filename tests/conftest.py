@@ -11,37 +11,42 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tests of whole runs wait for compilers: what is compiled there runs for seconds, and its speed is not in question.
 _WHOLE_RUNS = {
     "adopt_runs", "adoption", "benchmarks", "cli", "damage", "dataset", "docs", "experiment_tables", "experiments",
-    "fuzz", "generation", "image_page", "language", "language_model", "language_task", "loop", "notebook", "readme",
-    "start", "study", "sweep", "together", "weights_page",
+    "display", "extension", "fuzz", "generation", "image_page", "language", "language_model", "language_task", "loop",
+    "notebook", "own_images", "readme", "start", "study", "sweep", "together", "weights_page",
 }  # fmt: skip
 
 
-# Files that take minutes begin first: one that begins last keeps a single process busy to the end.
+# Of either kind the files that take minutes begin first: one that begins last keeps a single process busy to the end.
 _LONG = (
-    "experiment_tables", "kernels", "krylov", "image_page", "loop", "together", "model_reading", "adopt_runs",
-    "benchmarks", "dataset", "damage", "derivatives", "language_model", "readme", "sweep", "transformer", "adoption",
+    "experiment_tables", "adopt_runs", "benchmarks", "readme", "loop", "image_page", "dataset", "damage", "adoption",
+    "language_model", "sweep", "together", "notebook", "kernels", "krylov", "model_reading", "derivatives",
+    "transformer",
 )  # fmt: skip
 
 
+def is_whole_run(module) -> bool:
+    return module.__name__.rpartition("test_")[2] in _WHOLE_RUNS
+
+
 def pytest_collection_modifyitems(items):
-    """Puts the long files first; the others keep their order."""
-    places = {f"test_{name}": place for place, name in enumerate(_LONG)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(_LONG)))
+    """Puts tests of whole runs first, so that a process changes its compiler once, and of each kind the long files."""
+    places = {name: place for place, name in enumerate(_LONG)}
+
+    def place(item):
+        name = item.path.stem.removeprefix("test_")
+        return name not in _WHOLE_RUNS, places.get(name, len(_LONG))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def haste(request):
     """In tests of whole runs, most of the compiler's optimizations are off, in their processes too."""
-    if request.module.__name__.rpartition("test_")[2] not in _WHOLE_RUNS:
-        yield
-        return
-    jax.clear_caches()  # what is compiled in another way gives other numbers, in the last digits
-    jax.config.update("jax_disable_most_optimizations", True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
+    wanted = is_whole_run(request.module)
+    if (os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1") != wanted:
+        jax.clear_caches()  # what is compiled in another way gives other numbers, in the last digits
+        jax.config.update("jax_disable_most_optimizations", wanted)
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(wanted))
 
 
 @pytest.fixture(scope="session")

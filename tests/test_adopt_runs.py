@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from sqs_jax.analysis.cli import main as analysis_main
+from sqs_jax.analysis.runs import model_reading
 from sqs_jax.analysis.streams import losses
 from sqs_jax.messages import InputError
 from sqs_jax.pretrained import load_pretrained
@@ -28,6 +29,14 @@ SMALL = ["--tokens", "4000", "--distil-steps", "16", "--steps", "4", "--evaluate
 def flags(stories, gate, *more):
     model, text = stories
     return ["adopt", str(model), "--gate", gate, "--text", str(text), *SMALL, *more]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_fits():
+    """Surrogates of few steps: how good they are is asked elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_reading, "default_steps", lambda model: 16)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ ORDER = (
     ("train.task",),
     ("train.loop",),
     ("train.sweep", "train.adoption.run_adoption"),
-    ("analysis.weight_files",),
+    ("analysis.weight_files", "analysis.recorded"),
     ("analysis.runs",),
     ("analysis.report",),
 )
@@ -72,7 +72,7 @@ COMMANDS = ("train.cli", "analysis.cli", "kernels.__main__", "kernels.measure", 
 # What a package shows of the modules in it.
 FACADES = ("", "train", "analysis", "pretrained")
 # Below these, analysis takes arrays and knows nothing of runs.
-OF_RUNS = ("analysis.runs", "analysis.report", "analysis.cli", "analysis.weight_files")
+OF_RUNS = ("analysis.runs", "analysis.report", "analysis.cli", "analysis.weight_files", "analysis.recorded")
 
 
 def modules() -> dict[str, Path]:

@@ -65,7 +65,7 @@ def test_bad_weight_files_are_told_and_nothing_is_written(tmp_path, capsys):
     np.savez(tmp_path / "a.npz", **good)
     taken = ["report", "--weights", tmp_path / "a.npz", "--w", "w", "--v", "v", "--out", "out", "--out-dir", out]
     assert "something is there already" in wrong(main, taken, capsys)
-    assert "without data" in wrong(main, [*taken, "--method", "joint"], capsys)
+    assert "--method goes with --inputs" in wrong(main, [*taken, "--method", "joint"], capsys)
     assert [path.name for path in out.iterdir()] == ["mine"]
 
 
@@ -90,7 +90,7 @@ def test_of_many_classes_some_are_shown_and_others_on_demand(tmp_path, monkeypat
     names = tuple(f"class $_{{{i}" + "$" for i in range(count))  # no formula, though it begins like one
     planted = Dataset("digits", names, images, labels, images[:700], labels[:700])
     for module in ("image_task", "dataset"):
-        monkeypatch.setattr(f"sqs_jax.train.images.{module}.load", lambda *_: planted)
+        monkeypatch.setattr(f"sqs_jax.train.images.{module}.load", lambda *_, **__: planted)
     run_dir = tmp_path / "run"
     train(ImageConfig(epochs=3, width=24, hidden=24), run_dir, report=quiet)
     for flags, expected in (([], range(64)), (["--outputs", "69", "3"], (69, 3))):

@@ -165,10 +165,10 @@ def _content(run: Run, summary, arrays, images, classes: list[str]) -> dict[str,
     ranks = [value for value in figures["spectrum"]["participation_rank"] if value is not None]
     content["cards"] = [
         [f"{test['accuracy']:.4f}", "test accuracy of the network"],
-        [_shown(row["accuracy"]), "accuracy of its quadratic forms"],
-        [_shown(row["r2"]), "R² of the logits"],
-        [_shown(row["agreement"]), "agreement"],
-        [_shown(row["kl"]), "KL divergence, nats"],
+        [page.shown(row["accuracy"]), "accuracy of its quadratic forms"],
+        [page.shown(row["r2"]), "R² of the logits"],
+        [page.shown(row["agreement"]), "agreement"],
+        [page.shown(row["kl"]), "KL divergence, nats"],
         [f"{np.mean(ranks):.1f}" if ranks else "–", f"mean effective rank of {page.counted(figures['spectrum'])}"],
     ]
     return content
@@ -192,24 +192,7 @@ def _texts(run: Run, figures, classes: list[str]) -> dict[str, str]:
             f" Shown are {len(classes)} of {len(data.classes)} classes, others by --outputs; all but the first table "
             "is of the network with these outputs alone, on their own images."
         )
-    return page.texts(f"{data.name}, {gate}", subtitle, _verdict(figures), vectors)
-
-
-def _shown(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
-
-
-def _verdict(figures) -> str:
-    method, samples = figures["method"], figures["test_samples"]
-    row, plain = figures["fidelity"][method], figures["fidelity"]["identity"]
-    if row["r2"] is None or plain["r2"] is None:
-        return f"The network's logits are the same for all {samples} test images: there is nothing to explain."
-    explained = f"{100 * row['r2']:.1f} % of the logits' variance" if row["r2"] > 0 else f"nothing (R² {row['r2']:.2f})"
-    return (
-        f"With “{method}” gains, one matrix for each output explains {explained} on {samples} test images, and "
-        f"names the network's own class for {100 * row['agreement']:.1f} % of them. With the gate read as the "
-        f"identity, R² is {plain['r2']:.2f} and agreement {100 * plain['agreement']:.1f} %."
-    ).replace("-", "−")
+    return page.texts(f"{data.name}, {gate}", subtitle, page.verdict(figures), vectors)
 
 
 def _pictures(run: Run, pairs: Eigenpairs, method: Method, classes: list[str]) -> dict[Path, bytes]:

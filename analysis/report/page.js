@@ -134,6 +134,7 @@ function showOutputs() {
       if (rise !== null) words.push(`loss without it ${signed(rise)} nats`);
     }
     if (data.spectrum.smoothness && data.spectrum.smoothness[output][rank] !== null) words.push(`total variation ${fixed(data.spectrum.smoothness[output][rank], 2)} of shuffled`);
+    if (data.liked_rows && rank < data.liked_rows[output].length) words.push(`inputs with the largest response (x·v)², by row: ${data.liked_rows[output][rank].join(", ")}`);
     $("detail-figures").textContent = words.join("; ");
     if (!pictures) { $("vector").hidden = true; return; }
     paint($("vector"), eigenvector(output, rank), pictures.shape, true);
@@ -177,16 +178,22 @@ function showOutputs() {
   const analysis = data.analysis;
   if (analysis) {
     show("fidelity");
-    const methods = Object.keys(analysis.fidelity);
-    table("fidelity-table", ["gains γ", "R² of the logits", "KL (nats)", "agreement", "accuracy", "network's accuracy", "R², calibration", "range of γ"],
+    const methods = Object.keys(analysis.fidelity), classes = Boolean(analysis.eigenvectors); // else outputs are no classes
+    const ofClasses = { kl: "KL (nats)", agreement: "agreement", accuracy: "accuracy", network_accuracy: "network's accuracy" };
+    const columns = classes ? Object.keys(ofClasses) : [];
+    table("fidelity-table", ["gains γ", "R² of the outputs", ...columns.map((name) => ofClasses[name]), "R², calibration", "range of γ"],
       methods.map((name) => {
         const row = analysis.fidelity[name];
-        return [name, fixed(row.r2), fixed(row.kl, 4), fixed(row.agreement, 4), fixed(row.accuracy, 4), fixed(row.network_accuracy, 4), fixed(row.calibration_r2), `${fixed(row.gain_range[0], 2)} to ${fixed(row.gain_range[1], 2)}`];
+        return [name, fixed(row.r2), ...columns.map((column) => fixed(row[column], 4)), fixed(row.calibration_r2), `${fixed(row.gain_range[0], 2)} to ${fixed(row.gain_range[1], 2)}`];
       }), methods.indexOf(analysis.method));
     if (analysis.linear_share !== null) $("linear-share").textContent = `The residual stream past the layer explains R² = ${fixed(analysis.linear_share)} of the logits by itself; it is linear, and no part of the forms.`;
     const cut = analysis.truncation;
-    plot("plot-truncation", () => [[line("R²", cut.k, cut.r2, "accent"), line("agreement", cut.k, cut.agreement, "second"), line("accuracy", cut.k, cut.accuracy, "grey", { line: { dash: "dot" } })],
+    for (const part of document.querySelectorAll(".of-classes")) part.hidden = !classes;
+    $("plot-ablation").hidden = !classes; // before the other is drawn: they share the width
+    const shares = classes ? [line("agreement", cut.k, cut.agreement, "second"), line("accuracy", cut.k, cut.accuracy, "grey", { line: { dash: "dot" } })] : [];
+    plot("plot-truncation", () => [[line("R²", cut.k, cut.r2, "accent"), ...shares],
       layout("eigenpairs kept for each output", "", { x: { type: "log", tickvals: [1, 2, 4, 8, 16, 32, 64, 128] }, y: { range: [Math.max(-0.25, Math.min(0, ...cut.r2.map(Number))), 1.03] } })]);
+    if (!classes) return;
     const rise = analysis.ablation.rise;
     plot("plot-ablation", () => [[{ mode: "markers", marker: { color: at("accent"), line: { width: 0 }, size: 6, opacity: 0.75 }, x: rise.flatMap((row, o) => row.map((_, i) => Math.abs(values[o][i]))), y: rise.flat(), text: rise.flatMap((row, o) => row.map((_, i) => label(`${data.outputs[o]}, eigenvector ${i + 1}`))), hovertemplate: "%{text}<br>|λ| %{x:.3g}: %{y:.3g} nats<extra></extra>" }],
       layout("|λ|", "rise in loss without it (nats)", { rest: { showlegend: false, title: { text: `Spearman correlation ${fixed(analysis.ablation.spearman, 2)}`, font: { size: 12 } } } })]);

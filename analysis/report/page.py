@@ -95,6 +95,29 @@ def counted(figures: dict[str, Any]) -> str:
     return "all pairs" if figures["pairs"] == figures["rank"] else f"the first {figures['pairs']} pairs"
 
 
+def shown(value: float | None) -> str:
+    """A figure on a card."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+def explained(r2: float) -> str:
+    """What R² says of variance, in words."""
+    return f"{100 * r2:.1f} % of the outputs' variance" if r2 > 0 else f"nothing (R² {r2:.2f})"
+
+
+def verdict(figures: dict[str, Any], samples: str = "images") -> str:
+    """What `study` found, in two sentences."""
+    method, count = figures["method"], figures["test_samples"]
+    row, plain = figures["fidelity"][method], figures["fidelity"]["identity"]
+    if row["r2"] is None or plain["r2"] is None:
+        return f"The network's outputs are the same for all {count} test {samples}: there is nothing to explain."
+    return (
+        f"With “{method}” gains, one matrix for each output explains {explained(row['r2'])} on {count} test {samples}, "
+        f"and names the network's own class for {100 * row['agreement']:.1f} % of them. With the gate read as the "
+        f"identity, R² is {plain['r2']:.2f} and agreement {100 * plain['agreement']:.1f} %."
+    ).replace("-", "−")
+
+
 def json_file(content: dict[str, Any]) -> bytes:
     """The content of a .json file."""
     return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()

@@ -1,19 +1,25 @@
-"""The report of weights alone, from any framework: their spectra, without data and so without fidelity."""
+"""The report of weights from any framework: their spectra and, with recorded inputs, how faithful they are."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sqs_jax.analysis import interpret
+from sqs_jax.analysis.calibration import AFFINE, Method
 from sqs_jax.analysis.eigen import top_eigenpairs
 from sqs_jax.analysis.interaction import GLUWeights, check_weights, input_size
+from sqs_jax.analysis.recorded import Recorded
 from sqs_jax.analysis.report import page
-from sqs_jax.analysis.runs.study import kept_pairs, spectrum_figures
+from sqs_jax.analysis.runs.load import Samples
+from sqs_jax.analysis.runs.study import kept_pairs, layer_study, spectrum_figures, study
 from sqs_jax.files import npz, visible, write_folder
+from sqs_jax.gates import get_gate
 from sqs_jax.train.run_folder import provenance
 
 _MOST_PAIRS = 64  # of an output: the weights may be a language model's
-_VERDICT = "Read from the weights alone, the gate as the identity. Without data, nothing says how faithful this is."
+_LIKED = 8
+_ALONE = "Read from the weights alone, the gate as the identity. Without data, nothing says how faithful this is."
 
 
 def write_weights_report(
@@ -23,9 +29,15 @@ def write_weights_report(
     name: str,
     shape: tuple[int, ...] | None = None,
     outputs: tuple[int, ...] = (),
+    recorded: Recorded | None = None,
+    gate: Any = "bilinear",
+    method: Method | None = None,
     command: str = "sqs_jax.analysis.write_weights_report",
 ) -> Path:
-    """The report of weights alone: spectra of the form with γ = 1, without data and so without fidelity.
+    """The report of a layer's weights: `report.html`, `summary.json` and `spectrum.npz` in a folder.
+
+    Of weights alone, spectra of the form with γ = 1. With recorded inputs, gains and how faithful they are, R² of the
+    truncated forms, and the inputs that each eigenvector likes; with labels, too, all that is measured of a classifier.
 
     Args:
       weights: of the layer.
@@ -33,38 +45,114 @@ def write_weights_report(
       name: title of the page.
       shape: of the inputs as an image, (height, width) or (height, width, 3); by default one row.
       outputs: numbers of those to read, from 0; by default all, of more than 64 the first 64.
+      recorded: inputs of the layer, from `read_recorded`.
+      gate: σ of the layer, as in `gated_linear`; method: gains that the spectrum is read with, by default "joint", or
+        "joint_affine" where σ is not odd. Both go with `recorded`.
       command: what made the report, for its footer.
 
-    Returns the page's path. Raises ValueError for weights, a shape or outputs that do not fit, or a folder in the way.
+    Returns the page's path. Raises ValueError for weights, inputs, a shape or outputs that do not fit, or a folder in
+    the way.
     """
     check_weights(weights)
-    inputs, count = input_size(weights), weights.out.shape[1]
-    outputs = page.chosen_outputs(outputs, count)
+    inputs = input_size(weights)
+    outputs = page.chosen_outputs(outputs, weights.out.shape[1])
     shape = shape or (1, inputs)
     _check(shape, inputs, out_dir)
-    weights = weights._replace(out=weights.out[:, np.array(outputs)], out_bias=None, skip=None)
-    pairs = top_eigenpairs(weights, min(kept_pairs(weights), _MOST_PAIRS))
-    vectors = np.asarray(pairs.vectors[:, :, :inputs])
-    content: dict[str, Any] = {"outputs": list(map(str, outputs)), "spectrum": page.spectrum(pairs.values)}
-    content["pictures"] = page.pictures(vectors, shape)
-    figures = spectrum_figures(weights, pairs)
-    ranks = [value for value in figures["participation_rank"] if value is not None]
-    content["cards"] = [
-        [str(len(outputs)), f"of {count} outputs"],
-        [str(inputs), "inputs"],
-        [f"{np.mean(ranks):.1f}" if ranks else "–", f"mean effective rank of {page.counted(figures)}"],
-    ]
-    content["provenance"] = provenance() | {"file": name}
-    texts = page.texts(name, f"{inputs} inputs, {weights.w.shape[1]} hidden units, {count} outputs", _VERDICT)
-    texts["command"] = command
-    summary = {"spectrum": figures, "provenance": content["provenance"]}
-    made = {
-        "spectrum.npz": npz(pairs._asdict()),
-        "summary.json": page.json_file(summary),
-        "report.html": page.render(content, texts).encode(),
-    }
+    method = method or ("joint" if gate in ("bilinear", "sqs") else "joint_affine")
+    made = _made(weights, name, shape, outputs, (recorded, gate, method), command)
     write_folder(out_dir, made)
     return out_dir / "report.html"
+
+
+def _made(weights: GLUWeights, name: str, shape: tuple[int, ...], outputs: tuple[int, ...], data, command: str):
+    """The files of a report by name."""
+    recorded, gate, method = data
+    inputs, count = input_size(weights), weights.out.shape[1]
+    content: dict[str, Any] = {"outputs": list(map(str, outputs)), "provenance": provenance() | {"file": name}}
+    subtitle = f"{inputs} inputs, {weights.w.shape[1]} hidden units, {count} outputs"
+    if recorded is None:
+        part = weights._replace(out=weights.out[:, np.array(outputs)], out_bias=None, skip=None)
+        pairs = top_eigenpairs(part, min(kept_pairs(part), _MOST_PAIRS))
+        figures, arrays, verdict = spectrum_figures(part, pairs), pairs._asdict(), _ALONE
+        summary, cards = {"spectrum": figures}, [[str(len(outputs)), f"of {count} outputs"], [str(inputs), "inputs"]]
+    else:
+        studied, arrays = _studied(weights, recorded, gate, method, outputs)
+        figures, verdict = studied["spectrum"], _verdict(studied, labelled=recorded.test_labels is not None)
+        summary, cards = {"analysis": studied}, _cards(studied, labelled=recorded.test_labels is not None)
+        subtitle += f"; {len(recorded.train):,} inputs to fit gains on, {len(recorded.test):,} held out"
+        content |= {"analysis": studied} | _liked(arrays, recorded, shape)
+    content["spectrum"] = page.spectrum(arrays["values"])
+    content["pictures"] = page.pictures(np.asarray(arrays["vectors"][:, :, :inputs]), shape)
+    ranks = [value for value in figures["participation_rank"] if value is not None]
+    content["cards"] = [*cards, [f"{np.mean(ranks):.1f}" if ranks else "–", _rank_words(figures)]]
+    texts = page.texts(name, subtitle, verdict) | {"command": command}
+    return {
+        "spectrum.npz": npz(arrays),
+        "summary.json": page.json_file(summary | {"provenance": content["provenance"]}),
+        "report.html": page.render(content, texts).encode(),
+    }
+
+
+def _rank_words(figures: dict[str, Any]) -> str:
+    return f"mean effective rank of {page.counted(figures)}"
+
+
+def _studied(weights: GLUWeights, recorded: Recorded, gate: Any, method: Method, outputs: tuple[int, ...]):
+    """The figures of a layer on its recorded inputs, and the arrays of its `spectrum.npz`."""
+    sigma, count = get_gate(gate), weights.out.shape[1]
+    part = outputs if len(outputs) < count else None
+    if recorded.train_labels is None or recorded.test_labels is None:
+        figures, pairs, calibrations = layer_study(
+            weights, sigma, recorded.train, recorded.test, method=method, outputs=part, most_pairs=_MOST_PAIRS
+        )
+    else:
+        samples = Samples(recorded.train, recorded.train_labels, recorded.test, recorded.test_labels)
+        figures, pairs, calibrations = study(weights, sigma, samples, method=method, outputs=part)
+    figures["outputs"] = list(outputs)
+    shown, inputs = page.picture_count(pairs.vectors.shape), recorded.test.shape[1]
+    liked = interpret.most_activating(pairs.vectors[:, :shown, :inputs], recorded.test, _LIKED)
+    arrays: dict[str, Any] = pairs._asdict() | {"liked": recorded.test_rows[liked]}
+    arrays |= {f"gain_{name}": np.asarray(each.gain) for name, each in calibrations.items()}
+    arrays |= {f"linear_{name}": np.asarray(calibrations[name].linear) for name in AFFINE}
+    return figures, arrays | {"outputs": np.array(outputs)}
+
+
+def _liked(arrays: dict[str, Any], recorded: Recorded, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The inputs that each eigenvector likes: as pictures where they have a shape, and the numbers of their rows."""
+    if shape[0] == 1:
+        return {"liked_rows": arrays["liked"].tolist()}
+    test = recorded.test.reshape(len(recorded.test), *shape)
+    low, high = float(test.min()), float(test.max())
+    pictures = np.round(255 * (test - low) / (high - low if high > low else 1)).astype(np.uint8)
+    rows = [f"row {row}" for row in recorded.test_rows]
+    liked = np.searchsorted(recorded.test_rows, arrays["liked"])
+    return {"images": page.liked_images(liked, pictures, np.arange(len(rows)), rows)}
+
+
+def _cards(studied: dict[str, Any], *, labelled: bool) -> list[list[str]]:
+    row, plain = studied["fidelity"][studied["method"]], studied["fidelity"]["identity"]
+    cards = [[page.shown(row["r2"]), "R² of the outputs"], [page.shown(plain["r2"]), "R², gate as identity"]]
+    if labelled:
+        cards += [[page.shown(row["agreement"]), "agreement"], [page.shown(row["accuracy"]), "accuracy of the forms"]]
+        cards.append([page.shown(row["network_accuracy"]), "accuracy of the layer"])
+    return cards
+
+
+def _verdict(studied: dict[str, Any], *, labelled: bool) -> str:
+    if labelled:
+        return page.verdict(studied, "inputs")
+    method, count = studied["method"], studied["test_samples"]
+    row, plain = studied["fidelity"][method], studied["fidelity"]["identity"]
+    if row["r2"] is None:
+        return f"The layer's outputs are the same for all {count:,} held-out inputs: there is nothing to explain."
+    return (
+        (
+            f"With “{method}” gains, one matrix for each output explains {page.explained(row['r2'])} on {count:,} "
+            f"held-out inputs. With the gate read as the identity, R² is {plain['r2']:.2f}."
+        )
+        .replace("-", "−")
+        .replace("held−out", "held-out")
+    )
 
 
 def _check(shape: tuple[int, ...], inputs: int, out_dir: Path) -> None:

@@ -10,7 +10,7 @@ from sqs_jax import display
 from sqs_jax.analysis import interpret
 from sqs_jax.analysis.as_json import as_json
 from sqs_jax.analysis.calibration import METHODS, Calibration, Method, calibrate_all, calibrated
-from sqs_jax.analysis.eigen import Eigenpairs, dimension, rank_bound, spectrum
+from sqs_jax.analysis.eigen import Eigenpairs, dimension, rank_bound, spectrum, top_eigenpairs
 from sqs_jax.analysis.fidelity import Fidelity, ablation, fidelity, linear_share, network_predictor, truncation
 from sqs_jax.analysis.interaction import GLUWeights, input_size
 from sqs_jax.analysis.runs.load import CALIBRATION_SAMPLES, Samples, drawn
@@ -69,7 +69,7 @@ def study(
     with display.stage("finding gains"):
         calibrations = calibrate_all(whole, calibration_x, gate, methods=METHODS)
     with display.stage("finding eigenvectors"):
-        pairs = spectrum(calibrated(weights, calibrations[method]), count=kept_pairs(weights))
+        pairs = spectrum(_form(whole, calibrations[method], outputs), count=kept_pairs(weights))
     figures: dict[str, Any] = {"method": method, "calibration_samples": len(calibration_x)}
     figures["test_samples"] = len(all_samples.test)
     test, labels = all_samples.test, all_samples.test_labels
@@ -80,11 +80,9 @@ def study(
         }
         figures["linear_share"] = None if weights.skip is None else as_json(linear_share(whole, test, gate))
     with display.stage("cutting forms off"):
-        figures["truncation"] = _truncation(weights, pairs, samples, gate)
+        figures["truncation"] = _truncation(weights, pairs, samples.train, samples.test, samples.test_labels, gate)
     figures["spectrum"] = spectrum_figures(weights, pairs)
-    positive = np.any(np.asarray(pairs.values) > 0, axis=1)
-    leading = zip(first_positive(pairs.values), positive, strict=True)
-    figures["leading"] = [int(rank) if there else None for rank, there in leading]
+    figures["leading"] = _leading(pairs)
     with display.stage("leaving eigenvectors out"):
         figures["ablation"] = _ablation(weights, pairs, samples, gate)
     with display.stage("comparing eigenvectors with images"):
@@ -94,14 +92,44 @@ def study(
     return figures, pairs, calibrations
 
 
+def layer_study(
+    weights: GLUWeights,
+    gate: Gate,
+    x: np.ndarray,
+    test_x: np.ndarray,
+    *,
+    method: Method = "joint",
+    outputs: Sequence[int] | None = None,
+    most_pairs: int = _CUT_OFF,
+) -> tuple[dict[str, Any], Eigenpairs, dict[Method, Calibration]]:
+    """What can be measured of a layer whose outputs are no classes: as `study`, with R² as the only fidelity.
+
+    Gains are found on x (n, inputs), 20,000 of them at most; all figures are of test_x. `outputs` names those whose
+    eigenpairs are taken, `most_pairs` of each at most.
+    """
+    part = weights if outputs is None else _with_outputs(weights, np.asarray(outputs))
+    x = x[drawn(len(x), CALIBRATION_SAMPLES)]
+    with display.stage("finding gains"):
+        calibrations = calibrate_all(weights, x, gate, methods=METHODS)
+    with display.stage("finding eigenvectors"):
+        pairs = top_eigenpairs(_form(weights, calibrations[method], outputs), min(kept_pairs(part), most_pairs))
+    figures: dict[str, Any] = {"method": method, "calibration_samples": len(x), "test_samples": len(test_x)}
+    with display.stage("measuring fidelity"):
+        figures["fidelity"] = {
+            name: _fidelity_row(calibration, fidelity(weights, test_x, gate, calibration=calibration))
+            for name, calibration in calibrations.items()
+        }
+    figures["linear_share"] = None if weights.skip is None else as_json(linear_share(weights, test_x, gate))
+    with display.stage("cutting forms off"):
+        figures["truncation"] = _truncation(part, pairs, x, test_x, None, gate)
+    figures["spectrum"] = spectrum_figures(part, pairs)
+    figures["leading"] = _leading(pairs)
+    return figures, pairs, calibrations
+
+
 def chosen(weights: GLUWeights, samples: Samples, outputs: Sequence[int]) -> tuple[GLUWeights, Samples]:
     """The network with some of its outputs only, and the samples of those classes, numbered from 0."""
     columns = np.asarray(outputs)
-    parts = {
-        "out": weights.out[:, columns],
-        "out_bias": None if weights.out_bias is None else weights.out_bias[columns],
-        "skip": None if weights.skip is None else weights.skip[:, columns],
-    }
     number_of = np.full(weights.out.shape[1], -1)
     number_of[columns] = np.arange(len(columns))
 
@@ -110,7 +138,27 @@ def chosen(weights: GLUWeights, samples: Samples, outputs: Sequence[int]) -> tup
         return x[numbers >= 0], numbers[numbers >= 0]
 
     parts_of_samples = (*part(samples.train, samples.train_labels), *part(samples.test, samples.test_labels))
-    return weights._replace(**parts), Samples(*parts_of_samples)
+    return _with_outputs(weights, columns), Samples(*parts_of_samples)
+
+
+def _form(weights: GLUWeights, calibration: Calibration, outputs: Sequence[int] | None) -> GLUWeights:
+    """The layer as a calibration reads it, with some of its outputs only."""
+    form = calibrated(weights, calibration)
+    return form if outputs is None else _with_outputs(form, np.asarray(outputs))
+
+
+def _with_outputs(weights: GLUWeights, columns: np.ndarray) -> GLUWeights:
+    return weights._replace(
+        out=weights.out[:, columns],
+        out_bias=None if weights.out_bias is None else weights.out_bias[columns],
+        skip=None if weights.skip is None else weights.skip[:, columns],
+    )
+
+
+def _leading(pairs: Eigenpairs) -> list[int | None]:
+    """The rank of each output's largest positive eigenvalue; None where none is positive."""
+    positive = np.any(np.asarray(pairs.values) > 0, axis=1)
+    return [int(rank) if there else None for rank, there in zip(first_positive(pairs.values), positive, strict=True)]
 
 
 def first_positive(values) -> np.ndarray:
@@ -148,12 +196,11 @@ def _fidelity_row(calibration: Calibration, measured: Fidelity) -> dict[str, Any
     return row | {"calibration_r2": _mean(calibration.r2), "gain_range": [float(gain.min()), float(gain.max())]}
 
 
-def _truncation(weights, pairs, samples: Samples, gate) -> dict[str, Any]:
+def _truncation(weights, pairs, train: np.ndarray, test: np.ndarray, labels, gate) -> dict[str, Any]:
     longest = min(pairs.values.shape[1], _CUT_OFF)
     ks = (*(k for k in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96) if k < longest), longest)
-    reference = samples.train[drawn(len(samples.train), _REFERENCE)]
-    labels = samples.test_labels
-    cut = truncation(weights, samples.test, gate, pairs=pairs, calibration_x=reference, labels=labels, ks=ks)
+    reference = train[drawn(len(train), _REFERENCE)]
+    cut = truncation(weights, test, gate, pairs=pairs, calibration_x=reference, labels=labels, ks=ks)
     return {"k": list(ks)} | {name: as_json(values) for name, values in cut._asdict().items()}
 
 
