@@ -46,6 +46,7 @@ class Report:
         "Of a run: two or more others to compare it with. Of a pretrained model: other models, "
         "which are read on the same text, or folders of their readings.",
     )
+    members: bool = option(False, "Of a sweep: write the report of every network, too, to which its page links.")
     data_dir: Path | None = option(None, "Folder with the original files of the run's data set; default SQS_DATA_DIR.")
     weights: Path | None = option(None, "A .safetensors or .npz file, or a folder of shards, instead of a run.")
     w: str | None = option(None, "Name in that file of the linear branch W (inputs, h).")
@@ -113,6 +114,8 @@ class Compare:
     out_dir: Path = option(Path("runs/comparison"), "Folder for comparison.json and comparison.png.")
 
 
+MODULE = ("python", "-m", "sqs_jax.analysis")  # works from any folder
+
 _COMMANDS = {"report": Report, "compare": Compare}
 
 
@@ -137,9 +140,9 @@ def main(args: Sequence[str] | None = None) -> None:
         elif after:
             raise InputError("report takes one run: `--` and a second group belong to compare")
         elif command.weights:
-            _report_weights(command, shlex.join(["python", "-m", "analysis", *args]))
+            _report_weights(command, shlex.join([*MODULE, *args]))
         elif command.run and is_pretrained(command.run):
-            _report_model(command, shlex.join(["python", "-m", "analysis", *args]))
+            _report_model(command, shlex.join([*MODULE, *args]))
         elif command.run:
             _report(command)
         else:
@@ -166,7 +169,7 @@ def _report(command: Report) -> None:
     _refuse(command, (*_NAMES, *_OF_WEIGHTS, "out_dir"), "belongs to --weights FILE: a run has its own")
     _refuse(command, _OF_MODELS, "belongs to a pretrained model: a run has its own")
     assert command.run
-    options = {name: getattr(command, name) for name in ("data_dir", "method", "against", "outputs")}
+    options = {name: getattr(command, name) for name in ("data_dir", "method", "against", "outputs", "members")}
     with display.stage(f"reading {command.run}"):
         page = write_report(Path(command.run), **options)
     display.result(page)
@@ -182,7 +185,7 @@ def _report_model(command: Report, line: str) -> None:
     from sqs_jax.analysis.report.model_page import write_model_report
 
     _refuse(command, (*_NAMES, *_OF_WEIGHTS), "belongs to --weights FILE")
-    _refuse(command, ("method", "data_dir", "outputs"), "belongs to a run of python -m train")
+    _refuse(command, ("method", "data_dir", "outputs", "members"), "belongs to a run of python -m train")
     check_options(command)
     if not command.text:
         raise InputError("a pretrained model is read on a text: --text FILE is needed")
@@ -215,6 +218,7 @@ def _report_weights(command: Report, line: str) -> None:
     from sqs_jax.analysis.weight_files import read_scale, read_weights
 
     assert command.weights
+    _refuse(command, ("members",), "belongs to the folder of a sweep")
     if command.run or command.against or command.data_dir:
         raise InputError("--weights is read instead of a run, without its data: no run, --against or --data-dir")
     if not command.inputs:

@@ -48,6 +48,40 @@ def trained(config, folder):
     return folder
 
 
+def check_page(browser, terms: int) -> None:
+    """Of an open page, at two widths: nothing sticks out, its terms explain themselves to the keyboard, plots download.
+
+    It has `terms` terms or more, and no error in the console.
+    """
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    from benchmarks.screenshot import resize
+
+    for width in (1400, 390):
+        resize(browser, width, 900)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        tip, found = browser.find_element(By.ID, "tip"), browser.find_elements(By.CSS_SELECTOR, ".term")
+        assert len(found) >= terms
+        for term in found[:: max(1, len(found) // 4)]:
+            browser.execute_script("arguments[0].focus()", term)
+            assert browser.switch_to.active_element == term
+            assert tip.is_displayed()
+            box = tip.rect
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= width
+            assert len(tip.text) > 20
+            term.send_keys(Keys.ESCAPE)
+            assert not tip.is_displayed()
+    glossary = {term.get_attribute("textContent") for term in browser.find_elements(By.CSS_SELECTOR, "#glossary dt")}
+    assert glossary == {term.get_attribute("textContent") for term in found}
+    shown = browser.execute_script(
+        "return [...document.querySelectorAll('.plot')].filter(box => box.data && !box.hidden)"
+    )
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#download-list li")) == len(shown) > 0
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
 def wrong(main, args, capsys):
     """The one line that a command answers these arguments with."""
     with pytest.raises(SystemExit) as end:

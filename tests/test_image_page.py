@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.screenshot import opened, resize
+from benchmarks.screenshot import opened
 from sqs_jax import gated_linear
 from sqs_jax.analysis import GLUWeights, load_weights, spectrum
 from sqs_jax.analysis.cli import main
@@ -22,7 +22,7 @@ from sqs_jax.analysis.runs.load import load_run
 from sqs_jax.train import ImageConfig, InputError, train
 from sqs_jax.train.checkpoint import restore_params
 from sqs_jax.train.images.dataset import Dataset
-from tests.helpers import quiet, wrong
+from tests.helpers import check_page, quiet, wrong
 
 CONFIG = ImageConfig(epochs=30, width=32, hidden=32)
 
@@ -91,9 +91,14 @@ def test_the_page_in_a_real_browser(run_dir, browser, tmp_path):
     summary = json.loads((run_dir / "summary.json").read_text())
     assert f"{summary['analysis']['fidelity']['joint']['r2']:.4f}" in browser.find_element(By.ID, "cards").text
 
-    for width in (390, 1200):  # on a phone nothing sticks out
-        resize(browser, width, 800)
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    check_page(browser, 20)
+    csv = browser.execute_script("return csvOf(document.getElementById('plot-truncation').data)").splitlines()
+    figures = json.loads((run_dir / "summary.json").read_text())["analysis"]["truncation"]
+    rows = [line.split(",") for line in csv]
+    assert rows[0] == ["series", "x", "y", "text"]
+    assert [(int(k), float(r2)) for name, k, r2, _ in rows if name == "R²"] == list(
+        zip(figures["k"], figures["r2"], strict=True)
+    )
     colors = []
     for scheme in ("light", "dark"):
         media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -237,8 +242,8 @@ def test_colour_images(tmp_path, monkeypatch):
     images[np.arange(400), labels, :, labels % 3] += 180
     classes = tuple(map(str, range(10)))
     dataset = Dataset("cifar10", classes, images[:300], labels[:300], images[300:], labels[300:])
-    monkeypatch.setattr("sqs_jax.train.images.image_task.load", lambda *_: dataset)
-    monkeypatch.setattr("sqs_jax.train.images.dataset.load", lambda *_: dataset)
+    monkeypatch.setattr("sqs_jax.train.images.image_task.load", lambda *_, **__: dataset)
+    monkeypatch.setattr("sqs_jax.train.images.dataset.load", lambda *_, **__: dataset)
     config = ImageConfig(data="cifar10", epochs=2, width=8, hidden=8, batch_size=100, validation=0)
     train(config, tmp_path / "run", report=quiet)
     page = write_image_report(load_run(tmp_path / "run")).read_text()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks.screenshot import opened, resize
+from benchmarks.screenshot import opened
 from sqs_jax.analysis import language as reading
 from sqs_jax.analysis.calibration import METHODS, network_logits
 from sqs_jax.analysis.cli import main
@@ -20,7 +20,7 @@ from sqs_jax.train.step import parameters, with_parameters
 from sqs_jax.train.text.language_model import load_language
 from sqs_jax.train.text.token_stream import Stream, load_text
 from sqs_jax.transformer import Transformer, TransformerConfig, rms_norm
-from tests.helpers import quiet
+from tests.helpers import check_page, quiet
 
 CONFIG = TransformerConfig(vocab=40, context=16, layers=2, width=16, heads=2, hidden=24)
 TOKENS = np.asarray(jax.random.randint(jax.random.key(5), (24, 17), 0, 40))
@@ -318,6 +318,4 @@ def test_the_page_finds_tokens_in_a_real_browser(run_dir, browser):
     box.clear()
     box.send_keys("zzzz")
     assert browser.find_element(By.ID, "token-note").text == "no such token"
-    for width in (1280, 360):
-        resize(browser, width, 800)
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    check_page(browser, 0)

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from sqs_jax.analysis.cli import main
-from tests.helpers import wrong
+from tests.helpers import check_page, wrong
 
 D, H, OUTPUTS = 12, 20, 4
 NAMES = ["--w", "up.weight", "--v", "gate.weight", "--out", "down.weight", "--transpose"]
@@ -114,7 +114,7 @@ def test_the_page_without_classes(layer, browser):
     assert "by row: " in find("id", "detail-figures").text
     heads = [head.text for head in browser.find_elements("css selector", "#fidelity-table th")]
     assert heads == ["gains γ", "R² of the outputs", "R², calibration", "range of γ"]
-    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    check_page(browser, 7)
 
 
 @pytest.mark.parametrize(

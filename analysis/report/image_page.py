@@ -31,6 +31,7 @@ from sqs_jax.train.run_folder import RunFolder, alone, provenance
 _GALLERY = 3
 _RESPONSE_SAMPLES = 4096
 _LIKED = 8
+_ROUGH = 0.9  # of the variation of shuffled pixels: hardly smoother than noise
 
 
 def write_image_report(
@@ -192,7 +193,20 @@ def _texts(run: Run, figures, classes: list[str]) -> dict[str, str]:
             f" Shown are {len(classes)} of {len(data.classes)} classes, others by --outputs; all but the first table "
             "is of the network with these outputs alone, on their own images."
         )
-    return page.texts(f"{data.name}, {gate}", subtitle, page.verdict(figures), vectors)
+    verdict = page.verdict(figures) + _hint(figures)
+    return page.texts(f"{data.name}, {gate}", subtitle, verdict, vectors)
+
+
+def _hint(figures) -> str:
+    """A word of warning where the leading eigenvectors are as rough as noise."""
+    rows = zip(figures["smoothness"], figures["leading"], strict=True)
+    found = [row[rank or 0] for row, rank in rows if (rank or 0) < len(row) and row[rank or 0] is not None]
+    if not found or np.mean(found) < _ROUGH:
+        return ""
+    return (
+        f" The leading eigenvectors are as rough as noise (total variation {np.mean(found):.2f} of shuffled pixels): "
+        "trained for longer, or with more noise on its inputs, the network may show more."
+    )
 
 
 def _pictures(run: Run, pairs: Eigenpairs, method: Method, classes: list[str]) -> dict[Path, bytes]:

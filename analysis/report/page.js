@@ -9,7 +9,7 @@ function fixed(value, digits = 3) {
   if (value === null || value === undefined) return "–";
   return (Object.is(Math.round(value * 10 ** digits), -0) ? 0 : value).toFixed(digits).replace("-", "−");
 }
-const spaced = (text) => text.replace(/ /g, "·").replace(/\n/g, "↵").replace(/\t/g, "⇥");
+const spaced = (text) => text.replace(/<\|endoftext\|>|<\/s>|<\|im_end\|>/g, "⟨end⟩").replace(/ /g, "·").replace(/\n/g, "↵").replace(/\t/g, "⇥");
 const percent = (value) => (value === null ? "–" : fixed(100 * value, 1) + " %");
 const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toPrecision(3);
 const mean = (list) => {
@@ -34,8 +34,8 @@ function element(tag, attributes = {}, ...children) {
 }
 
 function table(id, heads, rows, chosen, mark = "chosen") {
-  const head = element("tr", {}, ...heads.map((text) => element("th", { scope: "col" }, text)));
-  const body = rows.map((row, i) => element("tr", i === chosen ? { class: mark } : {}, ...row.map((cell) => element("td", {}, cell))));
+  const head = element("tr", {}, ...heads.map((text) => element("th", { scope: "col" }, worded(text))));
+  const body = rows.map((row, i) => element("tr", i === chosen ? { class: mark } : {}, ...row.map((cell, place) => element("td", {}, place ? cell : worded(cell)))));
   $(id).replaceChildren(element("thead", {}, head), element("tbody", {}, ...body));
 }
 
@@ -83,9 +83,13 @@ function plot(id, make) {
   return draw();
 }
 function logTicks(values) {
-  const known = values.filter((value) => value > 0), low = Math.min(...known), high = Math.max(...known), ticks = [];
-  for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++) {
-    for (const digit of [1, 2, 5]) ticks.push(Number((digit * 10 ** power).toPrecision(1)));
+  const known = values.filter((value) => value > 0), low = Math.min(...known), high = Math.max(...known);
+  const first = Math.floor(Math.log10(low)), powers = Array.from({ length: Math.ceil(Math.log10(high)) - first + 1 }, (_, i) => first + i);
+  const fine = [1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9], tenths = Array.from({ length: 90 }, (_, i) => 1 + i / 10);
+  let ticks = [];
+  for (const digits of [[1, 2, 5], fine, tenths]) {
+    ticks = powers.flatMap((power) => digits.map((digit) => Number((digit * 10 ** power).toPrecision(2))));
+    if (ticks.filter((tick) => tick >= low && tick <= high).length >= 3) break; // three or more are seen
   }
   return { type: "log", tickvals: ticks, ticktext: ticks.map(String) };
 }
@@ -162,6 +166,7 @@ function showOutputs() {
   plots.push(drawSpectrum);
   $("plot-spectrum").on("plotly_hover", (event) => { if (event.points[0].curveNumber === 0 && event.points[0].pointIndex !== rank) choose(output, event.points[0].pointIndex); });
 
+  if (pictures && pictures.shape[2] === 3) $("atlas-colours").textContent = ", the colours of a vector around grey";
   if (pictures) {
     const shown = Math.min(10, pictures.count, values[0].length);
     data.outputs.forEach((name, o) => {

@@ -29,7 +29,7 @@ def render(content: dict[str, Any], words: dict[str, str]) -> str:
 
     parts = {name: html.escape(text) for name, text in words.items()}
     folder = files("sqs_jax.analysis.report")
-    scripts = ("page.css", "page.js", "language.js", "model.js", "adoption.js", "sweep.js")
+    scripts = ("page.css", "words.js", "page.js", "language.js", "model.js", "adoption.js", "sweep.js", "downloads.js")
     parts |= {name: (folder / name).read_text(encoding="utf-8") for name in scripts}
     data = json.dumps(content, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     parts |= {"data": data.replace("<", "\\u003c"), "plotly": get_plotlyjs().replace("</script", "<\\/script")}
@@ -128,7 +128,7 @@ def command(path: str, method: str = "joint", outputs: Sequence[int] = (), again
     flags = ["--method", method] if method != "joint" else []
     flags += ["--outputs", *map(str, outputs)] if outputs else []
     flags += ["--against", *against] if against else []
-    return shlex.join(["python", "-m", "analysis", "report", path, *flags])
+    return shlex.join(["python", "-m", "sqs_jax.analysis", "report", path, *flags])
 
 
 _STORED = (

@@ -24,9 +24,12 @@ def gallery(values, images, classes, *, title: str) -> Figure:
     """
     values, images = np.asarray(values), np.asarray(images)
     rows, columns = min(len(values), ROWS), values.shape[1]
-    figure = Figure(figsize=(1.25 * columns + 1.9, 1.42 * rows + 1.1), layout="constrained")
-    figure.suptitle(title, fontsize=12, color=_INK, parse_math=False)
+    figure = Figure(figsize=(1.25 * columns + 2.3, 1.42 * rows + 1.5), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.06)  # pyright: ignore - of the constrained one
+    figure.suptitle(f"{title}\n", fontsize=12, color=_INK, parse_math=False)
     axes = figure.subplots(rows, columns, squeeze=False)
+    digits = _digits(values)
+    picture = None
     for axis, heading in ((axes[0, 0], "most positive"), (axes[0, columns // 2], "most negative")):
         axis.text(0, 1.3, heading, transform=axis.transAxes, fontsize=11, color="#777777")
     for (row, column), axis in np.ndenumerate(axes):
@@ -47,8 +50,13 @@ def gallery(values, images, classes, *, title: str) -> Figure:
         if np.isnan(values[row, column]):
             axis.spines[:].set_visible(False)
             continue
-        _draw(axis, images[row, column])
-        axis.set_title(f"{values[row, column]:+.3g}", fontsize=9, color=_INK, pad=3)
+        picture = _draw(axis, images[row, column])
+        axis.set_title(f"{values[row, column] + 0.0:+.{digits}f}", fontsize=9, color=_INK, pad=3)
+    if images.ndim == 4 and picture is not None:
+        bar = figure.colorbar(picture, ax=axes, shrink=min(1, 3 / rows), aspect=24, ticks=[-1, 0, 1], pad=0.02)
+        bar.ax.set_yticklabels(["−", "0", "+"])
+        bar.set_label("entry, each picture in its own scale", fontsize=9, color=_INK)
+        bar.outline.set_visible(False)  # pyright: ignore - a patch
     if len(values) > rows:
         figure.supxlabel(f"the first {rows} of {len(values)} classes", fontsize=9, color=_INK)
     return figure
@@ -62,11 +70,16 @@ def png(figure: Figure) -> bytes:
 
 
 def _draw(axis, image):
-    limit = np.abs(image).max() or 1.0
+    scaled = image / (np.abs(image).max() or 1.0)
     if image.ndim == 3:
-        axis.imshow(0.5 + 0.5 * image / limit, interpolation="nearest")
-    else:
-        axis.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+        return axis.imshow(0.5 + 0.5 * scaled, interpolation="nearest")
+    return axis.imshow(scaled, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+
+
+def _digits(values) -> int:
+    """Decimals that all eigenvalues are written with: three digits of the largest."""
+    largest = np.nanmax(np.abs(values), initial=0)
+    return int(np.clip(2 - np.floor(np.log10(largest)), 0, 8)) if largest > 0 else 2
 
 
 def curves(rows: list[dict], *, title: str, noise_std: float) -> Figure:

@@ -2,21 +2,22 @@
 /* Of a sweep: curves and final figures by configuration, and what each value does. */
 function showSweep(found) {
   show("sweep");
-  const colors = ["accent", "second", "positive", "negative", "grey"], dashes = ["solid", "dot", "dash", "dashdot"];
-  const look = (i) => [colors[i % colors.length], { line: { dash: dashes[Math.floor(i / colors.length) % dashes.length] }, trace: { mode: "lines" } }];
+  const dashes = ["solid", "dash", "dot", "dashdot"]; // with six colours: 24 lines that differ
+  const look = (i) => [`line-${i % 6}`, { line: { dash: dashes[Math.floor(i / 6) % dashes.length] }, trace: { mode: "lines" } }];
+  const members = (group) => element("span", {}, ...group.members.flatMap(([seed, path], i) => [i ? " " : "", element("a", { href: path }, String(seed))]));
   const spread = (list, digits) => {
     if (!list.length) return "–";
     const m = mean(list), deviation = Math.sqrt(list.reduce((sum, x) => sum + (x - m) ** 2, 0) / (list.length - 1));
     return fixed(m, digits) + (list.length > 1 ? ` ± ${fixed(deviation, digits)}` : "");
   };
   table("sweep-table", ["configuration", "seeds", "test loss", "test accuracy", "diverged"],
-    found.groups.map((group) => [group.name, String(group.seeds.length), spread(group.loss, 4), spread(group.accuracy, 4), String(group.diverged)]));
+    found.groups.map((group) => [group.name, members(group), spread(group.loss, 4), spread(group.accuracy, 4), String(group.diverged)]));
 
   const below = { legend: { orientation: "h", y: -0.2, yanchor: "top", font: { size: 10 } } };
   function curves(id, part, title) {
     const groups = found.groups.filter((group) => group[part]);
     if (!groups.length) return;
-    $(id).style.height = `${340 + 7 * groups.length}px`;
+    $(id).style.height = `${360 + 12 * groups.length}px`;
     plot(id, () => [
       groups.flatMap((group, i) => {
         const [color, more] = look(i), curve = group[part];
@@ -54,4 +55,3 @@ function showSweep(found) {
   });
 }
 if (data.sweep) showSweep(data.sweep);
-document.documentElement.dataset.ready = "yes";

@@ -5,12 +5,14 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqs_jax.analysis.report import page
 from sqs_jax.files import write
 from sqs_jax.messages import InputError
 from sqs_jax.train.run_folder import SweepFolder, provenance
-from sqs_jax.train.sweep.run_sweep import read_grid
+from sqs_jax.train.sweep.grid import members
+from sqs_jax.train.sweep.run_sweep import Grid, read_grid
 from sqs_jax.train.sweep.table import RESULTS, Row, by_epoch, read_csv
 
 
@@ -25,15 +27,21 @@ def write_sweep_report(sweep_dir: str | Path) -> Path:
         raise InputError(f"{folder.path} has no finished network yet")
     groups = by_configuration(rows)
     content = {
-        "sweep": {"groups": groups, "axes": by_axis(groups), "noise": _has_noise(grid)},
+        "sweep": {"groups": _linked(groups, folder, grid), "axes": by_axis(groups), "noise": _has_noise(grid)},
         "cards": _cards(groups),
         "provenance": json.loads(folder.grid.read_text()) | provenance(),
     }
     count = sum(len(group["seeds"]) for group in groups)
     best = max((group for group in groups if group["accuracy"]), key=_accuracy, default=None)
-    verdict = f"{count} networks in {len(groups)} configurations, {len(groups[0]['seeds'])} seeds of the first."
+    seeds = len(groups[0]["seeds"])
+    verdict = (
+        f"{count} network{'s' * (count > 1)} in {len(groups)} configuration{'s' * (len(groups) > 1)}, {seeds} "
+        f"seed{'s' * (seeds > 1)} of the first."
+    )
     if best:
-        verdict += f" The highest mean test accuracy, {_accuracy(best):.4f}, is that of {best['name']}."
+        tied = [group["name"] for group in groups if group["accuracy"] and _accuracy(group) == _accuracy(best)]
+        owner = f"that of {tied[0]}" if len(tied) == 1 else f"a tie of {', '.join(tied[:-1])} and {tied[-1]}"
+        verdict += f" The highest mean test accuracy, {_accuracy(best):.4f}, is {owner}."
     shared = " All networks drew the same noise: the spread between seeds leaves its share out." * grid.share_noise
     base = grid.base
     subtitle = (
@@ -45,6 +53,20 @@ def write_sweep_report(sweep_dir: str | Path) -> Path:
     command = page.command(str(sweep_dir))
     write(folder.report, page.render(content, texts | {"command": command}))
     return folder.report
+
+
+def _linked(groups: list[dict[str, Any]], folder: SweepFolder, grid: Grid) -> list[dict[str, Any]]:
+    """The groups with their networks: the seed, and the page of each, or its folder where there is none."""
+    configs = members(grid.base, grid.axes)
+    for group in groups:
+        group["members"] = []
+        for name, config in configs.items():
+            run = folder.member(name)
+            same = all(getattr(config, field) == value for field, value in group["settings"].items())
+            if same and config.seed in group["seeds"] and run.path.exists():
+                page_path = run.report if run.report.exists() else run.path
+                group["members"].append([config.seed, quote(str(page_path.relative_to(folder.path)))])
+    return groups
 
 
 def _has_noise(grid) -> bool:
@@ -63,19 +85,19 @@ def by_configuration(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for row in rows:
         by_settings.setdefault(tuple(row[name] for name in fields), []).append(row)
     groups = []
-    for values, members in by_settings.items():
+    for values, own in by_settings.items():
         settings = {name: value for name, value in zip(fields, values, strict=True) if value is not None}
-        last = [row for row in members if row["test_accuracy"] is not None]
+        last = [row for row in own if row["test_accuracy"] is not None]
         groups.append(
             {
                 "name": _name(settings, varied),
                 "settings": {name: settings[name] for name in varied if name in settings},
-                "seeds": sorted({row["seed"] for row in members}),
-                "train": _curve(members, "train_loss"),
-                "validation": _curve(members, "validation_loss"),
+                "seeds": sorted({row["seed"] for row in own}),
+                "train": _curve(own, "train_loss"),
+                "validation": _curve(own, "validation_loss"),
                 "loss": [row["test_loss"] for row in last],
                 "accuracy": [row["test_accuracy"] for row in last],
-                "diverged": sum(row["diverged_at"] is not None for row in members),
+                "diverged": sum(row["diverged_at"] is not None for row in own),
             }
         )
     return groups

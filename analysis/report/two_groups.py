@@ -32,20 +32,34 @@ def free_paths(out_dir: Path) -> list[Path]:
 
 def table(comparison: dict[str, Any]) -> str:
     """The comparison as text, an arm a column: the first rank of vectors, the largest of spans."""
-    arms = ("shared", "disjoint", "ceiling", "fraction", "classes", "untrained", "random")
-    ranks = {
-        "rank_cosine": 0,
-        "matched_cosine": 0,
-        "overlap": -1,
-        "angle": -1,
-        "form_cosine": None,
-        "data_form_cosine": None,
+    arms = {
+        "shared": "one initialisation",
+        "disjoint": "different seeds",
+        "ceiling": "ceiling",
+        "fraction": "of the ceiling",
+        "classes": "other outputs",
+        "untrained": "before training",
+        "random": "random vectors",
     }
-    lines = [f"{'':<16}" + "".join(f"{arm:>22}" for arm in arms)]
-    for name, rank in ranks.items():
-        cells = [cell(comparison["measures"][name].get(arm), rank) for arm in arms]
-        lines.append(f"{name:<16}" + "".join(f"{cell:>22}" for cell in cells))
-    return "\n".join(lines)
+    ranks = {
+        "rank_cosine": ("|cos|, rank 1", 0),
+        "matched_cosine": ("|cos|, rank 1, matched", 0),
+        "overlap": ("overlap of all spans", -1),
+        "angle": ("largest principal angle", -1),
+        "form_cosine": ("cosine of forms", None),
+        "data_form_cosine": ("cosine, data metric", None),
+    }
+    lines = [f"{'':<24}" + "".join(f"{name:>22}" for name in arms.values())]
+    for measure, (name, rank) in ranks.items():
+        cells = [cell(comparison["measures"][measure].get(arm), rank) for arm in arms]
+        lines.append(f"{name:<24}" + "".join(f"{cell:>22}" for cell in cells))
+    return "\n".join([*lines, *_TERMS])
+
+
+_TERMS = (
+    "ceiling: the networks of the second group with each other; of the ceiling: different seeds over it.",
+    "other outputs, before training, random vectors: what chance gives.",
+)
 
 
 def cell(arm: dict[str, Any] | None, rank: int | None) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from sqs_jax import display
 from sqs_jax.analysis.calibration import Method
 from sqs_jax.messages import InputError
 from sqs_jax.start import extra
@@ -16,6 +17,7 @@ def write_report(
     method: Method | None = None,
     against: tuple[Path, ...] = (),
     outputs: tuple[int, ...] = (),
+    members: bool = False,
 ) -> Path:
     """Reads the weights of a finished run, or the table of a sweep, and writes `report.html` into its folder.
 
@@ -25,6 +27,7 @@ def write_report(
       method: of a run: the gains that its spectrum is read with, as in `calibrate`; by default "joint".
       against: of a run: folders of other runs of the same kind, to be shown beside it; on images two or more.
       outputs: of a run on images: numbers of the classes to read, from 0; by default all, of more than 64 the first 64.
+      members: of a sweep: whether the report of every finished network is written first, as far as there is none.
 
     Returns the page's path.
 
@@ -40,7 +43,12 @@ def write_report(
             raise InputError("a sweep is shown by its table alone: no --method, no --against, no --outputs")
         from sqs_jax.analysis.report.sweep_page import write_sweep_report
 
+        for run in _unread(SweepFolder(path)) if members else ():
+            with display.stage(f"reading {run.path.name}", plain=True):
+                write_report(run.path, data_dir=data_dir)
         return write_sweep_report(path)
+    if members:
+        raise InputError(f"{path} is no sweep: it has no members")
     config = read_config(RunFolder(path))
     if isinstance(config, AdoptConfig):
         if method or against or outputs:
@@ -56,6 +64,13 @@ def write_report(
 
         return write_language_report(path, data_dir=data_dir, method=method, against=against)
     return _image_report(path, config, data_dir, method, against, outputs)
+
+
+def _unread(folder: Any) -> list[Any]:
+    """The finished networks of a sweep that have no report."""
+    names = sorted(path.name for path in folder.members.glob("*") if not path.name.startswith("."))
+    runs = [folder.member(name) for name in names]
+    return [run for run in runs if run.summary.is_file() and not run.report.exists()]
 
 
 def _image_report(path: Path, config: Any, data_dir: Path | None, method: Method, against, outputs) -> Path:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Literal, get_origin
 
 from sqs_jax import display
-from sqs_jax.command_line import fail, one_line_errors, program, read
-from sqs_jax.messages import InputError, quoted
-from sqs_jax.options import needed, option, types_of
+from sqs_jax.command_line import fail, given, one_line_errors, program, read
+from sqs_jax.gates import nearest
+from sqs_jax.messages import InputError, first_line, quoted
+from sqs_jax.options import needed, option, plain_type, types_of, value_of
 from sqs_jax.train.config import ImageConfig
 from sqs_jax.train.config_check import checked
 from sqs_jax.train.config_file import from_json
@@ -21,6 +22,7 @@ _DESCRIPTION = """Train every network of a grid of values, many at once where th
 
   python -m train sweep mnist --gate sqs,bilinear,relu,gelu,silu --seeds 5
   python -m train sweep mnist --lam 0.1,0.5,1.0 --c 0.001,0.01,0.1 --p 1,2
+  python -m train sweep --file sweep.yaml --seeds 3
   python -m train sweep --sweep-dir sweeps/mnist --resume
 
 Each flag of the second list takes one value or several, with commas between; its default is the data set's. The
@@ -39,6 +41,11 @@ class HowToSweep:
         positional=True,
     )
     size: int = option(0, "Images of your own in a folder: height and width that they get, as in python -m train.")
+    file: Path | None = option(
+        None,
+        "A YAML or JSON file with any of these flags, a list where a flag takes several values; flags on the command "
+        "line count more.",
+    )
     seeds: int | None = option(None, "Number of seeds, from 0; or name them by --seed.")
     share_noise: bool = option(
         False,
@@ -67,6 +74,9 @@ _FIELDS = {field.name: field for field in dataclasses.fields(ImageConfig) if fie
 _VARIED = tuple(_FIELDS[name] for name in dict.fromkeys((*_ORDER, *_FIELDS)))
 
 
+_TAKEN_AS_TEXT = {field.name for field in _VARIED}
+
+
 def _help(field: dataclasses.Field) -> str:
     """The help of a field, with the values that it may have where they are few."""
     annotation = types_of(ImageConfig)[field.name]
@@ -86,6 +96,8 @@ Options: Any = dataclasses.make_dataclass(
 def main(args: Sequence[str]) -> None:
     """Runs a sweep; exits with 2 on bad input and 128 + the signal's number when it is stopped."""
     options = read(Options, args, prog=_program(), description=_DESCRIPTION)
+    if options.file:
+        options = Options(**_from_file(options.file) | given([Options], args, prog=_program()))
     base, axes, sweep_dir = _grid(options)
     # Imported after the flags are known to be good: it takes a second.
     from sqs_jax.train.interrupt import Stopped
@@ -106,6 +118,38 @@ def main(args: Sequence[str]) -> None:
 
             with one_line_errors(ValueError):
                 display.result(write_report(sweep_dir))
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    """The options in a YAML or JSON file. Raises InputError where one is unknown or ill-typed."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no YAML or JSON: {first_line(error)}") from None
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path} holds {quoted(content)}: flags and their values are needed, as in `gate: [sqs, relu]`"
+        )
+    types, values = types_of(Options), {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in types or name == "file":
+            raise InputError(f"{path} has {quoted(key)}: {nearest(name, [name for name in types if name != 'file'])}")
+        words = [_word(each) for each in (value if isinstance(value, list) else [value])]
+        if name in _TAKEN_AS_TEXT:
+            values[name] = ",".join(words)
+            continue
+        try:
+            values[name] = value_of(",".join(words), plain_type(types[name]))
+        except ValueError as error:
+            raise InputError(f"{path}: `{name}` is {quoted(value)}: {error}") from None
+    return values
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _grid(options: Any) -> tuple[ImageConfig | None, Axes, Path]:
