@@ -10,6 +10,7 @@ from sqs_jax.analysis.calibration import Calibration, bilinear_layer, calibrate,
 from sqs_jax.analysis.eigen import Eigenpairs, NotConvergedError, eigenpairs, spectrum, top_eigenpairs
 from sqs_jax.analysis.fidelity import Fidelity, ablation, deep_fidelity, fidelity, truncation
 from sqs_jax.analysis.interaction import GLUWeights, interaction_matrices
+from sqs_jax.analysis.recorded import Recorded, read_recorded
 from sqs_jax.analysis.runs.load import Run, layer_weights, load_run, load_weights
 from sqs_jax.analysis.similarity import compare
 from sqs_jax.analysis.spectrum_summary import effective_rank, eigengaps, extremes
@@ -31,6 +32,7 @@ __all__ = [
     "Fidelity",
     "GLUWeights",
     "NotConvergedError",
+    "Recorded",
     "Run",
     "Surrogate",
     "ablation",
@@ -52,6 +54,7 @@ __all__ = [
     "load_run",
     "load_weights",
     "mlp_weights",
+    "read_recorded",
     "read_weights",
     "spectrum",
     "token_directions",

@@ -11,8 +11,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tests of whole runs wait for compilers: what is compiled there runs for seconds, and its speed is not in question.
 _WHOLE_RUNS = {
     "adopt_runs", "adoption", "benchmarks", "cli", "damage", "dataset", "docs", "experiment_tables", "experiments",
-    "display", "extension", "fuzz", "generation", "image_page", "language", "language_model", "language_task", "loop",
-    "notebook", "own_images", "readme", "start", "study", "sweep", "sweep_files", "together", "weights_page",
+    "display", "extension", "fuzz", "generation", "image_page", "language", "language_model", "language_task",
+    "loggers", "loop", "notebook", "own_images", "readme", "start", "study", "sweep", "sweep_files", "together",
+    "weights_page",
 }  # fmt: skip
 
 

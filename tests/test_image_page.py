@@ -15,6 +15,7 @@ from benchmarks.screenshot import opened
 from sqs_jax import gated_linear
 from sqs_jax.analysis import GLUWeights, load_weights, spectrum
 from sqs_jax.analysis.cli import main
+from sqs_jax.analysis.report import image_page
 from sqs_jax.analysis.report.image_page import write_image_report
 from sqs_jax.analysis.report.weights_page import write_weights_report
 from sqs_jax.analysis.runs.compare import compare_runs
@@ -222,6 +223,13 @@ def test_the_pages_of_a_comparison_and_of_weights_alone(run_dir, others, tmp_pat
     assert browser.title == name
     assert not browser.find_element(By.ID, "fidelity").is_displayed()
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_a_network_that_is_too_little_trained_to_be_read_is_told(run_dir):
+    figures = json.loads((run_dir / "summary.json").read_text())["analysis"]
+    assert image_page._hint(figures) == ""
+    rough = [[0.97] * len(row) for row in figures["smoothness"]]
+    assert "as rough as noise (total variation 0.97" in image_page._hint(figures | {"smoothness": rough})
 
 
 def test_a_network_that_says_nothing_gets_its_report(tmp_path):

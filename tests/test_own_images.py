@@ -38,6 +38,7 @@ def folder(tmp_path_factory):
             Image.fromarray(painted(rng, label, shape)).save(root / name / f"{i:03}.jpg", quality=95)
     (root / "cat" / "notes.txt").write_text("no image")
     (root / ".hidden").mkdir()
+    (root / "cat" / "._000.jpg").write_bytes(b"what another system leaves")
     return root
 
 
@@ -206,7 +207,7 @@ def empty(root):
 def one_class(root):
     for name in ("dog", "eel"):
         shutil.rmtree(root / name)
-    return "has 1 folders: two or more are needed, one for each class"
+    return "has one folder: two or more are needed, one for each class"
 
 
 @pytest.mark.parametrize("change", [broken, alone, empty, one_class])

@@ -93,13 +93,13 @@ def run(config: AdoptConfig, run_dir: Path, paths: Any) -> None:
             fail(str(error), 1)
         except Stopped as stop:
             fail(f"{stop}; go on with: {_program()} --run-dir {shlex.quote(str(run_dir))} --resume", 128 + stop.number)
+        losses = ", ".join(f"{name} {value:.4f}" for name, value in summary["loss"].items())
+        display.result(f"loss, nats a token: {losses}")
         if paths.report and not folder.report.exists():
             from sqs_jax.analysis.report import write_report
 
             with display.stage("reading both models", plain=True), one_line_errors(ValueError, ArithmeticError):
                 write_report(run_dir)
-    losses = ", ".join(f"{name} {value:.4f}" for name, value in summary["loss"].items())
-    display.result(f"loss, nats a token: {losses}")
     for path in (folder.report, folder.model, folder.summary):
         if path.exists():
             display.result(path)

@@ -143,14 +143,16 @@ def _run(config: ImageConfig | TextConfig, run_dir: Path, paths: Paths) -> None:
     display.about(f"{_described(config)}, in {run_dir}")
     with display.stage(run_dir.name):
         summary = _trained(config, run_dir, paths)
+        test, seconds = summary["test"], summary["seconds"]
+        figures = (
+            f"accuracy {test['accuracy']:.4f}" if "accuracy" in test else f"{test['bits_per_byte']:.4f} bits per byte"
+        )
+        display.result(f"test loss {test['loss']:.4f}  {figures}  ({seconds:.1f} s of training)")
         if paths.report and not RunFolder(run_dir).report.exists():
             from sqs_jax.analysis.report import write_report
 
             with display.stage("reading the weights", plain=True), one_line_errors(ValueError, ArithmeticError):
                 write_report(run_dir, data_dir=paths.data_dir)
-    test = summary["test"]
-    figures = f"accuracy {test['accuracy']:.4f}" if "accuracy" in test else f"{test['bits_per_byte']:.4f} bits per byte"
-    display.result(f"test loss {test['loss']:.4f}  {figures}  ({summary['seconds']:.1f} s of training)")
     for name in ("report.html", "eigenvectors.png", "curves.png", "samples.txt", "summary.json"):
         if (run_dir / name).exists():
             display.result(run_dir / name)

@@ -101,11 +101,12 @@ def _files(path: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
 
     known, folders = set(Image.registered_extensions()), _folders(path)
     if len(folders) < 2:
-        raise InputError(f"{path} has {len(folders)} folders: two or more are needed, one for each class")
+        count = "one folder" if folders else "no folders"
+        raise InputError(f"{path} has {count}: two or more are needed, one for each class")
     files: list[Path] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
-        own = sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix.lower() in known)
+        own = sorted(file for file in folder.rglob("[!.]*") if file.is_file() and file.suffix.lower() in known)
         if not own:
             raise InputError(f"{folder} has no image")
         files += own
