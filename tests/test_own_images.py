@@ -114,7 +114,7 @@ def test_folders_of_train_and_test_are_taken_as_they_are(folder, tmp_path, cache
     for part, count in (("train", 9), ("test", 4)):
         for name in CLASSES:
             (tmp_path / "parted" / part / name).mkdir(parents=True)
-            for file in sorted((folder / name).glob("*.jpg"))[:count]:
+            for file in sorted((folder / name).glob("[!.]*.jpg"))[:count]:
                 shutil.copy(file, tmp_path / "parted" / part / name)
     data = load(f"images:{tmp_path / 'parted'}", size=16)
     assert np.bincount(data.train_labels).tolist() == [9, 9, 9]
@@ -193,7 +193,7 @@ def broken(root):
 
 
 def alone(root):
-    for path in [*(root / "cat").glob("*.jpg"), *(root / "eel").glob("*.jpg")]:
+    for path in [*(root / "cat").glob("[!.]*.jpg"), *(root / "eel").glob("*.jpg")]:
         if path.name != "000.jpg":
             path.unlink()
     return "one image is all there is of the class 'cat', 'eel': two are needed"
