@@ -74,7 +74,7 @@ def check_page(browser, terms: int) -> None:
             term.send_keys(Keys.ESCAPE)
             assert not tip.is_displayed()
     glossary = {term.get_attribute("textContent") for term in browser.find_elements(By.CSS_SELECTOR, "#glossary dt")}
-    assert glossary == {term.get_attribute("textContent") for term in found}
+    assert glossary == {term.get_attribute("data-term") for term in found}
     shown = browser.execute_script(
         "return [...document.querySelectorAll('.plot')].filter(box => box.data && !box.hidden)"
     )

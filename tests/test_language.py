@@ -318,4 +318,4 @@ def test_the_page_finds_tokens_in_a_real_browser(run_dir, browser):
     box.clear()
     box.send_keys("zzzz")
     assert browser.find_element(By.ID, "token-note").text == "no such token"
-    check_page(browser, 0)
+    check_page(browser, 4)

@@ -44,7 +44,8 @@ function tokenFinder(found) {
     const chips = (tokens) => tokens.map((token) => element("code", {}, visible(token)));
     const contexts = found.places[layer][place][rank].map((at) => {
       const start = Math.max(at - 12, Math.floor(at / found.length) * found.length);
-      return element("li", {}, spelled(found.text.slice(start, at)), element("mark", {}, visible(found.text[at])), element("span", { class: "soft" }, ` → ${visible(found.next[at])}`));
+      const end = Math.min(at + 6, (Math.floor(at / found.length) + 1) * found.length); // the window's, beyond which is another text
+      return element("li", {}, spelled(found.text.slice(start, at)), element("mark", {}, visible(found.text[at])), element("span", { class: "soft" }, ` → ${visible(found.next[at])}`), element("span", { class: "soft" }, spelled(found.text.slice(at + 2, end))));
     });
     return element("div", { class: value > 0 ? "vector" : "vector negative" },
       element("h4", {}, `Eigenvector ${rank + 1}, λ = ${signed(value)}: ${value > 0 ? "for" : "against"} the token`),

@@ -36,15 +36,19 @@ const TERMS = {
 };
 const usedTerms = new Set();
 
+/* Text as a term that explains itself, where it is one, or ends in one as "R², joint" does. */
 function worded(text) {
-  if (typeof text !== "string" || !(text in TERMS)) return text;
-  usedTerms.add(text);
+  if (typeof text !== "string") return text;
+  const key = text in TERMS ? text : text.replace(/^.*, /, "");
+  if (!Object.hasOwn(TERMS, key)) return text;
+  usedTerms.add(key);
   const tip = document.getElementById("tip");
   const term = document.createElement("span");
   Object.assign(term, { className: "term", tabIndex: 0, textContent: text });
+  term.dataset.term = key;
   term.setAttribute("aria-describedby", "tip");
   const open = () => {
-    tip.textContent = TERMS[text];
+    tip.textContent = TERMS[key];
     tip.hidden = false;
     const box = term.getBoundingClientRect(), room = document.documentElement.clientWidth - tip.offsetWidth - 8;
     tip.style.left = `${Math.max(8, Math.min(box.left, room))}px`;
