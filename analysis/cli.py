@@ -123,7 +123,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Runs `python -m analysis` with these arguments; exits with 2 on bad input."""
     args = list(sys.argv[1:] if args is None else args)
     prog = program("analysis")
-    with one_line_errors(ValueError, NotConvergedError):
+    with display.loud_again(), one_line_errors(ValueError, NotConvergedError):
         name, *rest = args or [""]
         if name == "--version":
             print_version()
@@ -234,8 +234,8 @@ def _report_weights(command: Report, line: str) -> None:
         weights = read_weights(command.weights, names, transpose=command.transpose)
     for doubt in doubts:
         print(f"warning: {one_line(doubt.message)}".replace("`transpose`", "--transpose"), file=sys.stderr, flush=True)
-    gate, recorded = command.gate or "bilinear", None
-    if command.inputs:
+    gate, recorded = command.gate, None
+    if command.inputs and gate:
         if gate not in GATES:
             raise InputError(f"--gate is {quoted(gate)}: {nearest(gate, GATES)}")
         recorded = read_recorded(command.inputs, weights, command.labels)

@@ -30,7 +30,7 @@ class Recorded(NamedTuple):
 
 
 def read_recorded(inputs: Path, weights: GLUWeights, labels: Path | None = None) -> Recorded:
-    """Inputs that were recorded from a layer, one in five held out, drawn once and for all.
+    """Inputs that were recorded from a layer, one in five of them, 10,000 at most, held out, drawn once and for all.
 
     Args:
       inputs: a .npy file (n, d) or (…, n, d), floating point.

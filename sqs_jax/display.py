@@ -86,14 +86,23 @@ _terminal: _Terminal | None = None
 _command = _quiet = False
 
 
-def begin() -> None:
-    """A command begins. Where stdout is a terminal, something moves from now on. A second call does nothing."""
+def begin(*, moving: bool = True) -> None:
+    """A command begins. Where stdout is a terminal that has such letters, something moves from now on.
+
+    A second call does nothing, and with `moving` False lines stay plain.
+    """
     global _command, _terminal
     _command = True
-    moves = sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-    if _terminal is None and not _quiet and moves:
+    if moving and _terminal is None and not _quiet and _can_move():
         with contextlib.suppress(ModuleNotFoundError):  # without rich, lines are plain
             _terminal = _Terminal()
+
+
+def _can_move() -> bool:
+    stream = sys.stdout
+    if stream is None or not stream.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
+        return False
+    return (stream.encoding or "").lower().startswith("utf")
 
 
 def end() -> None:
@@ -105,13 +114,22 @@ def end() -> None:
 
 
 @contextlib.contextmanager
-def command() -> Iterator[None]:
+def command(*, moving: bool = True) -> Iterator[None]:
     """Around a whole command."""
-    begin()
+    begin(moving=moving)
     try:
         yield
     finally:
         end()
+
+
+@contextlib.contextmanager
+def loud_again() -> Iterator[None]:
+    """Around what may have called `quiet`: afterwards lines are shown again."""
+    try:
+        yield
+    finally:
+        quiet(False)
 
 
 def quiet(value: bool) -> None:

@@ -22,8 +22,11 @@ def watch() -> None:
     """
     if _is_command():
         catch_interrupts("interrupted")
-        if _ANSWERS.isdisjoint(sys.argv[1:]):
-            display.begin()
+        display.begin(moving=_shows_progress())
+
+
+def _shows_progress() -> bool:
+    return _ANSWERS.isdisjoint(sys.argv[1:])
 
 
 def _is_command() -> bool:
@@ -57,7 +60,7 @@ def catch_interrupts(message: str) -> None:
 def run(module: str, interrupted: str = "interrupted") -> None:
     """Runs the `main` of a command line's module; a package that is missing ends in a line."""
     catch_interrupts(interrupted)
-    with display.command():
+    with display.command(moving=_shows_progress()):
         try:
             main = importlib.import_module(module).main
         except ModuleNotFoundError as error:

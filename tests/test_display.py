@@ -12,6 +12,7 @@ import termios
 import pytest
 
 import sqs_jax
+from sqs_jax import display
 from sqs_jax.train.cli.train import main
 
 SCRIPT = """
@@ -79,6 +80,20 @@ def test_in_a_terminal_stages_move_and_leave_nothing():
     assert screen(written) == [LONG, "of a command", "a stray line", "the result", "after"]
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_the_letters_has_plain_lines(encoding, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    written = in_terminal("-c", SCRIPT.format(begin="display.begin()"))
+    assert "\x1b" not in written
+    assert "the whole\r\n" in written
+    assert "usage: python -m sqs_jax.train" in in_terminal("-m", "sqs_jax.train", "--help")
+
+
+def test_help_and_versions_show_no_progress():
+    for flag in ("--help", "--version"):
+        assert "starting" not in in_terminal("-m", "sqs_jax.train", flag)
+
+
 def test_elsewhere_lines_are_plain():
     def lines(begin):
         done = subprocess.run([sys.executable, "-c", SCRIPT.format(begin=begin)], capture_output=True, text=True)
@@ -106,6 +121,8 @@ def test_quiet_shows_results_alone(tmp_path, capsys):
     first, *paths = capsys.readouterr().out.splitlines()
     assert first.startswith("test loss ")
     assert paths == [str(tmp_path / "run" / "summary.json")]
+    display.line("loud again")
+    assert capsys.readouterr().out == "loud again\n"
 
 
 @pytest.mark.parametrize("module", ["train", "analysis"])

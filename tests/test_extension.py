@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from sqs_jax.analysis.cli import main as analysis_main
 from sqs_jax.train import ImageConfig, TextConfig, train
 from sqs_jax.train.checkpoint import restore_params
 from sqs_jax.train.cli.train import main
@@ -100,6 +101,8 @@ def test_a_run_on_text_has_more_steps(tmp_path):
         (["--epochs", "3"], "`epochs` is 3, but the run"),
         (["--epochs", "8", "--hidden", "9"], "`hidden` is 9, but the run"),
         (["--restart"], "--restart goes with --resume and more --epochs"),
+        (["--restarts", "2"], "`restarts` is (2,), but the run"),
+        (["--epochs", "8", "--restarts", "2"], "may have others from there on"),
         (["--epochs", "8", "--restarts", "9"], "`restarts` is (9,): rising numbers from 1 to 7 are needed"),
     ],
 )
@@ -145,6 +148,17 @@ def test_what_it_cannot_begin_with_is_a_line(flags, message, short, tmp_path, ca
     assert not (tmp_path / "run").exists()
 
 
+def test_it_is_compared_with_no_other(short, tmp_path, capsys):
+    runs = []
+    for seed in (1, 2):
+        config = ImageConfig(**SHORT.__dict__ | {"epochs": 1, "init_from": str(short), "seed": seed})
+        runs.append(str(trained(config, tmp_path / f"run{seed}")))
+    line = ["compare", str(short), "--", *runs, "--out-dir", tmp_path / "out"]
+    assert "began with the weights of another run" in wrong(analysis_main, line, capsys)
+    swept = ["sweep", "--config", f"{runs[0]}/config.json", "--seeds", "2", "--sweep-dir", tmp_path / "sweep"]
+    assert "begin with their own weights" in wrong(main, swept, capsys)
+
+
 def test_what_it_began_with_has_to_stay(short, tmp_path, capsys):
     other = shutil.copytree(short, tmp_path / "other")
     line = ["--init-from", str(other), "--hidden", "8", "--width", "8", "--epochs", "1", "--no-report", "--run-dir"]
@@ -153,4 +167,4 @@ def test_what_it_began_with_has_to_stay(short, tmp_path, capsys):
     shutil.rmtree(other)
     trained(ImageConfig(**SHORT.__dict__ | {"seed": 3, "epochs": 1}), other)
     error = wrong(main, ["--run-dir", tmp_path / "run", "--resume"], capsys)
-    assert "init.json is not what the data gives" in error
+    assert "init.json names other weights: the run of `init_from` was changed" in error

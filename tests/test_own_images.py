@@ -39,6 +39,8 @@ def folder(tmp_path_factory):
     (root / "cat" / "notes.txt").write_text("no image")
     (root / ".hidden").mkdir()
     (root / "cat" / "._000.jpg").write_bytes(b"what another system leaves")
+    (root / "cat" / ".thumbnails").mkdir()
+    shutil.copy(root / "cat" / "000.jpg", root / "cat" / ".thumbnails" / "000.jpg")
     return root
 
 
@@ -71,14 +73,10 @@ def test_images_are_those_of_the_files(folder, tmp_path, cache):
     assert (data.name, data.classes, data.shape) == ("pets", CLASSES, (24, 24, 3))
     assert (len(data.train_labels), len(data.test_labels)) == (168, 42)
     assert np.bincount(data.test_labels).tolist() == [14, 14, 14]
-    both = np.concatenate([data.train_images, data.test_images]).astype(float).mean((0, 3))
-    labels = np.concatenate([data.train_labels, data.test_labels])
     for images, own in ((data.train_images, data.train_labels), (data.test_images, data.test_labels)):
         columns = images.astype(float).mean((1, 3))
         brightest = columns.reshape(len(columns), 3, 8).mean(2).argmax(1)
         np.testing.assert_array_equal(brightest, own)
-    assert both.shape == (24, 24)
-    assert len(labels) == 210
     # None is in both parts, and another reading gives the same.
     whole = {image.tobytes() for image in np.concatenate([data.train_images, data.test_images])}
     assert len(whole) == 210
@@ -147,6 +145,38 @@ def test_it_is_prepared_once_and_anew_for_other_files(tmp_path, cache, monkeypat
     assert len(load(f"images:{path}").train_labels) == 72
 
 
+def test_a_linked_class_is_followed(folder, tmp_path, cache):
+    root = tmp_path / "linked"
+    root.mkdir()
+    for name in CLASSES:
+        shutil.copytree(folder / name, tmp_path / "elsewhere" / name)
+        (root / name).symlink_to(tmp_path / "elsewhere" / name)
+    first = load(f"images:{root}", size=8)
+    (tmp_path / "elsewhere" / "cat" / "069.jpg").unlink()
+    assert len(load(f"images:{root}", size=8).train_labels) == len(first.train_labels) - 1
+
+
+def test_a_sweep_and_its_networks_remember_their_images(tmp_path, cache, capsys):
+    path, folder = tmp_path / "set.npz", tmp_path / "sweep"
+    np.savez(path, **arrays())
+    main(["sweep", f"images:{path}", "--seeds", "1", "--epochs", "1", "--no-report", "--sweep-dir", str(folder)])
+    member = folder / "members" / "sqs-seed0"
+    main(["--run-dir", str(member), "--resume", "--epochs", "2", "--no-report"])
+    np.savez(path, **(arrays() | {"x": arrays()["x"][::-1]}))
+    assert "begun with other data" in wrong(main, ["sweep", "--sweep-dir", folder, "--resume"], capsys)
+    assert "begun with other data" in wrong(analysis_main, ["report", member], capsys)
+
+
+def test_a_run_is_found_again_by_its_images(tmp_path, cache, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.savez("set.npz", **arrays())
+    main(["images:set.npz", "--epochs", "1", "--no-report"])
+    capsys.readouterr()
+    main(["images:set.npz", "--resume", "--epochs", "2", "--no-report"])
+    assert "`epochs` 1 → 2" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["set-sqs-seed0"]
+
+
 def test_a_run_is_not_resumed_with_other_images(tmp_path, cache, capsys):
     path = tmp_path / "set.npz"
     np.savez(path, **arrays())
@@ -210,7 +240,12 @@ def one_class(root):
     return "has one folder: two or more are needed, one for each class"
 
 
-@pytest.mark.parametrize("change", [broken, alone, empty, one_class])
+def split_by_another_name(root):
+    (root / "val").mkdir()
+    return "has the folder 'val' beside others"
+
+
+@pytest.mark.parametrize("change", [broken, alone, empty, one_class, split_by_another_name])
 def test_a_wrong_folder_is_one_line(change, folder, tmp_path, cache, capsys):
     root = shutil.copytree(folder, tmp_path / "pets")
     message = change(root)

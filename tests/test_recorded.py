@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from sqs_jax.analysis import read_recorded, read_weights, write_weights_report
 from sqs_jax.analysis.cli import main
 from tests.helpers import check_page, wrong
 
@@ -90,6 +91,24 @@ def test_with_labels_it_is_read_as_a_classifier(layer):
     assert "own class for" in (folder / "read" / "report.html").read_text()
 
 
+def test_outputs_in_another_order_keep_their_names(layer):
+    folder, *_ = layer
+    _, saved = report(folder, "--gate", "bilinear", "--outputs", "1", "0", "3", "2")
+    (folder / "read").rename(folder / "other")
+    _, natural = report(folder, "--gate", "bilinear")
+    assert saved["outputs"].tolist() == [1, 0, 3, 2]
+    np.testing.assert_allclose(saved["values"], natural["values"][[1, 0, 3, 2]], rtol=1e-5)
+
+
+def test_gate_and_inputs_go_together(layer):
+    folder, *_ = layer
+    weights = read_weights(folder / "layer.safetensors", {"gate_up": "gate_up.weight"}, transpose=True)
+    recorded = read_recorded(folder / "acts.npy", weights)
+    for changes in ({"recorded": recorded}, {"gate": "silu"}, {"method": "joint"}):
+        with pytest.raises(ValueError, match="it goes with `recorded`"):
+            write_weights_report(weights, folder / "read", name="layer", **changes)
+
+
 def test_a_norm_is_folded_in(layer):
     folder, arrays, _ = layer
     flags = ["--gate", "silu", "--method", "identity"]
@@ -130,6 +149,11 @@ def test_the_page_without_classes(layer, browser):
         (["--gate", "silu"], "--gate goes with --inputs"),
         (["--inputs", "acts.npy", "--gate", "silu", "--labels", "few.npy"], "2000 whole numbers are needed"),
         (["--inputs", "acts.npy", "--gate", "silu", "--labels", "high.npy"], "0 to 3, the outputs, are needed"),
+        (["--inputs", "acts.npy", "--gate", "silu", "--labels", "same.npy"], "`outputs` has 0: no input of that class"),
+        (
+            ["--inputs", "acts.npy", "--gate", "silu", "--labels", "same.npy", "--outputs", "1"],
+            "2 classes or more are needed",
+        ),
         (["--inputs", "acts.npy", "--gate", "silu", "--norm", "up.weight"], "for `norm` has shape (12, 20)"),
     ],
 )
@@ -137,7 +161,13 @@ def test_wrong_input_is_one_line(flags, message, layer, monkeypatch, capsys):
     folder, _, x = layer
     monkeypatch.chdir(folder)
     high = np.full(2000, 4)
-    files = {"wide": np.ones((30, D + 1), np.float32), "whole": np.ones((30, D), int), "few": x[:5], "high": high}
+    files = {
+        "wide": np.ones((30, D + 1), np.float32),
+        "whole": np.ones((30, D), int),
+        "few": x[:5],
+        "high": high,
+        "same": high - 1,
+    }
     for name, array in (files | {"nan": np.where(np.arange(2000)[:, None] == 7, np.nan, x)}).items():
         np.save(folder / f"{name}.npy", array)
     error = wrong(main, ["report", "--weights", "layer.safetensors", *NAMES, *flags, "--out-dir", "read"], capsys)

@@ -285,6 +285,7 @@ def test_markup_in_a_table_is_text_on_the_page(done, tmp_path, browser):
     opened(browser, page)
     assert browser.execute_script("return document.querySelectorAll('svg a, svg b, main b b').length") == 0
     links = [link.get_attribute("href") for link in browser.find_elements("css selector", "main a")]
+    assert links
     assert all(link.startswith(f"{copy.as_uri()}/members/silu-seed") for link in links)
     texts = browser.execute_script(
         "return [...document.querySelectorAll('.legendtext, .ytick text')].map(x => x.textContent)"

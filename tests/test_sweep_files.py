@@ -68,7 +68,9 @@ def test_the_reports_of_all_networks_are_written_on_demand(swept):
         ("gaet: sqs", "has 'gaet': did you mean 'gate'?"),
         ("file: other.yaml", "has 'file'"),
         ("seeds: many", "`seeds` is 'many': a whole number is needed"),
-        ("hidden: [4, wide]", "`hidden` has 'wide': a whole number is needed"),
+        ("hidden: [4, wide]", "sweep.yaml: `hidden` has 'wide': a whole number is needed"),
+        ("data-dir:", "`data_dir` is None: a number, a text, true or false is needed"),
+        ("lam: {low: 1}", "`lam` is {'low': 1}: a number, a text"),
         ("gate: [sqs, sqs]", "`gate` has 'sqs' twice"),
     ],
 )

@@ -39,11 +39,13 @@ def check_resumed(run: RunFolder, config: TrainConfig) -> bool:
                 f"`{name}` is {getattr(config, name)}, but the run {run.path} has {stored[name]}: a resumed run can be "
                 "made longer, not shorter"
             )
-    if "restarts" in changed and config.restarts[: len(stored["restarts"])] != stored["restarts"]:
-        raise InputError(
-            f"`restarts` is {config.restarts}, but the run {run.path} has {stored['restarts']}: a resumed run keeps "
-            "its own, and may have more after them"
-        )
+    if "restarts" in changed:
+        kept, added = config.restarts[: len(stored["restarts"])], config.restarts[len(stored["restarts"]) :]
+        if unit not in changed or kept != stored["restarts"] or any(at < stored[unit] for at in added):
+            raise InputError(
+                f"`restarts` is {config.restarts}, but the run {run.path} has {stored['restarts']}: a resumed run "
+                f"keeps its own, and with more {unit} than {stored[unit]} may have others from there on"
+            )
     return bool(changed)
 
 
@@ -56,6 +58,7 @@ def extend(run: RunFolder, config: TrainConfig) -> None:
     for path in run.ends:
         if path.exists():
             kept.mkdir(parents=True, exist_ok=True)
+            files.remove(kept / path.name)  # of a call that was killed in the middle
             path.replace(kept / path.name)
     files.write(run.config, to_json(config))
     again = config.restarts[len(stored.restarts) :]

@@ -93,7 +93,7 @@ def train_checked(
     else:
         run_folder.create(run.path, task.files | {run.config.name: to_json(config)})
     with run_folder.alone(run.path), StopSignals() as signals:
-        if is_longer:
+        if is_longer and check_resumed(run, config):  # else another process has made it longer meanwhile
             extend(run, config)
         if summary := _summary(run):  # another process finished it meanwhile
             return summary

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 from sqs_jax.gates import nearest
@@ -55,6 +56,11 @@ _TFDS = re.compile(r"tfds:\w+(/\w[\w.+-]*)?(:\d+\.\d+\.\d+)?", re.ASCII)
 
 OWN = "images:"
 """Begins the name of images of one's own; their folder or file follows."""
+
+
+def short_name(data: str) -> str:
+    """A data set's name as a folder's: of images of one's own that of their folder or file."""
+    return Path(data.removeprefix(OWN)).absolute().stem if data.startswith(OWN) else data.replace(":", "-")
 
 
 def preset(data: str) -> Any:

@@ -108,11 +108,13 @@ def read_config(run: RunFolder) -> TrainConfig:
     return from_json(run.config)
 
 
-def check_same_files(run: RunFolder, files: dict[str, str]) -> None:
-    """Raises InputError where the files that a run was begun with differ from these."""
+def check_same_files(run: RunFolder | SweepFolder, files: dict[str, str]) -> None:
+    """Raises InputError where the files that a run or a sweep was begun with differ from these."""
     for name, content in files.items():
         path = run.path / name
         if not path.is_file() or path.read_text(encoding="utf-8") != content:
+            if name == "init.json":
+                raise InputError(f"{path} names other weights: the run of `init_from` was changed, or this file was")
             raise InputError(f"{path} is not what the data gives: the run was begun with other data, or it was changed")
 
 

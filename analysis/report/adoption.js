@@ -6,7 +6,7 @@ function showAdoption(adoption) {
   if (adoption.curves.length) show("plot-adoption-curve"); // before the first is drawn: both share the width
   // The bare swap may lose so much more that nothing else could be told apart: its bar is then cut.
   const most = Math.max(...losses.filter((_, i) => names[i] !== "swapped")), cut = (loss) => loss > 2 * most;
-  plot("plot-adoption-loss", () => [[{ type: "bar", x: names, y: losses.map((loss) => (cut(loss) ? 1.5 * most : loss)), marker: { color: names.map((name) => at(name === "tuned" ? "accent" : name === "control" ? "second" : "grey")) }, text: losses.map((loss) => fixed(loss) + (cut(loss) ? " (cut)" : "")), textposition: "outside", cliponaxis: false, hoverinfo: "x+text" }],
+  plot("plot-adoption-loss", () => [[{ type: "bar", x: names, y: losses.map((loss) => (cut(loss) ? 1.5 * most : loss)), marker: { color: names.map((name) => at(name === "tuned" ? "accent" : name === "control" ? "second" : "grey")) }, text: losses.map((loss) => fixed(loss) + (cut(loss) ? " (cut)" : "")), textposition: "outside", cliponaxis: false, customdata: losses, hoverinfo: "x+text" }],
     layout("", "loss, nats a token", { y: { range: [0, losses.some(cut) ? 1.7 * most : 1.12 * Math.max(...losses)] }, rest: { showlegend: false } })]);
   if (adoption.curves.length) {
     const colors = { adopted: "accent", control: "second" };

@@ -12,8 +12,9 @@ function download(name, address) {
   link.remove();
 }
 const csvCell = (value) => { const text = String(value ?? ""); return /[",\n]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text; };
+const plain = (text) => (typeof text === "string" ? text.replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&amp;/g, "&") : text); // as `label` was given it
 function csvOf(traces) {
-  const rows = traces.filter((trace) => trace.hoverinfo !== "skip" || trace.name).flatMap((trace) => Array.from(trace.x ?? [], (x, i) => [trace.name ?? "", x, trace.y[i], Array.isArray(trace.text) ? trace.text[i] : ""]));
+  const rows = traces.filter((trace) => trace.hoverinfo !== "skip" || trace.name).flatMap((trace) => Array.from(trace.x ?? [], (x, i) => [trace.name ?? "", x, (trace.customdata ?? trace.y)[i], Array.isArray(trace.text) ? trace.text[i] : ""].map(plain)));
   return [["series", "x", "y", "text"], ...rows].map((row) => row.map(csvCell).join(",")).join("\n") + "\n";
 }
 const drawn = [...document.querySelectorAll(".plot")].filter((box) => box.data && !box.hidden);

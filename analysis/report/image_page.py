@@ -76,7 +76,7 @@ def write_image_report(
 def _studied(run: Run, method: Method, outputs: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, Any], np.ndarray]:
     """The figures of a run, the arrays of its `spectrum.npz`, and its eigenvectors as images."""
     model, samples = run.model, layer_samples(run)
-    part = outputs if len(outputs) < len(run.data.classes) else None
+    part = None if outputs == tuple(range(len(run.data.classes))) else outputs
     weights, gate = layer_weights(model), model.layers[-1].sigma
     figures, pairs, calibrations = study(weights, gate, samples, method=method, outputs=part)
     figures["outputs"] = list(outputs)

@@ -33,9 +33,10 @@ function element(tag, attributes = {}, ...children) {
   return node;
 }
 
-function table(id, heads, rows, chosen, mark = "chosen") {
+/* Heads explain themselves; of the first column only where it holds terms and no names. */
+function table(id, heads, rows, chosen, mark = "chosen", terms = false) {
   const head = element("tr", {}, ...heads.map((text) => element("th", { scope: "col" }, worded(text))));
-  const body = rows.map((row, i) => element("tr", i === chosen ? { class: mark } : {}, ...row.map((cell, place) => element("td", {}, place ? cell : worded(cell)))));
+  const body = rows.map((row, i) => element("tr", i === chosen ? { class: mark } : {}, ...row.map((cell, place) => element("td", {}, terms && !place ? worded(cell) : cell))));
   $(id).replaceChildren(element("thead", {}, head), element("tbody", {}, ...body));
 }
 
@@ -190,7 +191,7 @@ function showOutputs() {
       methods.map((name) => {
         const row = analysis.fidelity[name];
         return [name, fixed(row.r2), ...columns.map((column) => fixed(row[column], 4)), fixed(row.calibration_r2), `${fixed(row.gain_range[0], 2)} to ${fixed(row.gain_range[1], 2)}`];
-      }), methods.indexOf(analysis.method));
+      }), methods.indexOf(analysis.method), "chosen", true);
     if (analysis.linear_share !== null) $("linear-share").textContent = `The residual stream past the layer explains R² = ${fixed(analysis.linear_share)} of the logits by itself; it is linear, and no part of the forms.`;
     const cut = analysis.truncation;
     for (const part of document.querySelectorAll(".of-classes")) part.hidden = !classes;
@@ -212,7 +213,7 @@ function showOutputs() {
     const first = (list) => mean(list.map((row, o) => row[leading(o)] ?? null));
     rows.push(["mean", fixed(first(found.template_correlation)), smooth ? fixed(first(smooth), 2) : "–", fixed(first(found.selectivity)), fixed(mean(ranks.participation_rank), 1), fixed(mean(ranks.entropy_rank), 1), percent(mean(ranks.first_gap)),
       ...["eigenvectors", "pca", "random"].map((name) => fixed(mean(found.frechet[name]), 2))]);
-    table("eigenvector-table", ["output", "template", "variation", "AUC", "rank (participation)", "rank (entropy)", "gap of λ₁", "Fréchet", "Fréchet, PCA", "Fréchet, random"], rows, rows.length - 1, "total");
+    table("eigenvector-table", ["class", "template", "variation", "AUC", "rank (participation)", "rank (entropy)", "gap of λ₁", "Fréchet", "Fréchet, PCA", "Fréchet, random"], rows, rows.length - 1, "total");
 
     show("masks");
     const masks = analysis.masks, average = (list) => masks.norm_share.map((_, i) => mean(list.map((row) => row[i])));

@@ -57,15 +57,19 @@ def write_sweep_report(sweep_dir: str | Path) -> Path:
 
 def _linked(groups: list[dict[str, Any]], folder: SweepFolder, grid: Grid) -> list[dict[str, Any]]:
     """The groups with their networks: the seed, and the page of each, or its folder where there is none."""
-    configs = members(grid.base, grid.axes)
+    keys = {tuple(sorted(group["settings"])) for group in groups}
+    found: dict[Any, list[Any]] = {}
+    for name, config in members(grid.base, grid.axes).items():
+        run = folder.member(name)
+        if run.path.exists():
+            path = run.report if run.report.exists() else run.path
+            link = [config.seed, quote(str(path.relative_to(folder.path)))]
+            for names in keys:
+                found.setdefault((names, tuple(getattr(config, field) for field in names)), []).append(link)
     for group in groups:
-        group["members"] = []
-        for name, config in configs.items():
-            run = folder.member(name)
-            same = all(getattr(config, field) == value for field, value in group["settings"].items())
-            if same and config.seed in group["seeds"] and run.path.exists():
-                page_path = run.report if run.report.exists() else run.path
-                group["members"].append([config.seed, quote(str(page_path.relative_to(folder.path)))])
+        names = tuple(sorted(group["settings"]))
+        links = found.get((names, tuple(group["settings"][field] for field in names)), [])
+        group["members"] = [link for link in links if link[0] in group["seeds"]]
     return groups
 
 

@@ -30,7 +30,7 @@ def write_weights_report(
     shape: tuple[int, ...] | None = None,
     outputs: tuple[int, ...] = (),
     recorded: Recorded | None = None,
-    gate: Any = "bilinear",
+    gate: Any = None,
     method: Method | None = None,
     command: str = "sqs_jax.analysis.write_weights_report",
 ) -> Path:
@@ -54,10 +54,14 @@ def write_weights_report(
     the way.
     """
     check_weights(weights)
+    if (recorded is None) != (gate is None) or (method and recorded is None):
+        raise ValueError(f"`gate` is {gate!r}: it goes with `recorded`, and `method` with both")
     inputs = input_size(weights)
     outputs = page.chosen_outputs(outputs, weights.out.shape[1])
     shape = shape or (1, inputs)
     _check(shape, inputs, out_dir)
+    if recorded is not None and recorded.test_labels is not None:
+        _check_classes(recorded, outputs)
     method = method or ("joint" if gate in ("bilinear", "sqs") else "joint_affine")
     made = _made(weights, name, shape, outputs, (recorded, gate, method), command)
     write_folder(out_dir, made)
@@ -100,7 +104,7 @@ def _rank_words(figures: dict[str, Any]) -> str:
 def _studied(weights: GLUWeights, recorded: Recorded, gate: Any, method: Method, outputs: tuple[int, ...]):
     """The figures of a layer on its recorded inputs, and the arrays of its `spectrum.npz`."""
     sigma, count = get_gate(gate), weights.out.shape[1]
-    part = outputs if len(outputs) < count else None
+    part = None if outputs == tuple(range(count)) else outputs
     if recorded.train_labels is None or recorded.test_labels is None:
         figures, pairs, calibrations = layer_study(
             weights, sigma, recorded.train, recorded.test, method=method, outputs=part, most_pairs=_MOST_PAIRS
@@ -153,6 +157,15 @@ def _verdict(studied: dict[str, Any], *, labelled: bool) -> str:
         .replace("-", "−")
         .replace("held−out", "held-out")
     )
+
+
+def _check_classes(recorded: Recorded, outputs: tuple[int, ...]) -> None:
+    """Raises ValueError for outputs that no network of classes can be made of."""
+    if len(outputs) < 2:
+        raise ValueError(f"`outputs` is {outputs}: 2 classes or more are needed, for figures that are of their softmax")
+    for labels, part in ((recorded.train_labels, "fitted on"), (recorded.test_labels, "held out")):
+        if labels is not None and (missing := sorted({*outputs} - {*labels.tolist()})):
+            raise ValueError(f"`outputs` has {missing[0]}: no input of that class is {part}")
 
 
 def _check(shape: tuple[int, ...], inputs: int, out_dir: Path) -> None:

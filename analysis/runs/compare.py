@@ -48,6 +48,10 @@ def compare_runs(
     if both := {path.resolve() for path in a} & {path.resolve() for path in b}:
         raise InputError(f"{both.pop()} is in both groups: a network is not compared with itself")
     runs = load_comparable([*a, *b], data_dir=data_dir)
+    if begun := [run for run in runs if run.config.init_from]:
+        raise InputError(
+            f"{begun[0].path} began with the weights of another run: seeds do not tell such networks apart"
+        )
     k = k if k is not None else min(_RANKS, *(rank_bound(layer_weights(run.model), "input") for run in runs))
     readings = [_reading(run, method, k) for run in runs]
     size = readings[0].vectors.shape[2]

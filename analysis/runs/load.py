@@ -66,8 +66,9 @@ def load_run(run_dir: str | os.PathLike[str], *, data_dir: Path | None = None, e
 def open_run(folder: "RunFolder", config: Any, data_dir: Path | None, epoch: int | None = None) -> Run:
     """`load_run`, for a configuration that was read already."""
     from sqs_jax.messages import InputError
-    from sqs_jax.train.images.dataset import load
+    from sqs_jax.train.images.dataset import load, own_facts
     from sqs_jax.train.records import Summary, read_record, read_rows
+    from sqs_jax.train.run_folder import check_same_files
 
     model = _model(folder, config, epoch)
     inputs = (model.layers[0].w if model.embed is None else model.embed).shape[0]
@@ -76,6 +77,7 @@ def open_run(folder: "RunFolder", config: Any, data_dir: Path | None, epoch: int
         raise InputError(
             f"{folder.path} has {inputs} inputs, not the {np.prod(data.shape)} of {data.name}: its data set is another"
         )
+    check_same_files(folder, own_facts(config.data, data))
     summary = dict(read_record(folder.summary, Summary))
     return Run(folder.path, config, data, model, read_rows(folder.metrics), summary)
 

@@ -15,8 +15,8 @@ from sqs_jax.train.config import ImageConfig
 from sqs_jax.train.config_check import checked
 from sqs_jax.train.config_file import from_json
 from sqs_jax.train.images.own_images import own_preset
-from sqs_jax.train.presets import IMAGES, OWN, preset
-from sqs_jax.train.sweep.grid import MOST_NETWORKS, Axes, parse_values
+from sqs_jax.train.presets import IMAGES, OWN, preset, short_name
+from sqs_jax.train.sweep.grid import MOST_NETWORKS, NEVER_VARIED, Axes, parse_values
 
 _DESCRIPTION = """Train every network of a grid of values, many at once where that is faster.
 
@@ -69,7 +69,7 @@ _ORDER = (
     "seed", "gate", "lam", "c", "p", "learnable", "layers", "width", "hidden", "residual", "bias", "lr", "weight_decay",
     "noise_std", "noise_prob", "warmup", "clip", "epochs", "batch_size", "validation", "dtype",
 )  # fmt: skip
-_COMMON = ("data", "size", "save_every", "restarts", "init_from")
+_COMMON = (*NEVER_VARIED, "save_every")
 _FIELDS = {field.name: field for field in dataclasses.fields(ImageConfig) if field.name not in _COMMON}
 _VARIED = tuple(_FIELDS[name] for name in dict.fromkeys((*_ORDER, *_FIELDS)))
 
@@ -137,18 +137,21 @@ def _from_file(path: Path) -> dict[str, Any]:
         name = str(key).replace("-", "_")
         if name not in types or name == "file":
             raise InputError(f"{path} has {quoted(key)}: {nearest(name, [name for name in types if name != 'file'])}")
-        words = [_word(each) for each in (value if isinstance(value, list) else [value])]
-        if name in _TAKEN_AS_TEXT:
-            values[name] = ",".join(words)
-            continue
         try:
-            values[name] = value_of(",".join(words), plain_type(types[name]))
+            text = ",".join(_word(each) for each in (value if isinstance(value, list) else [value]))
+            if name in _TAKEN_AS_TEXT:
+                parse_values(name, text)
+            values[name] = text if name in _TAKEN_AS_TEXT else value_of(text, plain_type(types[name]))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
         except ValueError as error:
             raise InputError(f"{path}: `{name}` is {quoted(value)}: {error}") from None
     return values
 
 
 def _word(value: Any) -> str:
+    if not isinstance(value, str | int | float):
+        raise ValueError("a number, a text, true or false is needed, or a list of such")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -178,8 +181,7 @@ def _grid(options: Any) -> tuple[ImageConfig | None, Axes, Path]:
         base = checked(dataclasses.replace(base, size=options.size or base.size))
     base = dataclasses.replace(base, **{name: values[0] for name, values in axes.items() if len(values) == 1})
     axes = {name: values for name, values in axes.items() if len(values) > 1}
-    name = Path(base.data).stem if base.data.startswith(OWN) else base.data.replace(":", "-")
-    return base, axes, options.sweep_dir or Path("sweeps") / name
+    return base, axes, options.sweep_dir or Path("sweeps") / short_name(base.data)
 
 
 def _program() -> str:

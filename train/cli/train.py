@@ -16,7 +16,7 @@ from sqs_jax.train.config_check import checked
 from sqs_jax.train.config_file import from_json
 from sqs_jax.train.extension import with_restart
 from sqs_jax.train.images.own_images import own_preset
-from sqs_jax.train.presets import IMAGES, OWN, TEXTS, preset
+from sqs_jax.train.presets import IMAGES, OWN, TEXTS, preset, short_name
 from sqs_jax.train.run_folder import RunFolder, read_config
 
 _DESCRIPTION = f"""Train gated linear units (GLU) in a classifier of images or a Transformer on text, and read them.
@@ -64,7 +64,8 @@ _FLAGS = (ImageConfig, TextConfig, Paths)
 def main(args: Sequence[str] | None = None) -> None:
     """Runs `python -m train` with these arguments; exits with 2 on bad input, 1 on a loss that is not finite."""
     args = sys.argv[1:] if args is None else args
-    with one_line_errors(InputError, interrupted="interrupted; a run that has begun goes on with --resume"):
+    interrupted = "interrupted; a run that has begun goes on with --resume"
+    with display.loud_again(), one_line_errors(InputError, interrupted=interrupted):
         if args and args[0] == "sample":
             from sqs_jax.train.cli.sample import main as sample
 
@@ -189,5 +190,4 @@ def _program() -> str:
 
 def _default_dir(config: Any) -> Path:
     name = Path(config.text).stem if isinstance(config, TextConfig) and config.text else config.data
-    name = Path(name).stem if name.startswith(OWN) else name
-    return Path("runs") / f"{name.replace(':', '-')}-{config.gate}-seed{config.seed}"
+    return Path("runs") / f"{short_name(name)}-{config.gate}-seed{config.seed}"

@@ -1,8 +1,6 @@
 """Training a classifier on images. A round is an epoch: one compiled scan."""
 
 import functools
-import hashlib
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +17,8 @@ from sqs_jax.train import initial
 from sqs_jax.train.config import ImageConfig
 from sqs_jax.train.device_memory import check_fits, check_model, check_program, shapes_of
 from sqs_jax.train.images.classifier import make_epoch, make_evaluation, make_model
-from sqs_jax.train.images.dataset import Dataset, load, split_validation
+from sqs_jax.train.images.dataset import Dataset, load, own_facts, split_validation
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
-from sqs_jax.train.presets import OWN
 from sqs_jax.train.step import (
     Parameters,
     TrainState,
@@ -76,7 +73,7 @@ class ImageTask:
         self.ends = [self._data.steps * epoch for epoch in range(1, config.epochs + 1)]
         self._initial = initial.initial_params(config.init_from, ImageConfig, parameters(self._model))
         self.files = initial.facts(config.init_from, self._initial)
-        self.files |= _facts(data) if config.data.startswith(OWN) else {}
+        self.files |= own_facts(config.data, data)
         self.unit, self.per_step = "images", config.batch_size
         state = jax.eval_shape(lambda: first_state(self._model, self._optimizer))
         check_program(self._epoch, shapes_of(state, self._everywhere), *self._data[:3])
@@ -131,14 +128,6 @@ class ImageTask:
         if "validation_loss" in row:
             line += f"  validation loss {row['validation_loss']:.4f}  accuracy {row['validation_accuracy']:.4f}"
         return f"{line}  {seconds:.2f} s"
-
-
-def _facts(data: Dataset) -> dict[str, str]:
-    """The file of a run that tells images of one's own from others at the same place."""
-    arrays = (data.train_images, data.train_labels, data.test_images, data.test_labels)
-    checksum = hashlib.sha256(b"".join(hashlib.sha256(np.asarray(array).tobytes()).digest() for array in arrays))
-    facts = {"sha256": checksum.hexdigest(), "shape": list(data.shape), "classes": list(data.classes)}
-    return {"images.json": json.dumps(facts, indent=2) + "\n"}
 
 
 def load_images(config: ImageConfig, data_dir: Path | None) -> Dataset:

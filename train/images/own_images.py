@@ -43,8 +43,8 @@ def own_path(name: str) -> Path:
 def own_place(name: str, size: int) -> Path:
     """Where the arrays are kept in the cache: by the names, sizes and times of all files."""
     path = own_path(name)
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    about = [(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    files = [path] if path.is_file() else [file for root in _roots(path) for file in _files(root)[0]]
+    about = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = hashlib.sha256(json.dumps([str(path.resolve()), size, about, VERSION]).encode()).hexdigest()
     return Path("images", key[:32])
 
@@ -77,8 +77,9 @@ def _training_count(path: Path) -> int:
     if path.is_file():
         with _opened(path) as file:
             return int(np.sum(_training(path, file)))
-    if _is_parted(path):
-        return len(_files(path / SPLITS[0])[0])
+    roots = _roots(path)
+    if len(roots) > 1:
+        return len(_files(roots[0])[0])
     _, labels, classes = _files(path)
     return int(np.sum(_drawn(np.array(labels), classes)))
 
@@ -86,9 +87,17 @@ def _training_count(path: Path) -> int:
 # Folders.
 
 
-def _is_parted(path: Path) -> bool:
-    """Whether a folder has `train` and `test` rather than classes."""
-    return {folder.name for folder in _folders(path)} == set(SPLITS)
+def _roots(path: Path) -> list[Path]:
+    """The folders that hold a folder for each class: the folder itself, or its `train` and `test`."""
+    names = {folder.name for folder in _folders(path)}
+    if names == set(SPLITS):
+        return [path / split for split in SPLITS]
+    if parts := sorted(names & {*SPLITS, "val", "valid", "validation"}):
+        raise InputError(
+            f"{path} has the folder {parts[0]!r} beside others: folders of classes are needed, or train and test alone "
+            "(validation is cut from train, by --validation)"
+        )
+    return [path]
 
 
 def _folders(path: Path) -> list[Path]:
@@ -106,7 +115,8 @@ def _files(path: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
     files: list[Path] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
-        own = sorted(file for file in folder.rglob("[!.]*") if file.is_file() and file.suffix.lower() in known)
+        own = sorted(file for file in folder.rglob("*") if file.suffix.lower() in known and file.is_file())
+        own = [file for file in own if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
         if not own:
             raise InputError(f"{folder} has no image")
         files += own
@@ -115,9 +125,8 @@ def _files(path: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
 
 
 def _read_folder(path: Path, size: int) -> tuple[Splits, tuple[str, ...]]:
-    parted = _is_parted(path)
-    roots = [path / split for split in SPLITS] if parted else [path]
-    found = [_files(each) for each in roots]
+    found = [_files(root) for root in _roots(path)]
+    parted = len(found) > 1
     if parted and found[0][2] != found[1][2]:
         other = sorted({*found[0][2]} ^ {*found[1][2]})[0]
         raise InputError(f"{path} has the class {quoted(other)} in one of train and test alone")

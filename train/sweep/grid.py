@@ -14,6 +14,9 @@ from sqs_jax.train.config_check import check
 # What only the gate sqs has: for the others its values are left as they are, and make no members.
 SQS_FIELDS = ("c", "lam", "p", "learnable")
 
+# What all networks of a sweep have in common.
+NEVER_VARIED = ("data", "size", "restarts", "init_from")
+
 MOST_NETWORKS = 10_000
 
 Axes = Mapping[str, Sequence[Any]]
@@ -43,6 +46,10 @@ def members(base: ImageConfig, axes: Axes) -> dict[str, ImageConfig]:
     Raises InputError for an empty grid, an unknown field, a value twice, and as `check` for any value out of range.
     """
     check_axes(base, axes)
+    if base.init_from:
+        raise InputError(
+            f"`init_from` is {quoted(base.init_from)}: the networks of a sweep begin with their own weights"
+        )
     count = math.prod(len(values) for values in axes.values())
     if count > MOST_NETWORKS:
         raise InputError(f"the grid has {count} networks: at most {MOST_NETWORKS} are trained in a sweep")
@@ -64,7 +71,7 @@ def members(base: ImageConfig, axes: Axes) -> dict[str, ImageConfig]:
 def check_axes(base: ImageConfig, axes: Axes) -> None:
     """Raises InputError for an unknown field, one without values, and a value twice."""
     for name, values in axes.items():
-        if name not in types_of(type(base)) or name == "data":
+        if name not in types_of(type(base)) or name in NEVER_VARIED:
             raise InputError(f"{quoted(name)} is no field that a grid can have")
         if not len(values):
             raise InputError(f"`{name}` has no values: the grid is empty")

@@ -18,7 +18,7 @@ from sqs_jax.train.checkpoint import Checkpoints, Progress
 from sqs_jax.train.config import ImageConfig
 from sqs_jax.train.config_file import from_fields, to_json
 from sqs_jax.train.device_memory import free_memory
-from sqs_jax.train.images.dataset import Dataset
+from sqs_jax.train.images.dataset import Dataset, own_facts
 from sqs_jax.train.images.image_task import Images, check_sizes, load_fitting, place_images
 from sqs_jax.train.interrupt import Stopped, StopSignals
 from sqs_jax.train.records import SweepRecord, read_record
@@ -114,8 +114,11 @@ def _begun(folder: SweepFolder, grid: Grid, configs, data_dir: Path | None, resu
         data = load_fitting(grid.base, data_dir)
     for config in configs.values():
         check_sizes(config, data)
-    if not resume:
-        run_folder.create(folder.path, {folder.grid.name: _to_json(grid)}, "--sweep-dir")
+    facts = own_facts(grid.base.data, data)
+    if resume:
+        run_folder.check_same_files(folder, facts)
+    else:
+        run_folder.create(folder.path, facts | {folder.grid.name: _to_json(grid)}, "--sweep-dir")
     return data
 
 
@@ -133,11 +136,11 @@ def _train_left(folder: SweepFolder, grid: Grid, configs, data: Dataset, limits:
     files.clean(folder.members)
     about = run_folder.provenance()
     noise_seed = min(config.seed for config in configs.values()) if grid.share_noise else None
-    left = _left(folder, configs)
+    left, facts = _left(folder, configs), own_facts(grid.base.data, data)
     with display.stage("training", len(configs), "networks") as shown:
         shown.at(len(configs) - len(left))
         for name, member, seconds in _trained(left, data, noise_seed, limits):
-            end = _file(folder.member(name), member, seconds, about)
+            end = _file(folder.member(name), member, seconds, about, facts)
             write(folder.results, to_csv(_rows(folder, grid)))
             done = len(configs) - len(_left(folder, configs))
             shown.at(done)
@@ -180,11 +183,14 @@ def _rows(folder: SweepFolder, grid: Grid) -> list[Row]:
     return [row for run, config in finished for row in member_rows(run, config, varied)]
 
 
-def _file(run: RunFolder, member: Member, seconds: float, about: dict[str, Any]) -> dict[str, Any]:
+def _file(
+    run: RunFolder, member: Member, seconds: float, about: dict[str, Any], facts: dict[str, str]
+) -> dict[str, Any]:
     """Writes the folder of a network, and returns how it ended."""
     with files.appearing(run.path) as path:
         partial = RunFolder(path)
-        write(partial.config, to_json(member.config))
+        for name, content in (facts | {partial.config.name: to_json(member.config)}).items():
+            write(path / name, content)
         run_folder.write_metrics(partial, member.history)
         if member.test is None:
             end: dict[str, Any] = {"diverged_at": member.diverged}
