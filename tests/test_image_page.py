@@ -92,7 +92,7 @@ def test_the_page_in_a_real_browser(run_dir, browser, tmp_path):
     summary = json.loads((run_dir / "summary.json").read_text())
     assert f"{summary['analysis']['fidelity']['joint']['r2']:.4f}" in browser.find_element(By.ID, "cards").text
 
-    check_page(browser, 20)
+    check_page(browser, 19)
     csv = browser.execute_script("return csvOf(document.getElementById('plot-truncation').data)").splitlines()
     figures = json.loads((run_dir / "summary.json").read_text())["analysis"]["truncation"]
     rows = [line.split(",") for line in csv]

@@ -153,7 +153,7 @@ def test_a_linked_class_is_followed(folder, tmp_path, cache):
         (root / name).symlink_to(tmp_path / "elsewhere" / name)
     first = load(f"images:{root}", size=8)
     (tmp_path / "elsewhere" / "cat" / "069.jpg").unlink()
-    assert len(load(f"images:{root}", size=8).train_labels) == len(first.train_labels) - 1
+    assert len(load(f"images:{root}", size=8).test_labels) == len(first.test_labels) - 1
 
 
 def test_a_sweep_and_its_networks_remember_their_images(tmp_path, cache, capsys):

@@ -58,8 +58,9 @@ def extend(run: RunFolder, config: TrainConfig) -> None:
     for path in run.ends:
         if path.exists():
             kept.mkdir(parents=True, exist_ok=True)
-            files.remove(kept / path.name)  # of a call that was killed in the middle
-            path.replace(kept / path.name)
+            if (old := kept / path.name).exists():  # of a call that was killed in the middle
+                files.remove(old)
+            path.replace(old)
     files.write(run.config, to_json(config))
     again = config.restarts[len(stored.restarts) :]
     cosine = f"begins again at {again[-1]}" if again else "is stretched, so that its rate rises where it goes on"

@@ -41,12 +41,7 @@ def write_report(
     if SweepFolder(path).grid.is_file():
         if method or against or outputs:
             raise InputError("a sweep is shown by its table alone: no --method, no --against, no --outputs")
-        from sqs_jax.analysis.report.sweep_page import write_sweep_report
-
-        for run in _unread(SweepFolder(path)) if members else ():
-            with display.stage(f"reading {run.path.name}", plain=True):
-                write_report(run.path, data_dir=data_dir)
-        return write_sweep_report(path)
+        return _sweep_report(SweepFolder(path), data_dir, members)
     if members:
         raise InputError(f"{path} is no sweep: it has no members")
     config = read_config(RunFolder(path))
@@ -64,6 +59,15 @@ def write_report(
 
         return write_language_report(path, data_dir=data_dir, method=method, against=against)
     return _image_report(path, config, data_dir, method, against, outputs)
+
+
+def _sweep_report(folder: Any, data_dir: Path | None, members: bool) -> Path:
+    from sqs_jax.analysis.report.sweep_page import write_sweep_report
+
+    for run in _unread(folder) if members else ():
+        with display.stage(f"reading {run.path.name}", plain=True):
+            write_report(run.path, data_dir=data_dir)
+    return write_sweep_report(folder.path)
 
 
 def _unread(folder: Any) -> list[Any]:
