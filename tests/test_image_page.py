@@ -52,6 +52,16 @@ def requests(browser):
     return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
 
 
+def check_truncation_as_csv(browser, run_dir):
+    csv = browser.execute_script("return csvOf(document.getElementById('plot-truncation').data)").splitlines()
+    figures = json.loads((run_dir / "summary.json").read_text())["analysis"]["truncation"]
+    rows = [line.split(",") for line in csv]
+    assert rows[0] == ["series", "x", "y", "text"]
+    assert [(int(k), float(r2)) for name, k, r2, _ in rows if name == "R²"] == list(
+        zip(figures["k"], figures["r2"], strict=True)
+    )
+
+
 def test_the_page_in_a_real_browser(run_dir, browser, tmp_path):
     from selenium.webdriver import ActionChains, Keys
     from selenium.webdriver.common.by import By
@@ -93,13 +103,7 @@ def test_the_page_in_a_real_browser(run_dir, browser, tmp_path):
     assert f"{summary['analysis']['fidelity']['joint']['r2']:.4f}" in browser.find_element(By.ID, "cards").text
 
     check_page(browser, 19)
-    csv = browser.execute_script("return csvOf(document.getElementById('plot-truncation').data)").splitlines()
-    figures = json.loads((run_dir / "summary.json").read_text())["analysis"]["truncation"]
-    rows = [line.split(",") for line in csv]
-    assert rows[0] == ["series", "x", "y", "text"]
-    assert [(int(k), float(r2)) for name, k, r2, _ in rows if name == "R²"] == list(
-        zip(figures["k"], figures["r2"], strict=True)
-    )
+    check_truncation_as_csv(browser, run_dir)
     colors = []
     for scheme in ("light", "dark"):
         media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
