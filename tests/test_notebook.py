@@ -35,7 +35,6 @@ def read(name: str):
 
 def test_the_quickstart_from_a_clean_kernel(run, tmp_path):
     notebook = read("quickstart.ipynb")
-    assert all(not cell.get("outputs") for cell in notebook.cells)
     text, kinds = run(notebook)
     assert "joint" in text
     assert "epoch 60/60" in text
@@ -56,9 +55,23 @@ def test_a_language_model_is_read_from_a_clean_kernel(run, tmp_path, stories):
     assert (tmp_path / "smollm2-reading" / "report.html").is_file()
 
 
-def test_the_outputs_that_come_with_a_notebook_are_whole():
-    outputs = [output for cell in read("read_smollm2.ipynb").cells for output in cell.get("outputs", [])]
-    assert {output.output_type for output in outputs} == {"stream", "display_data", "execute_result"}
+@pytest.mark.parametrize(
+    ("name", "words", "paths"),
+    [
+        ("read_smollm2.ipynb", "SmolLM2-135M-Instruct", ["smollm2-reading/report.html"]),
+        ("quickstart.ipynb", "joint     R²", [f"{epoch}/60" for epoch in range(3, 61, 3)]),
+    ],
+)
+def test_the_outputs_that_come_with_a_notebook_are_whole(name, words, paths):
+    outputs = [output for cell in read(name).cells for output in cell.get("outputs", [])]
+    assert {"stream", "execute_result"} <= {output.output_type for output in outputs}
+    assert any("image/png" in output.get("data", {}) for output in outputs)
     text = "".join(output.get("text", "") for output in outputs)
-    assert "SmolLM2-135M-Instruct" in text
-    assert "/" not in text.replace("smollm2-reading/report.html", "")  # no path of a machine
+    assert words in text
+    for path in paths:
+        text = text.replace(path, "")
+    assert "/" not in text  # no path of a machine
+
+
+def test_the_quickstart_says_how_it_is_opened_in_colab():
+    assert "colab-badge.svg" in read("quickstart.ipynb").cells[0].source
