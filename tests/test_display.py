@@ -36,11 +36,13 @@ ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 def in_terminal(*arguments: str, width: int = 100) -> str:
     """What a Python process writes to a terminal of this width."""
-    process, terminal = pty.fork()
-    if process == 0:
-        os.environ["TERM"] = "xterm-256color"
-        os.execv(sys.executable, [sys.executable, *arguments])
+    terminal, side = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+    environment = dict(os.environ) | {"TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        [sys.executable, *arguments], stdin=side, stdout=side, stderr=side, env=environment, start_new_session=True
+    )
+    os.close(side)
     written = b""
     while True:
         try:
@@ -50,7 +52,8 @@ def in_terminal(*arguments: str, width: int = 100) -> str:
         if not part:
             break
         written += part
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    os.close(terminal)
+    assert process.wait() == 0
     return written.decode()
 
 

@@ -142,8 +142,8 @@ def test_gallery_shows_sign_by_colour_and_eigenvalues_as_text():
     image[0, 0, :2], image[0, 0, 2:] = 1, -1
     figure = plots.gallery([[2.5, np.nan]], image, ["seven"], title="planted")
     pixels = drawn(figure)
-    axis, empty = figure.axes
-    assert axis.get_title() == "+2.5"
+    axis, empty, _bar = figure.axes
+    assert axis.get_title() == "+2.50"
     assert axis.get_ylabel() == "seven"
     assert not empty.images
     box = axis.get_window_extent()
