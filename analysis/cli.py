@@ -11,7 +11,7 @@ from sqs_jax import display
 from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import NotConvergedError
 from sqs_jax.analysis.reading_kinds import Order, Reading
-from sqs_jax.command_line import one_line_errors, print_version, program, read
+from sqs_jax.command_line import ANALYSIS, one_line_errors, print_version, program, read
 from sqs_jax.gates import GATES, nearest
 from sqs_jax.messages import InputError, one_line, quoted
 from sqs_jax.options import COUNT, ONE_OR_MORE, check_options, option
@@ -114,8 +114,6 @@ class Compare:
     out_dir: Path = option(Path("runs/comparison"), "Folder for comparison.json and comparison.png.")
 
 
-MODULE = ("python", "-m", "sqs_jax.analysis")  # works from any folder
-
 _COMMANDS = {"report": Report, "compare": Compare}
 
 
@@ -140,9 +138,9 @@ def main(args: Sequence[str] | None = None) -> None:
         elif after:
             raise InputError("report takes one run: `--` and a second group belong to compare")
         elif command.weights:
-            _report_weights(command, shlex.join([*MODULE, *args]))
+            _report_weights(command, shlex.join([*ANALYSIS, *args]))
         elif command.run and is_pretrained(command.run):
-            _report_model(command, shlex.join([*MODULE, *args]))
+            _report_model(command, shlex.join([*ANALYSIS, *args]))
         elif command.run:
             _report(command)
         else:

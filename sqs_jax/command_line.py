@@ -15,6 +15,9 @@ from sqs_jax.messages import InputError, one_line, quoted
 from sqs_jax.options import plain_type, types_of, value_of
 from sqs_jax.start import missing
 
+ANALYSIS = ("python", "-m", "sqs_jax.analysis")
+"""The command that reads and writes pages, as it works from any folder."""
+
 _HELP = {"-h", "--help"}
 _QUIET = {"-q", "--quiet"}
 _VERSION = "--version"

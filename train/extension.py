@@ -9,6 +9,10 @@ from sqs_jax.train.config import TrainConfig, length_of
 from sqs_jax.train.config_file import to_json
 from sqs_jax.train.run_folder import RunFolder, read_config
 
+RESTART = (
+    "With --resume and more --epochs or --steps: begin the cosine of the learning rate again where the run would have "
+    "ended; by default it is stretched over the whole."
+)
 _LENGTH = ("epochs", "steps")
 _MAY_CHANGE = (*_LENGTH, "restarts")
 

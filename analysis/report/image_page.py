@@ -10,7 +10,7 @@ import numpy as np
 from sqs_jax import display
 from sqs_jax.analysis import interpret
 from sqs_jax.analysis.as_json import as_json
-from sqs_jax.analysis.calibration import AFFINE, Method
+from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import Eigenpairs
 from sqs_jax.analysis.report import page, plots
 from sqs_jax.analysis.runs.load import (
@@ -21,7 +21,7 @@ from sqs_jax.analysis.runs.load import (
     layer_samples,
     layer_weights,
 )
-from sqs_jax.analysis.runs.study import layer_fidelity, leading_masks, study
+from sqs_jax.analysis.runs.study import gain_arrays, layer_fidelity, leading_masks, study
 from sqs_jax.analysis.spectrum_summary import extremes
 from sqs_jax.files import npz, write
 from sqs_jax.train.images.classifier import scale_pixels
@@ -56,8 +56,7 @@ def write_image_report(
     Returns the page's path. Raises ValueError for outputs that there are not, OSError where it cannot be written.
     """
     folder, chosen = RunFolder(run.path), page.chosen_outputs(outputs, len(run.data.classes))
-    if len(chosen) < 2:
-        raise ValueError(f"`outputs` is {chosen}: 2 classes or more are needed, for figures that are of their softmax")
+    page.check_classes(chosen)
     figures, arrays, images = _studied(run, method, chosen)
     against = comparison["runs"]["b"] if comparison else ()
     command = page.command(str(run.path), method, outputs, against)
@@ -87,15 +86,12 @@ def _studied(run: Run, method: Method, outputs: tuple[int, ...]) -> tuple[dict[s
     shown = page.picture_count(vectors.shape)
     images = _as_images(run, vectors[:, :shown])
     figures["smoothness"] = _smoothness(images)
-    gains = {name: np.asarray(calibration.gain) for name, calibration in calibrations.items()}
     arrays = pairs._asdict() | {
-        "gain": gains[method],
+        "gain": np.asarray(calibrations[method].gain),
         "liked": interpret.most_activating(pairs.vectors[:, :shown, :inputs], samples.test, _LIKED),
         "masks": leading_masks(pairs, inputs).astype(np.float32),
     }
-    arrays |= {f"gain_{name}": gain for name, gain in gains.items()} | {"outputs": np.array(outputs)}
-    arrays |= {f"linear_{name}": np.asarray(calibrations[name].linear) for name in AFFINE}
-    return figures, arrays, images
+    return figures, arrays | gain_arrays(calibrations) | {"outputs": np.array(outputs)}, images
 
 
 def _files(run: Run, summary: dict[str, Any], arrays, images: np.ndarray, command: str) -> dict[Path, bytes]:
@@ -163,14 +159,13 @@ def _content(run: Run, summary, arrays, images, classes: list[str]) -> dict[str,
     content["layers"], content["comparison"] = figures.get("layers"), summary.get("comparison")
     content["provenance"] = {"config": config} | figures["provenance"]
     row, test = figures["fidelity"][figures["method"]], summary["test"]
-    ranks = [value for value in figures["spectrum"]["participation_rank"] if value is not None]
     content["cards"] = [
         [f"{test['accuracy']:.4f}", "test accuracy of the network"],
         [page.shown(row["accuracy"]), "accuracy of its quadratic forms"],
         [page.shown(row["r2"]), "R² of the logits"],
         [page.shown(row["agreement"]), "agreement"],
         [page.shown(row["kl"]), "KL divergence, nats"],
-        [f"{np.mean(ranks):.1f}" if ranks else "–", f"mean effective rank of {page.counted(figures['spectrum'])}"],
+        page.rank_card(figures["spectrum"]),
     ]
     return content
 

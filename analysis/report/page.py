@@ -13,6 +13,7 @@ import numpy as np
 
 from sqs_jax.analysis.as_json import as_json
 from sqs_jax.analysis.spectrum_summary import eigengaps
+from sqs_jax.command_line import ANALYSIS
 from sqs_jax.messages import quoted
 from sqs_jax.train.run_folder import provenance
 
@@ -90,6 +91,18 @@ def chosen_outputs(outputs: tuple[int, ...], count: int) -> tuple[int, ...]:
     return outputs or tuple(range(min(count, _MOST_OUTPUTS)))
 
 
+def check_classes(outputs: tuple[int, ...]) -> None:
+    """Raises ValueError for outputs that are too few to be classes."""
+    if len(outputs) < 2:
+        raise ValueError(f"`outputs` is {outputs}: 2 classes or more are needed, for figures that are of their softmax")
+
+
+def rank_card(figures: dict[str, Any]) -> list[str]:
+    """The card of the effective rank, of what `spectrum_figures` found."""
+    ranks = [value for value in figures["participation_rank"] if value is not None]
+    return [f"{np.mean(ranks):.1f}" if ranks else "–", f"mean effective rank of {counted(figures)}"]
+
+
 def counted(figures: dict[str, Any]) -> str:
     """The eigenpairs that a figure is of, in words."""
     return "all pairs" if figures["pairs"] == figures["rank"] else f"the first {figures['pairs']} pairs"
@@ -128,7 +141,7 @@ def command(path: str, method: str = "joint", outputs: Sequence[int] = (), again
     flags = ["--method", method] if method != "joint" else []
     flags += ["--outputs", *map(str, outputs)] if outputs else []
     flags += ["--against", *against] if against else []
-    return shlex.join(["python", "-m", "sqs_jax.analysis", "report", path, *flags])
+    return shlex.join([*ANALYSIS, "report", path, *flags])
 
 
 _STORED = (

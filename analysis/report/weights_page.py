@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from sqs_jax.analysis import interpret
-from sqs_jax.analysis.calibration import AFFINE, Method
+from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import top_eigenpairs
 from sqs_jax.analysis.interaction import GLUWeights, check_weights, input_size
 from sqs_jax.analysis.recorded import Recorded
 from sqs_jax.analysis.report import page
 from sqs_jax.analysis.runs.load import Samples
-from sqs_jax.analysis.runs.study import kept_pairs, layer_study, spectrum_figures, study
+from sqs_jax.analysis.runs.study import gain_arrays, kept_pairs, layer_study, spectrum_figures, study
 from sqs_jax.files import npz, visible, write_folder
 from sqs_jax.gates import get_gate
 from sqs_jax.train.run_folder import provenance
@@ -87,18 +87,13 @@ def _made(weights: GLUWeights, name: str, shape: tuple[int, ...], outputs: tuple
         content |= {"analysis": studied} | _liked(arrays, recorded, shape)
     content["spectrum"] = page.spectrum(arrays["values"])
     content["pictures"] = page.pictures(np.asarray(arrays["vectors"][:, :, :inputs]), shape)
-    ranks = [value for value in figures["participation_rank"] if value is not None]
-    content["cards"] = [*cards, [f"{np.mean(ranks):.1f}" if ranks else "–", _rank_words(figures)]]
+    content["cards"] = [*cards, page.rank_card(figures)]
     texts = page.texts(name, subtitle, verdict) | {"command": command}
     return {
         "spectrum.npz": npz(arrays),
         "summary.json": page.json_file(summary | {"provenance": content["provenance"]}),
         "report.html": page.render(content, texts).encode(),
     }
-
-
-def _rank_words(figures: dict[str, Any]) -> str:
-    return f"mean effective rank of {page.counted(figures)}"
 
 
 def _studied(weights: GLUWeights, recorded: Recorded, gate: Any, method: Method, outputs: tuple[int, ...]):
@@ -116,9 +111,7 @@ def _studied(weights: GLUWeights, recorded: Recorded, gate: Any, method: Method,
     shown, inputs = page.picture_count(pairs.vectors.shape), recorded.test.shape[1]
     liked = interpret.most_activating(pairs.vectors[:, :shown, :inputs], recorded.test, _LIKED)
     arrays: dict[str, Any] = pairs._asdict() | {"liked": recorded.test_rows[liked]}
-    arrays |= {f"gain_{name}": np.asarray(each.gain) for name, each in calibrations.items()}
-    arrays |= {f"linear_{name}": np.asarray(calibrations[name].linear) for name in AFFINE}
-    return figures, arrays | {"outputs": np.array(outputs)}
+    return figures, arrays | gain_arrays(calibrations) | {"outputs": np.array(outputs)}
 
 
 def _liked(arrays: dict[str, Any], recorded: Recorded, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -161,8 +154,7 @@ def _verdict(studied: dict[str, Any], *, labelled: bool) -> str:
 
 def _check_classes(recorded: Recorded, outputs: tuple[int, ...]) -> None:
     """Raises ValueError for outputs that no network of classes can be made of."""
-    if len(outputs) < 2:
-        raise ValueError(f"`outputs` is {outputs}: 2 classes or more are needed, for figures that are of their softmax")
+    page.check_classes(outputs)
     for labels, part in ((recorded.train_labels, "fitted on"), (recorded.test_labels, "held out")):
         if labels is not None and (missing := sorted({*outputs} - {*labels.tolist()})):
             raise ValueError(f"`outputs` has {missing[0]}: no input of that class is {part}")

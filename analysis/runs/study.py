@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from sqs_jax import display
 from sqs_jax.analysis import interpret
 from sqs_jax.analysis.as_json import as_json
-from sqs_jax.analysis.calibration import METHODS, Calibration, Method, calibrate_all, calibrated
+from sqs_jax.analysis.calibration import AFFINE, METHODS, Calibration, Method, calibrate_all, calibrated
 from sqs_jax.analysis.eigen import Eigenpairs, dimension, rank_bound, spectrum, top_eigenpairs
 from sqs_jax.analysis.fidelity import Fidelity, ablation, fidelity, linear_share, network_predictor, truncation
 from sqs_jax.analysis.interaction import GLUWeights, input_size
@@ -65,20 +65,10 @@ def study(
     whole, all_samples = weights, samples
     if outputs is not None:
         weights, samples = chosen(weights, samples, outputs)
-    calibration_x = all_samples.train[drawn(len(all_samples.train), CALIBRATION_SAMPLES)]
-    with display.stage("finding gains"):
-        calibrations = calibrate_all(whole, calibration_x, gate, methods=METHODS)
+    test, labels = all_samples.test, all_samples.test_labels
+    figures, calibrations = _gains_and_fidelity(whole, gate, all_samples.train, test, labels, method)
     with display.stage("finding eigenvectors"):
         pairs = spectrum(_form(whole, calibrations[method], outputs), count=kept_pairs(weights))
-    figures: dict[str, Any] = {"method": method, "calibration_samples": len(calibration_x)}
-    figures["test_samples"] = len(all_samples.test)
-    test, labels = all_samples.test, all_samples.test_labels
-    with display.stage("measuring fidelity"):
-        figures["fidelity"] = {
-            name: _fidelity_row(calibration, fidelity(whole, test, gate, calibration=calibration, labels=labels))
-            for name, calibration in calibrations.items()
-        }
-        figures["linear_share"] = None if weights.skip is None else as_json(linear_share(whole, test, gate))
     with display.stage("cutting forms off"):
         figures["truncation"] = _truncation(weights, pairs, samples.train, samples.test, samples.test_labels, gate)
     figures["spectrum"] = spectrum_figures(weights, pairs)
@@ -108,23 +98,37 @@ def layer_study(
     eigenpairs are taken, `most_pairs` of each at most.
     """
     part = weights if outputs is None else _with_outputs(weights, np.asarray(outputs))
-    x = x[drawn(len(x), CALIBRATION_SAMPLES)]
-    with display.stage("finding gains"):
-        calibrations = calibrate_all(weights, x, gate, methods=METHODS)
+    figures, calibrations = _gains_and_fidelity(weights, gate, x, test_x, None, method)
     with display.stage("finding eigenvectors"):
         pairs = top_eigenpairs(_form(weights, calibrations[method], outputs), min(kept_pairs(part), most_pairs))
-    figures: dict[str, Any] = {"method": method, "calibration_samples": len(x), "test_samples": len(test_x)}
-    with display.stage("measuring fidelity"):
-        figures["fidelity"] = {
-            name: _fidelity_row(calibration, fidelity(weights, test_x, gate, calibration=calibration))
-            for name, calibration in calibrations.items()
-        }
-    figures["linear_share"] = None if weights.skip is None else as_json(linear_share(weights, test_x, gate))
     with display.stage("cutting forms off"):
         figures["truncation"] = _truncation(part, pairs, x, test_x, None, gate)
     figures["spectrum"] = spectrum_figures(part, pairs)
     figures["leading"] = _leading(pairs)
     return figures, pairs, calibrations
+
+
+def _gains_and_fidelity(
+    weights: GLUWeights, gate: Gate, x: np.ndarray, test: np.ndarray, labels: np.ndarray | None, method: Method
+) -> tuple[dict[str, Any], dict[Method, Calibration]]:
+    """Gains of every kind on some of x, and how faithful they are on the test samples."""
+    x = x[drawn(len(x), CALIBRATION_SAMPLES)]
+    with display.stage("finding gains"):
+        calibrations = calibrate_all(weights, x, gate, methods=METHODS)
+    figures: dict[str, Any] = {"method": method, "calibration_samples": len(x), "test_samples": len(test)}
+    with display.stage("measuring fidelity"):
+        figures["fidelity"] = {
+            name: _fidelity_row(calibration, fidelity(weights, test, gate, calibration=calibration, labels=labels))
+            for name, calibration in calibrations.items()
+        }
+        figures["linear_share"] = None if weights.skip is None else as_json(linear_share(weights, test, gate))
+    return figures, calibrations
+
+
+def gain_arrays(calibrations: dict[Method, Calibration]) -> dict[str, np.ndarray]:
+    """Gains and linear terms by name, as a `spectrum.npz` holds them."""
+    gains = {f"gain_{name}": np.asarray(each.gain) for name, each in calibrations.items()}
+    return gains | {f"linear_{name}": np.asarray(calibrations[name].linear) for name in AFFINE}
 
 
 def chosen(weights: GLUWeights, samples: Samples, outputs: Sequence[int]) -> tuple[GLUWeights, Samples]:

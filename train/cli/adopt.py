@@ -13,7 +13,7 @@ from sqs_jax.options import option, types_of
 from sqs_jax.train.config import AdoptConfig
 from sqs_jax.train.config_check import checked
 from sqs_jax.train.config_file import from_json
-from sqs_jax.train.extension import with_restart
+from sqs_jax.train.extension import RESTART, with_restart
 from sqs_jax.train.run_folder import RunFolder, read_config
 
 _DESCRIPTION = """Give a pretrained language model another gate: one that is read exactly, or nearly so.
@@ -32,11 +32,7 @@ class Paths:
 
     run_dir: Path | None = option(None, "Folder of the run; default runs/<model>-<gate>-seed<seed>.")
     config: Path | None = option(None, "A config.json to take the defaults from.")
-    restart: bool = option(
-        False,
-        "With --resume and more --epochs or --steps: begin the cosine of the learning rate again where the run would "
-        "have ended; by default it is stretched over the whole.",
-    )
+    restart: bool = option(False, RESTART)
     resume: bool = option(False, "Go on with the run in --run-dir.")
     report: bool = option(True, "Read both models when training is done, and write report.html.")
 

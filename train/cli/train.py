@@ -14,7 +14,7 @@ from sqs_jax.options import option, types_of
 from sqs_jax.train.config import AdoptConfig, ImageConfig, TextConfig, TrainConfig
 from sqs_jax.train.config_check import checked
 from sqs_jax.train.config_file import from_json
-from sqs_jax.train.extension import with_restart
+from sqs_jax.train.extension import RESTART, with_restart
 from sqs_jax.train.images.own_images import own_preset
 from sqs_jax.train.presets import IMAGES, OWN, TEXTS, preset, short_name
 from sqs_jax.train.run_folder import RunFolder, read_config
@@ -49,11 +49,7 @@ class Paths:
         None, "Folder with the original files, in it or in a subfolder of the data set's name; default SQS_DATA_DIR."
     )
     config: Path | None = option(None, "A config.json to take the defaults from, instead of the data set's own.")
-    restart: bool = option(
-        False,
-        "With --resume and more --epochs or --steps: begin the cosine of the learning rate again where the run would "
-        "have ended; by default it is stretched over the whole.",
-    )
+    restart: bool = option(False, RESTART)
     resume: bool = option(False, "Go on with the run in --run-dir from its last checkpoint.")
     report: bool = option(True, "Read the weights when training is done, and write report.html.")
 

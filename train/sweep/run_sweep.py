@@ -96,16 +96,16 @@ def sweep(
     for name, value in (("at_once", at_once), ("memory", memory)):
         if not 0 <= value < math.inf:
             raise InputError(f"`{name}` is {value}: a number ≥ 0 is needed")
-    data = _begun(folder, grid, configs, Path(data_dir) if data_dir else None, resume)
+    data, facts = _begun(folder, grid, configs, Path(data_dir) if data_dir else None, resume)
     with run_folder.alone(folder.path), StopSignals() as signals:
-        _train_left(folder, grid, configs, data, _Limits(at_once, memory, lambda: signals.received), report)
+        _train_left(folder, grid, configs, data, facts, _Limits(at_once, memory, lambda: signals.received), report)
         rows = _rows(folder, grid)
         write(folder.results, to_csv(rows))  # also where a sweep was killed between its last network and the table
     return rows
 
 
-def _begun(folder: SweepFolder, grid: Grid, configs, data_dir: Path | None, resume: bool) -> Dataset:
-    """Checks a sweep, makes its folder unless it is resumed, and returns its data set."""
+def _begun(folder: SweepFolder, grid: Grid, configs, data_dir: Path | None, resume: bool):
+    """Checks a sweep, makes its folder unless it is resumed, and returns its data set and the files that tell of it."""
     if resume:
         _check_same(folder, grid)
     else:
@@ -119,7 +119,7 @@ def _begun(folder: SweepFolder, grid: Grid, configs, data_dir: Path | None, resu
         run_folder.check_same_files(folder, facts)
     else:
         run_folder.create(folder.path, facts | {folder.grid.name: _to_json(grid)}, "--sweep-dir")
-    return data
+    return data, facts
 
 
 class _Limits(NamedTuple):
@@ -130,13 +130,15 @@ class _Limits(NamedTuple):
     stopping: Callable[[], Any]
 
 
-def _train_left(folder: SweepFolder, grid: Grid, configs, data: Dataset, limits: _Limits, report: Report) -> None:
+def _train_left(
+    folder: SweepFolder, grid: Grid, configs, data: Dataset, facts: dict[str, str], limits: _Limits, report: Report
+) -> None:
     """Trains the networks that are not finished, and files each."""
     folder.members.mkdir(exist_ok=True)
     files.clean(folder.members)
     about = run_folder.provenance()
     noise_seed = min(config.seed for config in configs.values()) if grid.share_noise else None
-    left, facts = _left(folder, configs), own_facts(grid.base.data, data)
+    left = _left(folder, configs)
     with display.stage("training", len(configs), "networks") as shown:
         shown.at(len(configs) - len(left))
         for name, member, seconds in _trained(left, data, noise_seed, limits):
