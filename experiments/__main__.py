@@ -92,7 +92,7 @@ _VERDICT = """A verdict is *shown* where the whole 95 % interval of its figure m
 whole interval misses it, and *not decided* otherwise; that two figures differ can be shown, not refuted. Of the {count}
 criteria of this page, about {missed} of the intervals are expected to miss the truth, and more where the best of many
 settings was chosen on the same seeds. Intervals are over seeds, on one test set: they say what another initialisation
-would give, nothing of other test images."""
+would give, nothing of other test images. They end where their quantity does, as accuracy does at 1."""
 _HEADS = {
     "paper": f"""`python -m experiments` trains what is missing in `sweeps/paper`, reads the weights and writes this
 page; with `--tables` it draws it from the tables in `experiments/measured`. {_SETTING} Seeds are 0 to 4, of the

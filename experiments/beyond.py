@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.common import markdown_table as table
 from experiments import figures
-from experiments.section import Section, at, column, mean
+from experiments.section import Section, at, average, column, mean
 from experiments.verdicts import Interval, Verdict, above, apart, difference, interval
 from sqs_jax.train.sweep.table import Row
 
@@ -48,7 +48,7 @@ def along(name: str, title: str, label: str, lines: Mapping[str, Sequence[Point]
     body = []
     for gate, points in lines.items():
         for point in points:
-            intervals = {head: interval(column(point.readings, part).values()) for part, head in _PARTS.items()}
+            intervals = {head: average(point.readings, part) for part, head in _PARTS.items()}
             intervals |= dict(zip(_SIMILARITY, similar(point.beside), strict=True))
             body.append((gate, f"{point.value:g}", *(value.text() for value in intervals.values())))
             for quantity in shown:
@@ -63,7 +63,7 @@ def _ends_differ(points: Sequence[Point], label: str) -> list[Verdict]:
     verdicts = []
     for part in ("accuracy", "r2_joint", "agreement_identity"):
         more = difference(column(last.readings, part), column(first.readings, part))
-        best = max(points, key=lambda point: _rank(interval(column(point.readings, part).values())))
+        best = max(points, key=lambda point: _rank(average(point.readings, part)))
         claim = (
             f"sqs, {_PARTS[part]}: differs between {label} {first.value:g} and {last.value:g} "
             f"(best mean at {best.value:g})"
@@ -201,7 +201,7 @@ def _choice(goal: Goal, cells: Mapping[Setting, Networks]) -> tuple[Verdict, tup
     outcome = above(gain, _GAIN)
     name = _text(best) if best else "–"
     claim = f"For {goal.name}, {name if best else 'another setting'} beats the default"
-    ends = (interval(values.values()).text() for values in (best_scores, usual))
+    ends = (interval(values.values(), most=1).text() for values in (best_scores, usual))
     verdict = Verdict(claim, f"difference > {_GAIN}", gain, outcome)
     return verdict, (goal.name, goal.score, name if outcome == "shown" else _text(DEFAULT), name, *ends)
 
@@ -221,7 +221,7 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def _place(networks: Networks, part: str) -> tuple[float, float]:
-    return interval(column(networks, "accuracy").values()).mean, interval(column(networks, part).values()).mean
+    return average(networks, "accuracy").mean, average(networks, part).mean
 
 
 def _as_accurate(networks: Networks, default: Networks) -> bool:

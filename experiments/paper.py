@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.common import GATES
 from benchmarks.common import markdown_table as table
 from experiments import figures
-from experiments.section import Section, at, at_epoch, column, diverged, final, mean, with_settings
+from experiments.section import Section, at, at_epoch, average, column, diverged, final, mean, with_settings
 from experiments.verdicts import Interval, Verdict, above, all_of, below, difference, interval, share, within
 from sqs_jax.train.sweep.table import Row
 
@@ -28,16 +28,17 @@ def accuracy(data: str, rows: Rows, claimed: dict[str, float], number: int) -> S
     """Claims 1 and 2: the accuracy of one GLU layer."""
     verdicts, body, panels = [], [], {}
     for noise in NOISES:
-        accuracies = {gate: column(final(rows, gate=gate, noise_std=noise), "test_accuracy") for gate in GATES}
+        ends = {gate: final(rows, gate=gate, noise_std=noise) for gate in GATES}
+        accuracies = {gate: column(networks, "test_accuracy") for gate, networks in ends.items()}
         panels[f"{data}, noise {noise}"] = {gate: list(values.values()) for gate, values in accuracies.items()}
         for gate, values in accuracies.items():
             seeds = ", ".join(f"{value:.4f}" for value in values.values())
-            body.append((noise, gate, interval(values.values()).text(), seeds, claimed.get(gate, "")))
-        for gate, figure in claimed.items():
-            mean = interval(accuracies[gate].values())
-            claim = f"Claim {number}: {gate} reaches {figure} on {data}, noise {noise}"
-            outcome = within(mean, figure - _TOLERANCE, figure + _TOLERANCE)
-            verdicts.append(Verdict(claim, f"mean within {figure} ± {_TOLERANCE}", mean, outcome))
+            body.append((noise, gate, mean(ends[gate], "test_accuracy"), seeds, claimed.get(gate, "")))
+        for gate, value in claimed.items():
+            reached = average(ends[gate], "test_accuracy")
+            claim = f"Claim {number}: {gate} reaches {value} on {data}, noise {noise}"
+            outcome = within(reached, value - _TOLERANCE, value + _TOLERANCE)
+            verdicts.append(Verdict(claim, f"mean within {value} ± {_TOLERANCE}", reached, outcome))
         more = difference(accuracies["sqs"], accuracies["bilinear"])
         claim = f"Claim {number}: sqs above bilinear on {data}, noise {noise}"
         verdicts.append(Verdict(claim, "difference of accuracy > 0", more, above(more, 0)))
@@ -138,7 +139,7 @@ def classes(readings: Readings, data: str) -> Section:
         more = difference(column(networks, "template"), column(networks, "template_others"))
         claim = f"Claim 5: leading eigenvectors of sqs look more like their class than like others, {setting}"
         verdicts.append(Verdict(claim, "difference of |correlation| with the templates > 0", more, above(more, 0)))
-        auc = interval(column(networks, "auc").values())
+        auc = average(networks, "auc")
         claim = f"Claim 5: leading eigenvectors of sqs tell their class, {setting}"
         verdicts.append(Verdict(claim, "AUC of (x·v)² > 0.8", auc, above(auc, 0.8)))
     text = (
@@ -160,7 +161,7 @@ def language(bits: dict[str, dict[int, float]], machine: str) -> Section:
         more = interval([bits["sqs"][seed] / bits[other][seed] - 1 for seed in common])
         claim = f"Claim 6: bits per byte of sqs on par with {other}, or better"
         verdicts.append(Verdict(claim, "relative difference < 0.01", more, below(more, 0.01)))
-    body = [(gate, len(values), interval(values.values()).text()) for gate, values in bits.items()]
+    body = [(gate, len(values), interval(values.values(), 0).text()) for gate, values in bits.items()]
     text = (
         "Bits per byte of held-out stories, as `python -m benchmarks.language` measured them ([more](language.md)): "
         f"this command does not train them. Differences are between networks of one seed. Trained on: {machine}."
@@ -221,7 +222,7 @@ def frechet(distances: dict[str, dict[str, list[float]]]) -> Section:
     less = interval([a - b for a, b in zip(by_kind["eigenvectors"], by_kind["random"], strict=True)])
     claim = "Experiment 5: images rebuilt from eigenvectors of sqs are closer to the class than from random directions"
     verdicts = [Verdict(claim, "difference of distances < 0", less, below(less, 0))]
-    body = [(gate, *(interval(values).text(2) for values in kinds.values())) for gate, kinds in distances.items()]
+    body = [(gate, *(interval(values, 0).text(2) for values in kinds.values())) for gate, kinds in distances.items()]
     text = (
         "Fréchet distance between test images of a class and their projections on the class's first ten "
         "eigenvectors, on its ten principal components and on ten random directions, in the features of a small "
@@ -313,7 +314,7 @@ def _lost_similarity(cosines) -> Iterator[Verdict]:
 
 def _slower_steps(seconds: dict[float, list[float]]) -> Verdict:
     """Failure 3, by seconds of epochs for each p."""
-    ratio = interval([two / one for one, two in zip(seconds[1.0], seconds[2.0], strict=True)])
+    ratio = interval([two / one for one, two in zip(seconds[1.0], seconds[2.0], strict=True)], 0)
     claim = "Failure 3: steps are slower for p = 2 than for p = 1"
     return Verdict(claim, "seconds of an epoch, over those for p = 1, > 1", ratio, above(ratio, 1))
 
@@ -323,4 +324,4 @@ def _by_gate(rows: Rows, noise: float) -> dict[str, list[Row]]:
 
 
 def _merged(ends: dict[int, Row], readings: dict[int, Row], name: str) -> Interval:
-    return interval(column(ends if name in next(iter(ends.values()), {}) else readings, name).values())
+    return average(ends if name in next(iter(ends.values()), {}) else readings, name)

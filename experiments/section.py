@@ -1,5 +1,6 @@
 """What every experiment gives: a section with its verdicts, table and figure; and the page that they make."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,15 +54,35 @@ def with_settings(readings: Mapping[str, Row], **settings) -> dict[int, Row]:
     return {row["seed"]: row for row in readings.values() if _fits(row, settings)}
 
 
+_SHARE = (0.0, 1.0)
+_RANGES = {
+    "accuracy": _SHARE,
+    "agreement": _SHARE,
+    "template": _SHARE,
+    "auc": _SHARE,
+    "r2": (-math.inf, 1.0),
+    "loss": (0.0, math.inf),
+    "variation": (0.0, math.inf),
+    "learnt": (0.0, math.inf),
+}
+"""Of a value whose name has this word."""
+
+
+def average(rows: Mapping[int, Row], name: str) -> Interval:
+    """One value of some networks: mean and interval, cut to what the value can be."""
+    (ends,) = (_RANGES[word] for word in name.split("_") if word in _RANGES)
+    return interval(column(rows, name).values(), *ends)
+
+
 def mean(rows: Mapping[int, Row], name: str, digits: int = 4) -> str:
     """One value of some networks, its mean and interval as tables show them."""
-    return interval(column(rows, name).values()).text(digits)
+    return average(rows, name).text(digits)
 
 
 def at(arm: Mapping[str, Any], rank: int) -> Interval:
-    """What an arm of a comparison has at a rank, from 0: by Student's t where its pairs are independent."""
+    """|cos| or overlap of an arm of a comparison at a rank, from 0: by Student's t where its pairs are independent."""
     if "values" in arm:
-        return interval(values[rank] for values in arm["values"])
+        return interval((values[rank] for values in arm["values"]), *_SHARE)
     return Interval(*(float("nan") if arm[part][rank] is None else arm[part][rank] for part in ("mean", "low", "high")))
 
 

@@ -35,13 +35,17 @@ class Verdict(NamedTuple):
     outcome: Outcome
 
 
-def interval(values: Iterable[float]) -> Interval:
-    """Mean of independent values and its 95 % interval by Student's t; no interval of fewer than 2, NaN of none."""
+def interval(values: Iterable[float], least: float = -math.inf, most: float = math.inf) -> Interval:
+    """Mean of independent values and its 95 % interval by Student's t; no interval of fewer than 2, NaN of none.
+
+    The interval is cut to the range of the quantity, from `least` to `most`, which Student's t does not know.
+    """
     known = np.asarray([value for value in values if value is not None and math.isfinite(value)], np.float64)
     if len(known) < 2:
         return Interval(float(known.mean()) if len(known) else math.nan, math.nan, math.nan)
     half = student.ppf(0.975, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
-    return Interval(float(known.mean()), float(known.mean() - half), float(known.mean() + half))
+    mean = float(known.mean())
+    return Interval(mean, float(max(mean - half, least)), float(min(mean + half, most)))
 
 
 def share(count: int, of: int) -> Interval:

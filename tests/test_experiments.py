@@ -8,7 +8,7 @@ import pytest
 from experiments import beyond, paper
 from experiments.plan import BEYOND, FULL, GATES, QUICK, QUICK_BEYOND
 from experiments.readings import template_matches
-from experiments.section import Section, at, column, diverged, final, write_page
+from experiments.section import Section, at, average, column, diverged, final, write_page
 from experiments.verdicts import Interval, Verdict, above, all_of, apart, below, difference, interval, share, within
 from sqs_jax.train.sweep.grid import members
 
@@ -71,9 +71,24 @@ def test_an_interval_of_a_share_covers_it_at_least_as_often_as_it_says():
 def test_a_figure_of_pairs_has_an_interval_over_these_pairs():
     arm = {"mean": [0.5, 0.5], "low": [0.49, 0.49], "high": [0.51, 0.51]}
     assert at(arm, 1) == Interval(0.5, 0.49, 0.51)
-    values = [[0.9, 0.2], [0.7, 0.3], [0.8, 0.7]]
-    assert at(arm | {"values": values}, 1) == interval([0.2, 0.3, 0.7])
+    values = [[0.9, 0.4], [0.7, 0.5], [0.8, 0.6]]
+    assert at(arm | {"values": values}, 1) == interval([0.4, 0.5, 0.6])
     assert math.isnan(at({"mean": [None], "low": [None], "high": [None]}, 0).mean)
+
+
+def test_an_interval_ends_where_its_quantity_does():
+    rows = {
+        seed: {"test_accuracy": value, "r2_joint": value, "test_loss": value} for seed, value in enumerate((0.1, 1.0))
+    }
+    low, high = interval([0.1, 1.0])[1:]
+    assert low < 0
+    assert high > 1
+    assert average(rows, "test_accuracy") == Interval(0.55, 0, 1)
+    assert average(rows, "r2_joint") == Interval(0.55, low, 1)
+    assert average(rows, "test_loss") == Interval(0.55, 0, high)
+    assert at({"values": [[0.1], [1.0]]}, 0) == Interval(0.55, 0, 1)
+    with pytest.raises(ValueError, match="values to unpack"):  # nothing is known of its range
+        average(rows, "seconds")
 
 
 def test_differences_are_of_the_same_seeds():

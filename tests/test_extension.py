@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sqs_jax.analysis.cli import main as analysis_main
+from sqs_jax.analysis.report.language_page import write_language_report
 from sqs_jax.train import ImageConfig, TextConfig, train
 from sqs_jax.train.checkpoint import restore_params
 from sqs_jax.train.cli.train import main
@@ -130,6 +131,8 @@ def test_a_run_on_text_begins_with_another_and_its_tokenizer(tmp_path):
     assert (second / "tokenizer.json").read_bytes() == (first / "tokenizer.json").read_bytes()
     own, other = (restore_params(RunFolder(path).checkpoints) for path in (second, first))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-8), own, other)
+    first.rename(tmp_path / "elsewhere")  # to be read, the second needs it no more
+    assert write_language_report(second).is_file()
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def write_language_report(
         raise InputError(f"{folder.path} is not finished: go on with python -m train --run-dir {folder.path} --resume")
     summary: dict[str, Any] = {**read_record(folder.summary, Summary)}
     others = [_other(path) for path in against]
-    text = load_text(config, data_dir)
+    text = load_text(config, data_dir, tokenizer=tokenizer)
     if read_facts(folder)["sha256"] != text.sha256:
         raise InputError(f"{folder.path} was trained on another text than {config.text or config.data} is now")
     figures, arrays, shown = study_language(model, text, config, method)

@@ -51,13 +51,16 @@ class Text:
     test: Stream
 
 
-def load_text(config: TextConfig, data_dir: Path | None = None, cache_dir: Path | None = None) -> Text:
+def load_text(
+    config: TextConfig, data_dir: Path | None = None, cache_dir: Path | None = None, *, tokenizer: Any = None
+) -> Text:
     """The text of a configuration, tokenized; from the cache if it is there.
 
     Args:
       config: of the run.
       data_dir: for tinystories, folder with its original files, as in `sqs_jax.train.images.dataset.load`.
       cache_dir: where prepared texts are kept, under a hash of their content.
+      tokenizer: of a run that exists. One that began with another run has its tokenizer, and needs that run no more.
 
     Raises InputError for a file that is missing, empty or not UTF-8, that has fewer stories than are held out, and for
     a tinystories that cannot be had.
@@ -69,7 +72,9 @@ def load_text(config: TextConfig, data_dir: Path | None = None, cache_dir: Path 
         raise InputError(f"`data_dir` is {data_dir}: no such folder")
     identity, read = read_corpus(config, data_dir, cache_dir)
     held = [config.validation, 0 if config.data == TINYSTORIES.name else config.test]
-    given = read_tokenizer(initial_run(config.init_from, TextConfig).tokenizer) if config.init_from else None
+    given = None
+    if config.init_from:
+        given = tokenizer or read_tokenizer(initial_run(config.init_from, TextConfig).tokenizer)
     vocab = given.to_str() if given else config.vocab
     key = json.dumps([identity, vocab, *held, _VERSION])
     key = hashlib.sha256(key.encode()).hexdigest()
