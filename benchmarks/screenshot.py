@@ -39,11 +39,11 @@ def resize(browser: Any, width: int, height: int) -> None:
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
-def opened(browser: Any, page: Path) -> None:
-    """Opens a report and waits until it has drawn itself."""
+def opened(browser: Any, page: Path | str) -> None:
+    """Opens a report, a file or its address, and waits until it has drawn itself."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    browser.get(page.absolute().as_uri())
+    browser.get(page if isinstance(page, str) else page.absolute().as_uri())
     ready = "return document.documentElement.dataset.ready === 'yes'"
     WebDriverWait(browser, 30).until(lambda browser: browser.execute_script(ready))
 

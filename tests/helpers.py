@@ -48,6 +48,15 @@ def trained(config, folder):
     return folder
 
 
+_TEXT_BEYOND_A_PLOT = """
+return [...document.querySelectorAll('.plot')].flatMap(plot => {
+  const frame = plot.getBoundingClientRect();
+  const beyond = box => box.width && (box.left < frame.left || box.right > frame.right);
+  return [...plot.querySelectorAll('text')].filter(text => beyond(text.getBoundingClientRect())).map(text => text.textContent);
+});
+"""
+
+
 def check_page(browser, terms: int) -> None:
     """Of an open page, at two widths: nothing sticks out, its terms explain themselves to the keyboard, plots download.
 
@@ -56,11 +65,13 @@ def check_page(browser, terms: int) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
-    from benchmarks.screenshot import resize
+    from benchmarks.screenshot import opened, resize
 
     for width in (1400, 390):
         resize(browser, width, 900)
+        opened(browser, browser.current_url)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        assert browser.execute_script(_TEXT_BEYOND_A_PLOT) == []
         tip, found = browser.find_element(By.ID, "tip"), browser.find_elements(By.CSS_SELECTOR, ".term")
         assert len(found) >= terms
         for term in found[:: max(1, len(found) // 4)]:
@@ -79,6 +90,7 @@ def check_page(browser, terms: int) -> None:
         "return [...document.querySelectorAll('.plot')].filter(box => box.data && !box.hidden)"
     )
     assert len(browser.find_elements(By.CSS_SELECTOR, "#download-list li")) == len(shown) > 0
+    assert "<|endoftext|>" not in browser.find_element(By.TAG_NAME, "main").text
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 

@@ -35,7 +35,7 @@ function tokenFinder(found) {
   const visible = (token) => spaced(found.vocabulary[token]);
   // A letter of several bytes may be split between tokens: bytes are put together before they are read.
   const encoder = new TextEncoder(), decoder = new TextDecoder();
-  const spelled = (tokens) => decoder.decode(new Uint8Array(tokens.flatMap((token) => found.bytes[token] || [...encoder.encode(found.vocabulary[token])])));
+  const spelled = (tokens) => ended(decoder.decode(new Uint8Array(tokens.flatMap((token) => found.bytes[token] || [...encoder.encode(found.vocabulary[token])]))));
   const word = found.tokens.findIndex((token) => /^ [a-z]{4,}$/i.test(found.vocabulary[token]));
   let layer = found.layers.length - 1, place = Math.max(0, word);
 

@@ -35,7 +35,7 @@ function showModel(model) {
     const value = model.values[layer][place][rank];
     const items = model.places[layer][place][rank].map((at) => {
       const [before, token, after] = model.contexts[at];
-      return element("li", {}, before, element("mark", {}, token.replace(/\n/g, "↵")), element("span", { class: "soft" }, after));
+      return element("li", {}, ended(before), element("mark", {}, ended(token).replace(/\n/g, "↵")), element("span", { class: "soft" }, ended(after)));
     });
     return element("div", { class: value > 0 ? "vector" : "vector negative" },
       element("h4", {}, `Eigenvector ${rank + 1}, λ = ${signed(value)}: ${value > 0 ? "for" : "against"} the token`), ends(model.likes[layer][place][rank]),

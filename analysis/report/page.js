@@ -9,7 +9,8 @@ function fixed(value, digits = 3) {
   if (value === null || value === undefined) return "–";
   return (Object.is(Math.round(value * 10 ** digits), -0) ? 0 : value).toFixed(digits).replace("-", "−");
 }
-const spaced = (text) => text.replace(/<\|endoftext\|>|<\/s>|<\|im_end\|>/g, "⟨end⟩").replace(/ /g, "·").replace(/\n/g, "↵").replace(/\t/g, "⇥");
+const ended = (text) => text.replace(/<\|endoftext\|>|<\/s>|<\|im_end\|>/g, "⟨end⟩");
+const spaced = (text) => ended(text).replace(/ /g, "·").replace(/\n/g, "↵").replace(/\t/g, "⇥");
 const percent = (value) => (value === null ? "–" : fixed(100 * value, 1) + " %");
 const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toPrecision(3);
 const mean = (list) => {
