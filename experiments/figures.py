@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.section import at
 from experiments.verdicts import Interval
+from sqs_jax.analysis.report.plots import log_scale
 from sqs_jax.train.sweep.table import Row, by_epoch
 
 COLORS = {"sqs": "#b2182b", "bilinear": "#0b6e99", "relu": "#7a7a7a", "gelu": "#b8640a", "silu": "#5e8c31"}
@@ -30,10 +31,9 @@ def loss_curves(
             axis.fill_between(
                 epochs, list(map(min, columns)), list(map(max, columns)), color=color, alpha=0.15, linewidth=0
             )
-        axis.set(title=title, xlabel="epoch", ylabel=label, yscale="log")
+        axis.set(title=title, xlabel="epoch", ylabel=label)
+        log_scale(axis)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for ticks in ("major", "minor"):
-            getattr(axis.yaxis, f"set_{ticks}_formatter")(lambda value, _: f"{value:.2g}")
         axis.legend(frameon=False, fontsize=9)
     return figure
 

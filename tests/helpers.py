@@ -52,7 +52,8 @@ _TEXT_BEYOND_A_PLOT = """
 return [...document.querySelectorAll('.plot')].flatMap(plot => {
   const frame = plot.getBoundingClientRect();
   const beyond = box => box.width && (box.left < frame.left || box.right > frame.right);
-  return [...plot.querySelectorAll('text')].filter(text => beyond(text.getBoundingClientRect())).map(text => text.textContent);
+  const cut = [...plot.querySelectorAll('text')].filter(text => beyond(text.getBoundingClientRect()));
+  return cut.map(text => text.textContent);
 });
 """
 

@@ -162,6 +162,18 @@ def test_gallery_of_colours_and_of_many_classes():
     drawn(figure)
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.583, 0.588), (0.5, 0.7), (0.5, 4.6), (0.4, 4.1), (0.01, 3), (1e-4, 9)])
+def test_a_log_axis_has_three_plain_ticks_or_more(low, high):
+    rows = [{"epoch": i, "train_loss": value, "validation_loss": value} for i, value in enumerate((high, low), 1)]
+    (loss,) = plots.curves(rows, title="planted", noise_std=0.0).axes
+    drawn(loss.figure)
+    ends = loss.get_ylim()
+    shown = [label.get_text() for label in loss.get_yticklabels() if ends[0] <= label.get_position()[1] <= ends[1]]
+    assert 3 <= len(shown) <= 16
+    assert [float(text) for text in shown] == sorted({float(text) for text in shown})  # 0.5, and not 5 × 10⁻¹
+    assert not any(label.get_text() for label in loss.get_yticklabels(minor=True))
+
+
 def test_curves_draw_what_the_rows_hold():
     rows = [{"epoch": i, "train_loss": 1 / i, "validation_loss": 2 / i, "validation_accuracy": 0.5} for i in (1, 2, 3)]
     loss, accuracy = plots.curves(rows, title="planted", noise_std=0.5).axes

@@ -2,7 +2,8 @@
 /* Of a language model: the layers' fidelity and spectra, and the eigenvectors of each token. */
 function showLanguage(found) {
   show("language");
-  const methods = Object.keys(found.together), count = found.layers.length;
+  // What the page reads with stands first: a narrow window does not hide it.
+  const methods = [found.method, ...Object.keys(found.together).filter((name) => name !== found.method)], count = found.layers.length;
   const runs = [{ name: found.name, layers: found.layers, together: found.together, method: found.method }, ...found.others];
   const rise = (value) => (value >= 0.00005 ? "+" : "") + fixed(value, 4);
   const cells = (gains) => [fixed(gains.r2), rise(gains.loss_rise)];

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 ROWS = 20
 _INK = "#222222"
@@ -100,12 +101,24 @@ def curves(rows: list[dict], *, title: str, noise_std: float) -> Figure:
                 axis.plot(*zip(*points, strict=True), color=color, label=label, marker=marker, linewidth=1.6)
         axis.set_xlabel("epoch")
         axis.set_ylabel("loss (nats)" if quantity == "loss" else quantity.replace("_", " "))
-        axis.set_yscale("log" if quantity == "loss" else "linear")
+        if quantity == "loss":
+            log_scale(axis)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
     return figure
+
+
+def log_scale(axis) -> None:
+    """Makes the vertical axis logarithmic, what is drawn is there already: plain numbers as ticks, three or more."""
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    finer = (LogLocator(subs=(1, 2, 5)), LogLocator(subs=(1, 2, 3, 5, 7)), LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8)))
+    seen = (locator for locator in finer if sum(low <= tick <= high for tick in locator.tick_values(low, high)) >= 3)
+    axis.yaxis.set_major_locator(next(seen, MaxNLocator(5)))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 _ARMS = {
