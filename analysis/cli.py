@@ -38,8 +38,10 @@ class Report:
     )
     method: Method | None = option(
         None,
-        "Of a run, or with --inputs: gains that the spectrum is read with, by default joint, with --inputs and a "
-        "gate that is not odd joint_affine; all are measured.",
+        "Of a run, or with --inputs: gains that the spectrum is read with; all are measured. joint: least squares for "
+        "the outputs, over all gains at once; output: for each hidden unit; with _affine a linear part beside them; "
+        "bussgang: for the gate alone; gaussian: as if inputs were Gaussian; identity: 1. By default joint, with "
+        "--inputs and a gate that is not odd joint_affine.",
     )
     against: tuple[Path, ...] = option(
         (),

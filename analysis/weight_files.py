@@ -71,8 +71,18 @@ def read_weights(path: str | os.PathLike[str], names: dict[str, str], *, transpo
     try:
         check_weights(weights)
     except ValueError as error:
-        raise ValueError(f"{path}{', transposed' if transpose else ''}: {error}") from None
+        hint = "" if transpose or not _fits_transposed(weights) else "; matrices (outputs, inputs) need `transpose`"
+        raise ValueError(f"{path}{', transposed' if transpose else ''}: {error}{hint}") from None
     return weights
+
+
+def _fits_transposed(weights: GLUWeights) -> bool:
+    matrices = {name: array.T for name, array in weights._asdict().items() if array is not None and array.ndim == 2}
+    try:
+        check_weights(weights._replace(**matrices))
+    except ValueError:
+        return False
+    return True
 
 
 def read_scale(path: str | os.PathLike[str], name: str) -> np.ndarray:

@@ -129,4 +129,4 @@ def nearest(name, known) -> str:
     """For the message of an unknown name: the nearest known name, if one is near, and all known names."""
     matches = difflib.get_close_matches(str(name)[:100], known, n=1)
     meant = f"did you mean {matches[0]!r}? " if matches else ""
-    return f"{meant}Known: {', '.join(known)}"
+    return f"{meant}known are {', '.join(known)}"

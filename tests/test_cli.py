@@ -99,6 +99,7 @@ def test_every_flag_of_the_help_is_there(capsys):
         ("sweep --layers 1000000", "`layers` is 1000000"),
         ("sweep --seed 1,2,1", "`seed` has 1 twice"),
         ("sweep stories", "a sweep is on images"),
+        ("swep mnist", "the command is 'swep': did you mean sweep?"),
         ("tfds:../../../X", "`data` is 'tfds:../../../X'"),
         ("--text=", "`text` is '': the path of a file is needed"),
         ("sample nowhere", "nowhere is not the folder of a run"),

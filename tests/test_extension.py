@@ -60,6 +60,10 @@ def test_a_finished_run_has_more_epochs(copy, restart, capsys):
     assert found[-1] < 0.01 * SHORT.lr
     assert json.loads((copy / "summary.json").read_text())["epochs"] == 8
     assert (copy / "earlier" / "4" / "summary.json").read_bytes() == summary
+    main([*flags[:3]])
+    assert "finished before; more than its 8 --epochs would make it longer" in capsys.readouterr().out
+    words = "begun again" if restart else "stretched"
+    assert f"8 epochs, continued after 4 with the cosine {words}, with noise" in (copy / "report.html").read_text()
 
 
 def test_a_cosine_begins_again_from_its_peak():

@@ -115,7 +115,7 @@ def test_parameters_of_the_gate_reach_it():
         ({"x": jnp.ones((2, 8), jnp.bfloat16)}, TypeError, "`w` has dtype float32"),
         ({"x": jnp.ones((2, 8), int)}, TypeError, "`x` has dtype int32"),
         ({"w_bias": jnp.ones(5)}, ValueError, r"`w_bias` has shape \(5,\)"),
-        ({"gate": "swish"}, ValueError, "Known: sqs, bilinear"),
+        ({"gate": "swish"}, ValueError, "known are sqs, bilinear"),
         ({"gate": "silo"}, ValueError, "did you mean 'silu'"),
         ({"gate": 3}, TypeError, "`gate` is 3"),
         ({"implementation": "triton"}, ValueError, "`implementation` is 'triton'"),

@@ -174,7 +174,7 @@ def test_a_run_is_found_again_by_its_images(tmp_path, cache, monkeypatch, capsys
     capsys.readouterr()
     main(["images:set.npz", "--resume", "--epochs", "2", "--no-report"])
     assert "`epochs` 1 → 2" in capsys.readouterr().out
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["set-sqs-seed0"]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["set.npz-sqs-seed0"]
 
 
 def test_a_run_is_not_resumed_with_other_images(tmp_path, cache, capsys):

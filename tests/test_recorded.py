@@ -123,6 +123,31 @@ def test_a_norm_is_folded_in(layer):
         assert scaled["fidelity"][name]["r2"] == pytest.approx(row["r2"], abs=1e-4), name
 
 
+def test_inputs_that_hardly_vary_and_gains_of_few_samples_are_named(layer):
+    folder, arrays, x = layer
+    page = folder / "read" / "report.html"
+    report(folder, "--gate", "silu")
+    assert "one matrix and a linear part for each output explain" in page.read_text()
+    assert "hardly vary" not in page.read_text()
+    assert "too few for so many gains" not in page.read_text()
+    page.parent.rename(folder / "good")
+    still = np.concatenate([np.zeros_like(x[:, :2]), x[:, 2:]], axis=1)
+    heavy = {name: arrays[name] * np.where(np.arange(D) < 2, 30, 1)[None] for name in ("up.weight", "gate.weight")}
+    save_file(
+        {name: array.astype(np.float32) for name, array in (arrays | heavy).items()}, folder / "layer.safetensors"
+    )
+    np.save(folder / "acts.npy", still)
+    report(folder, "--gate", "silu")
+    assert "2 of the 12 inputs hardly vary, and the leading eigenvectors lie along them" in page.read_text()
+    page.parent.rename(folder / "still")
+    save_file(arrays, folder / "layer.safetensors")
+    np.save(folder / "acts.npy", x[:40])
+    figures, _ = report(folder, "--gate", "silu")
+    row = figures["fidelity"]["joint_affine"]
+    assert row["calibration_r2"] > row["r2"] + 0.02
+    assert f"On the 32 samples that the gains were fitted on, R² is {row['calibration_r2']:.3f}" in page.read_text()
+
+
 def test_the_page_without_classes(layer, browser):
     folder, *_ = layer
     report(folder, "--gate", "gelu")
@@ -134,6 +159,12 @@ def test_the_page_without_classes(layer, browser):
     heads = [head.text for head in browser.find_elements("css selector", "#fidelity-table th")]
     assert heads == ["gains γ", "R² of the outputs", "R², calibration", "range of γ"]
     check_page(browser, 7)
+
+
+def test_matrices_that_stand_as_pytorch_has_them_are_named(layer, capsys):
+    folder, *_ = layer
+    line = ["report", "--weights", str(folder / "layer.safetensors"), *NAMES[:-1], "--out-dir", str(folder / "read")]
+    assert "(12, outputs) is needed; matrices (outputs, inputs) need `transpose`" in wrong(main, line, capsys)
 
 
 @pytest.mark.parametrize(

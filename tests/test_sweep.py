@@ -266,6 +266,9 @@ def test_the_page_in_a_real_browser(done, browser):
         "return [...document.querySelectorAll('#sweep-table tbody tr')].map(r => r.innerText)"
     )
     assert [row.split("\t")[0] for row in rows] == ["sqs, λ 0.1", "sqs, λ 0.5", "silu"]
+    links = [link.get_attribute("href") for link in browser.find_elements("css selector", "#sweep-table a")]
+    reports = [path.as_uri() for path in done.glob("members/*/report.html")]
+    assert sorted(links) == sorted(reports)  # of networks without a report there is only the seed
     script = "return document.querySelectorAll('#plot-sweep-validation .scatterlayer .trace').length"
     assert browser.execute_script(script) == 9  # a mean and the two edges of a band for each
     check_page(browser, 0)
@@ -281,6 +284,8 @@ def test_markup_in_a_table_is_text_on_the_page(done, tmp_path, browser):
         row[place] = hostile if row[place] == "sqs" else row[place]
     with (copy / "results.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
+    for run in (copy / "members").iterdir():
+        (run / "report.html").touch()
     page = write_sweep_report(copy)
     opened(browser, page)
     assert browser.execute_script("return document.querySelectorAll('svg a, svg b, main b b').length") == 0

@@ -58,7 +58,7 @@ def extend(run: RunFolder, config: TrainConfig) -> None:
     stored = read_config(run)
     name = next(name for name in _LENGTH if getattr(stored, name, 0) != getattr(config, name, 0))
     before, after = getattr(stored, name), getattr(config, name)
-    kept = run.path / "earlier" / str(before)
+    kept = run.earlier / str(before)
     for path in run.ends:
         if path.exists():
             kept.mkdir(parents=True, exist_ok=True)

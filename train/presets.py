@@ -60,7 +60,7 @@ OWN = "images:"
 
 def short_name(data: str) -> str:
     """A data set's name as a folder's: of images of one's own that of their folder or file."""
-    return Path(data.removeprefix(OWN)).absolute().stem if data.startswith(OWN) else data.replace(":", "-")
+    return Path(data.removeprefix(OWN)).absolute().name if data.startswith(OWN) else data.replace(":", "-")
 
 
 def preset(data: str) -> Any:

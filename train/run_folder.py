@@ -39,6 +39,7 @@ class RunFolder:
         self.before = path / "before.json"
         self.model = path / "model"
         self.control = path / "control"
+        self.earlier = path / "earlier"
 
     @property
     def ends(self) -> tuple[Path, ...]:

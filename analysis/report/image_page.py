@@ -9,7 +9,6 @@ import numpy as np
 
 from sqs_jax import display
 from sqs_jax.analysis import interpret
-from sqs_jax.analysis.as_json import as_json
 from sqs_jax.analysis.calibration import Method
 from sqs_jax.analysis.eigen import Eigenpairs
 from sqs_jax.analysis.report import page, plots
@@ -85,7 +84,7 @@ def _studied(run: Run, method: Method, outputs: tuple[int, ...]) -> tuple[dict[s
     vectors = np.asarray(pairs.vectors[:, :, :inputs])
     shown = page.picture_count(vectors.shape)
     images = _as_images(run, vectors[:, :shown])
-    figures["smoothness"] = _smoothness(images)
+    figures["smoothness"] = page.smoothness(images)
     arrays = pairs._asdict() | {
         "gain": np.asarray(calibrations[method].gain),
         "liked": interpret.most_activating(pairs.vectors[:, :shown, :inputs], samples.test, _LIKED),
@@ -138,14 +137,6 @@ def _as_images(run: Run, vectors: np.ndarray) -> np.ndarray:
     return np.asarray(images).reshape(*vectors.shape[:2], *run.data.shape)
 
 
-def _smoothness(images: np.ndarray) -> list[list[float | None]]:
-    """Of pictures (outputs, k, height, width) or with channels, whose mean is taken."""
-    has_channels = images.ndim == 5
-    values = interpret.smoothness(np.moveaxis(images, -1, 2) if has_channels else images)
-    values = values.mean(-1) if has_channels else values
-    return as_json(values)
-
-
 def _content(run: Run, summary, arrays, images, classes: list[str]) -> dict[str, Any]:
     """What the page shows, from what was saved."""
     data, figures, config = run.data, summary["analysis"], dataclasses.asdict(run.config)
@@ -177,7 +168,9 @@ def _texts(run: Run, figures, classes: list[str]) -> dict[str, str]:
     gate = gate if config["gate"] == "sqs" else config["gate"]
     layers = f"{config['layers']} GLU layer" + ("s" if config["layers"] > 1 else "")
     size = f"{np.prod(data.shape)} inputs, {layers} of {config['hidden']}, {len(data.classes)} classes"
-    subtitle = f"{size}; {config['epochs']} epochs with noise {config['noise_std']:g}, seed {config['seed']}."
+    more = page.continued(RunFolder(run.path), config["restarts"])
+    more += "," * bool(more)
+    subtitle = f"{size}; {config['epochs']} epochs{more} with noise {config['noise_std']:g}, seed {config['seed']}."
     vectors = (
         "Each is a direction among the pixels."
         if config["layers"] == 1

@@ -25,7 +25,7 @@ from sqs_jax.analysis.report import page, plots
 from sqs_jax.analysis.spectrum_summary import effective_rank
 from sqs_jax.files import npz, write
 from sqs_jax.messages import InputError
-from sqs_jax.train.config import TextConfig
+from sqs_jax.train.config import TextConfig, length_of
 from sqs_jax.train.records import Summary, Together, check_record, read_record, read_rows
 from sqs_jax.train.run_folder import RunFolder, alone, provenance, read_config
 from sqs_jax.train.text.language_model import load_language, read_facts
@@ -78,7 +78,7 @@ def write_language_report(
     command = page.command(str(run_dir), method, against=[str(path) for path in against])
     content = _content(summary, shown, read_rows(folder.metrics), config, tokenizer, model)
     content["language"] |= {"others": others, "samples": _last_samples(folder)}
-    words = _texts(config, figures, model, command)
+    words = _texts(config, figures, model, command, page.continued(folder, config.restarts))
     files = {folder.spectrum: npz(arrays), folder.curves: _curves(content["curves"], config)}
     files |= {folder.summary: page.json_file(summary), folder.report: page.render(content, words).encode()}
     with alone(folder.path):
@@ -235,7 +235,7 @@ def _is_text(spelling: bytes) -> bool:
     return True
 
 
-def _texts(config: TextConfig, figures, model: Transformer, command: str) -> dict[str, str]:
+def _texts(config: TextConfig, figures, model: Transformer, command: str, continued: str) -> dict[str, str]:
     method = figures["method"]
     rows = [row["gains"][method] for row in figures["layers"]]
     low, high = min(row["r2"] for row in rows), max(row["r2"] for row in rows)
@@ -248,9 +248,10 @@ def _texts(config: TextConfig, figures, model: Transformer, command: str) -> dic
     )
     gate = f"{config.gate} (c {config.c:g}, λ {config.lam:g}, p {config.p:g})" if config.gate == "sqs" else config.gate
     sizes = model.config
+    length = f"{length_of(config)} {'steps' if config.steps else 'epochs'}{continued}"
     subtitle = (
         f"{sizes.layers} blocks of width {sizes.width} with GLUs of {sizes.glu_width}, {sizes.heads} heads, context "
-        f"{sizes.context}, {sizes.vocab} tokens; seed {config.seed}."
+        f"{sizes.context}, {sizes.vocab} tokens; {length}, seed {config.seed}."
     )
     name = Path(config.text).stem if config.text else config.data
     return page.texts(f"{name}, {gate}", subtitle, verdict) | {"command": command}

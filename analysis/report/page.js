@@ -89,9 +89,10 @@ function logTicks(values) {
   const first = Math.floor(Math.log10(low)), powers = Array.from({ length: Math.ceil(Math.log10(high)) - first + 1 }, (_, i) => first + i);
   const fine = [1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9], tenths = Array.from({ length: 90 }, (_, i) => 1 + i / 10);
   let ticks = [];
-  for (const digits of [[1, 2, 5], fine, tenths]) {
+  for (const digits of [[1, 2, 5], [1, 1.5, 2, 3, 5, 7], fine, tenths]) {
     ticks = powers.flatMap((power) => digits.map((digit) => Number((digit * 10 ** power).toPrecision(2))));
-    if (ticks.filter((tick) => tick >= low && tick <= high).length >= 3) break; // three or more are seen
+    const seen = ticks.filter((tick) => tick >= low && tick <= high);
+    if (seen.length > 6 || (seen.length >= 3 && seen[0] < 1.5 * low)) break; // three or more are seen, and one near where curves end
   }
   return { type: "log", tickvals: ticks, ticktext: ticks.map(String) };
 }
@@ -197,9 +198,10 @@ function showOutputs() {
     const cut = analysis.truncation;
     for (const part of document.querySelectorAll(".of-classes")) part.hidden = !classes;
     $("plot-ablation").hidden = !classes; // before the other is drawn: they share the width
+    const lost = cut.k.filter((_, i) => cut.r2[i] < -1); // beyond the plot
     const shares = classes ? [line("agreement", cut.k, cut.agreement, "second"), line("accuracy", cut.k, cut.accuracy, "grey", { line: { dash: "dot" } })] : [];
     plot("plot-truncation", () => [[line("R²", cut.k, cut.r2, "accent"), ...shares],
-      layout("eigenpairs kept for each output", "", { x: { type: "log", tickvals: [1, 2, 4, 8, 16, 32, 64, 128] }, y: { range: [Math.max(-0.25, Math.min(0, ...cut.r2.map(Number))), 1.03] } })]);
+      layout("eigenpairs kept for each output", "", { x: { type: "log", tickvals: [1, 2, 4, 8, 16, 32, 64, 128] }, y: { range: [Math.max(-1, Math.min(0, ...cut.r2.map(Number))) - 0.03, 1.03] }, rest: lost.length ? { title: { text: `R² below −1 at k = ${lost.join(", ")}`, font: { size: 12 }, x: 0.98, xanchor: "right" } } : {} })]);
     if (!classes) return;
     const rise = analysis.ablation.rise;
     plot("plot-ablation", () => [[{ mode: "markers", marker: { color: at("accent"), line: { width: 0 }, size: 6, opacity: 0.75 }, x: rise.flatMap((row, o) => row.map((_, i) => Math.abs(values[o][i]))), y: rise.flat(), text: rise.flatMap((row, o) => row.map((_, i) => label(`${data.outputs[o]}, eigenvector ${i + 1}`))), hovertemplate: "%{text}<br>|λ| %{x:.3g}: %{y:.3g} nats<extra></extra>" }],
@@ -208,13 +210,13 @@ function showOutputs() {
     show("eigenvectors");
     const found = analysis.eigenvectors, ranks = analysis.spectrum;
     $("frechet-k").textContent = found.frechet.k;
-    const smooth = data.spectrum.smoothness;
-    const rows = data.outputs.map((name, o) => [name, fixed(found.template_correlation[o][leading(o)]), smooth ? fixed(smooth[o][leading(o)] ?? null, 2) : "–", fixed(found.selectivity[o][leading(o)]), fixed(ranks.participation_rank[o], 1), fixed(ranks.entropy_rank[o], 1), percent(ranks.first_gap[o]),
+    const smooth = data.spectrum.smoothness, gaps = data.spectrum.gaps;
+    const rows = data.outputs.map((name, o) => [name, fixed(found.template_correlation[o][leading(o)]), smooth ? fixed(smooth[o][leading(o)] ?? null, 2) : "–", fixed(found.selectivity[o][leading(o)]), fixed(ranks.participation_rank[o], 1), fixed(ranks.entropy_rank[o], 1), percent(gaps[o][leading(o)] ?? null),
       fixed(found.frechet.eigenvectors[o], 2), fixed(found.frechet.pca[o], 2), fixed(found.frechet.random[o], 2)]);
     const first = (list) => mean(list.map((row, o) => row[leading(o)] ?? null));
-    rows.push(["mean", fixed(first(found.template_correlation)), smooth ? fixed(first(smooth), 2) : "–", fixed(first(found.selectivity)), fixed(mean(ranks.participation_rank), 1), fixed(mean(ranks.entropy_rank), 1), percent(mean(ranks.first_gap)),
+    rows.push(["mean", fixed(first(found.template_correlation)), smooth ? fixed(first(smooth), 2) : "–", fixed(first(found.selectivity)), fixed(mean(ranks.participation_rank), 1), fixed(mean(ranks.entropy_rank), 1), percent(first(gaps)),
       ...["eigenvectors", "pca", "random"].map((name) => fixed(mean(found.frechet[name]), 2))]);
-    table("eigenvector-table", ["class", "template", "variation", "AUC", "rank (participation)", "rank (entropy)", "gap of λ₁", "Fréchet", "Fréchet, PCA", "Fréchet, random"], rows, rows.length - 1, "total");
+    table("eigenvector-table", ["class", "template", "variation", "AUC", "rank (participation)", "rank (entropy)", "gap", "Fréchet", "Fréchet, PCA", "Fréchet, random"], rows, rows.length - 1, "total");
 
     show("masks");
     const masks = analysis.masks, average = (list) => masks.norm_share.map((_, i) => mean(list.map((row) => row[i])));

@@ -11,17 +11,20 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from sqs_jax.analysis import interpret
 from sqs_jax.analysis.as_json import as_json
+from sqs_jax.analysis.calibration import AFFINE
 from sqs_jax.analysis.spectrum_summary import eigengaps
 from sqs_jax.command_line import ANALYSIS
 from sqs_jax.messages import quoted
-from sqs_jax.train.run_folder import provenance
+from sqs_jax.train.run_folder import RunFolder, provenance
 
 # Bytes for eigenvectors and for images: what a page may weigh beside plotly's five million.
 _PICTURES, _IMAGES = 800_000, 1_400_000
 _MOST_PICTURES, _MOST_LIKED = 24, 6
 _MOST_OUTPUTS = 64  # shown unless others are asked for
 _DIGITS = 6
+_OVERFIT = 0.02  # what R² may lose from the samples of the fit to others
 
 
 def render(content: dict[str, Any], words: dict[str, str]) -> str:
@@ -118,16 +121,50 @@ def explained(r2: float) -> str:
     return f"{100 * r2:.1f} % of the outputs' variance" if r2 > 0 else f"nothing (R² {r2:.2f})"
 
 
+def reading(method: str, r2: float) -> str:
+    """How each output is read, and how much of it that explains, in words."""
+    linear = method in AFFINE or method == "gaussian"
+    what = "one matrix and a linear part for each output explain" if linear else "one matrix for each output explains"
+    return f"With “{method}” gains, {what} {explained(r2)}"
+
+
+def fit_hint(figures: dict[str, Any]) -> str:
+    """A word of warning where gains follow the noise of the samples that they were fitted on."""
+    row, count = figures["fidelity"][figures["method"]], figures["calibration_samples"]
+    if row["r2"] is None or row["calibration_r2"] is None or row["calibration_r2"] - row["r2"] < _OVERFIT:
+        return ""
+    return (
+        f" On the {count:,} samples that the gains were fitted on, R² is {row['calibration_r2']:.3f}: these samples "
+        "are too few for so many gains. “output” fits each gain by itself, and needs fewer."
+    )
+
+
+def continued(run: RunFolder, restarts: Sequence[int]) -> str:
+    """How a run went on beyond an earlier end, in words for its subtitle; empty where it did not."""
+    ends = sorted(int(path.name) for path in run.earlier.glob("*") if path.name.isdigit())
+    if not ends:
+        return ""
+    cosine = "begun again" if restarts else "stretched"
+    return f", continued after {' and '.join(map(str, ends))} with the cosine {cosine}"
+
+
+def smoothness(images: np.ndarray) -> list[list[float | None]]:
+    """Total variation of pictures (outputs, k, height, width), or with channels, whose mean is taken."""
+    has_channels = images.ndim == 5
+    values = interpret.smoothness(np.moveaxis(images, -1, 2) if has_channels else images)
+    return as_json(values.mean(-1) if has_channels else values)
+
+
 def verdict(figures: dict[str, Any], samples: str = "images") -> str:
-    """What `study` found, in two sentences."""
+    """What `study` found, in two sentences, and a third where there is a doubt."""
     method, count = figures["method"], figures["test_samples"]
     row, plain = figures["fidelity"][method], figures["fidelity"]["identity"]
     if row["r2"] is None or plain["r2"] is None:
         return f"The network's outputs are the same for all {count} test {samples}: there is nothing to explain."
     return (
-        f"With “{method}” gains, one matrix for each output explains {explained(row['r2'])} on {count} test {samples}, "
-        f"and names the network's own class for {100 * row['agreement']:.1f} % of them. With the gate read as the "
-        f"identity, R² is {plain['r2']:.2f} and agreement {100 * plain['agreement']:.1f} %."
+        f"{reading(method, row['r2'])} on {count:,} test {samples}, and these forms name the network's own class for "
+        f"{100 * row['agreement']:.1f} % of them. With the gate read as the identity, R² is {plain['r2']:.2f} and "
+        f"agreement {100 * plain['agreement']:.1f} %.{fit_hint(figures)}"
     ).replace("-", "−")
 
 

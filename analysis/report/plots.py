@@ -114,9 +114,14 @@ def log_scale(axis) -> None:
     """Makes the vertical axis logarithmic, what is drawn is there already: plain numbers as ticks, three or more."""
     axis.set_yscale("log")
     low, high = axis.get_ylim()
-    finer = (LogLocator(subs=(1, 2, 5)), LogLocator(subs=(1, 2, 3, 5, 7)), LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8)))
-    seen = (locator for locator in finer if sum(low <= tick <= high for tick in locator.tick_values(low, high)) >= 3)
-    axis.yaxis.set_major_locator(next(seen, MaxNLocator(5)))
+    for digits in ((1, 2, 5), (1, 2, 3, 5, 7), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)):
+        locator = LogLocator(subs=digits)
+        seen = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
+        if len(seen) > 6 or (len(seen) >= 3 and min(seen) < 1.5 * low):  # one is near where curves end
+            break
+    else:
+        locator = MaxNLocator(5)
+    axis.yaxis.set_major_locator(locator)
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
 

@@ -4,7 +4,7 @@ function showSweep(found) {
   show("sweep");
   const dashes = ["solid", "dash", "dot", "dashdot"]; // with six colours: 24 lines that differ
   const look = (i) => [`line-${i % 6}`, { line: { dash: dashes[Math.floor(i / 6) % dashes.length] }, trace: { mode: "lines" } }];
-  const members = (group) => element("span", {}, ...(group.members.length ? group.members.flatMap(([seed, path], i) => [i ? " " : "", element("a", { href: path }, String(seed))]) : [group.seeds.join(" ")]));
+  const members = (group) => element("span", {}, ...(group.members.length ? group.members.flatMap(([seed, path], i) => [i ? " " : "", path ? element("a", { href: path }, String(seed)) : String(seed)]) : [group.seeds.join(" ")]));
   const spread = (list, digits) => {
     if (!list.length) return "–";
     const m = mean(list), deviation = Math.sqrt(list.reduce((sum, x) => sum + (x - m) ** 2, 0) / (list.length - 1));

@@ -33,15 +33,21 @@ def write_sweep_report(sweep_dir: str | Path) -> Path:
     }
     count = sum(len(group["seeds"]) for group in groups)
     best = max((group for group in groups if group["accuracy"]), key=_accuracy, default=None)
-    seeds = len(groups[0]["seeds"])
+    numbers = sorted({len(group["seeds"]) for group in groups})
+    seeds = " to ".join(map(str, numbers[:: len(numbers) - 1 or 1]))
     verdict = (
         f"{count} network{'s' * (count > 1)} in {len(groups)} configuration{'s' * (len(groups) > 1)}, {seeds} "
-        f"seed{'s' * (seeds > 1)} of the first."
+        f"seed{'s' * (numbers[-1] > 1)} each."
     )
     if best:
-        tied = [group["name"] for group in groups if group["accuracy"] and _accuracy(group) == _accuracy(best)]
-        owner = f"that of {tied[0]}" if len(tied) == 1 else f"a tie of {', '.join(tied[:-1])} and {tied[-1]}"
-        verdict += f" The highest mean test accuracy, {_accuracy(best):.4f}, is {owner}."
+        tied = [group for group in groups if group["accuracy"] and _accuracy(group) == _accuracy(best)]
+        names = [group["name"] for group in tied]
+        owner = f"that of {names[0]}" if len(tied) == 1 else f"a tie of {', '.join(names[:-1])} and {names[-1]}"
+        verdict += f" The highest mean test accuracy, {_spread(best)}, is {owner}"
+        others = [group for group in groups if group["accuracy"] and group not in tied]
+        second = max(others, key=_accuracy, default=None)
+        verdict += f"; {second['name']} follows with {_spread(second)}." if second else "."
+        verdict += " ± is the standard deviation of seeds." * (len(best["accuracy"]) > 1)
     shared = " All networks drew the same noise: the spread between seeds leaves its share out." * grid.share_noise
     base = grid.base
     subtitle = (
@@ -56,14 +62,14 @@ def write_sweep_report(sweep_dir: str | Path) -> Path:
 
 
 def _linked(groups: list[dict[str, Any]], folder: SweepFolder, grid: Grid) -> list[dict[str, Any]]:
-    """The groups with their networks: the seed, and the page of each, or its folder where there is none."""
+    """The groups with their networks: the seed, and the page of each, None where there is none."""
     keys = {tuple(sorted(group["settings"])) for group in groups}
     found: dict[Any, list[Any]] = {}
     for name, config in members(grid.base, grid.axes).items():
         run = folder.member(name)
         if run.path.exists():
-            path = run.report if run.report.exists() else run.path
-            link = [config.seed, quote(str(path.relative_to(folder.path)))]
+            page_of = quote(str(run.report.relative_to(folder.path))) if run.report.exists() else None
+            link = [config.seed, page_of]
             for names in keys:
                 found.setdefault((names, tuple(getattr(config, field) for field in names)), []).append(link)
     for group in groups:
@@ -149,6 +155,12 @@ def _name(settings: dict[str, Any], varied: Sequence[str]) -> str:
 
 def _accuracy(group) -> float:
     return statistics.mean(group["accuracy"])
+
+
+def _spread(group) -> str:
+    """The mean accuracy of a configuration's seeds, and their standard deviation."""
+    deviation = f" ± {statistics.stdev(group['accuracy']):.4f}" if len(group["accuracy"]) > 1 else ""
+    return f"{_accuracy(group):.4f}{deviation}"
 
 
 def _cards(groups) -> list[list[str]]:

@@ -19,6 +19,7 @@ from sqs_jax.train.run_folder import provenance
 
 _MOST_PAIRS = 64  # of an output: the weights may be a language model's
 _LIKED = 8
+_QUIET = 0.1  # of the inputs' spread, root mean square: what varies less hardly varies
 _ALONE = "Read from the weights alone, the gate as the identity. Without data, nothing says how faithful this is."
 
 
@@ -82,11 +83,16 @@ def _made(weights: GLUWeights, name: str, shape: tuple[int, ...], outputs: tuple
     else:
         studied, arrays = _studied(weights, recorded, gate, method, outputs)
         figures, verdict = studied["spectrum"], _verdict(studied, labelled=recorded.test_labels is not None)
+        verdict += _quiet_inputs(recorded.train, arrays["vectors"], studied["leading"])
         summary, cards = {"analysis": studied}, _cards(studied, labelled=recorded.test_labels is not None)
         subtitle += f"; {len(recorded.train):,} inputs to fit gains on, {len(recorded.test):,} held out"
         content |= {"analysis": studied} | _liked(arrays, recorded, shape)
     content["spectrum"] = page.spectrum(arrays["values"])
-    content["pictures"] = page.pictures(np.asarray(arrays["vectors"][:, :, :inputs]), shape)
+    vectors = np.asarray(arrays["vectors"][:, :, :inputs])
+    content["pictures"] = page.pictures(vectors, shape)
+    if shape[0] > 1:
+        shown = vectors[:, : content["pictures"]["count"]]
+        content["spectrum"]["smoothness"] = page.smoothness(shown.reshape(*shown.shape[:2], *shape))
     content["cards"] = [*cards, page.rank_card(figures)]
     texts = page.texts(name, subtitle, verdict) | {"command": command}
     return {
@@ -122,8 +128,24 @@ def _liked(arrays: dict[str, Any], recorded: Recorded, shape: tuple[int, ...]) -
     low, high = float(test.min()), float(test.max())
     pictures = np.round(255 * (test - low) / (high - low if high > low else 1)).astype(np.uint8)
     rows = [f"row {row}" for row in recorded.test_rows]
+    if recorded.test_labels is not None:
+        rows = [f"class {label}, {row}" for label, row in zip(recorded.test_labels, rows, strict=True)]
     liked = np.searchsorted(recorded.test_rows, arrays["liked"])
     return {"images": page.liked_images(liked, pictures, np.arange(len(rows)), rows)}
+
+
+def _quiet_inputs(x: np.ndarray, vectors: np.ndarray, leading: list[int | None]) -> str:
+    """A word of warning where the leading eigenvectors lie along inputs that hardly vary."""
+    spread = x.std(axis=0)
+    quiet = spread < _QUIET * np.sqrt(np.mean(spread**2))
+    rows = [vectors[i, rank or 0, : len(spread)] for i, rank in enumerate(leading)]
+    share = float(np.mean([np.sum(row[quiet] ** 2) for row in rows]))
+    if share < 0.5:
+        return ""
+    return (
+        f" {int(quiet.sum())} of the {len(spread)} inputs hardly vary, and the leading eigenvectors lie along them: "
+        "nothing in training held these weights. Leave these inputs and their rows of the weights out."
+    )
 
 
 def _cards(studied: dict[str, Any], *, labelled: bool) -> list[list[str]]:
@@ -144,8 +166,8 @@ def _verdict(studied: dict[str, Any], *, labelled: bool) -> str:
         return f"The layer's outputs are the same for all {count:,} held-out inputs: there is nothing to explain."
     return (
         (
-            f"With “{method}” gains, one matrix for each output explains {page.explained(row['r2'])} on {count:,} "
-            f"held-out inputs. With the gate read as the identity, R² is {plain['r2']:.2f}."
+            f"{page.reading(method, row['r2'])} on {count:,} held-out inputs. With the gate read as the identity, R² "
+            f"is {plain['r2']:.2f}.{page.fit_hint(studied)}"
         )
         .replace("-", "−")
         .replace("held−out", "held-out")

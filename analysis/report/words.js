@@ -21,7 +21,7 @@ const TERMS = {
   "Fréchet, random": "The same with random directions.",
   "rank (participation)": "(Σ|λ|)² / Σλ²: how many eigenvalues count.",
   "rank (entropy)": "exp of the entropy of |λ| / Σ|λ|: how many eigenvalues count, small ones more.",
-  "gap of λ₁": "Distance of the largest eigenvalue to the nearest other one, over |λ₁|: near 0 its eigenvector is not determined.",
+  gap: "Distance of the eigenvector's eigenvalue to the nearest other one, over the largest |λ|: near 0 the eigenvector is not determined.",
   "R², calibration": "R² on the samples that the gains were fitted on.",
   sinks: "Places where |y|² is beyond a hundred medians, as at the beginning of a text; left out of R².",
   cosine: "Cosine of two forms as vectors: 1 for the same, near 0 for unrelated ones.",

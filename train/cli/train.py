@@ -1,6 +1,7 @@
 """The command line: `python -m train [data] [flags]`, `python -m train sweep …` and `python -m train sample …`."""
 
 import dataclasses
+import difflib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -9,16 +10,17 @@ from typing import Any
 
 from sqs_jax import display
 from sqs_jax.command_line import asks_help, fail, given, one_line_errors, print_help, program
-from sqs_jax.messages import InputError
+from sqs_jax.messages import InputError, quoted
 from sqs_jax.options import option, types_of
-from sqs_jax.train.config import AdoptConfig, ImageConfig, TextConfig, TrainConfig
+from sqs_jax.train.config import AdoptConfig, ImageConfig, TextConfig, TrainConfig, length_of
 from sqs_jax.train.config_check import checked
 from sqs_jax.train.config_file import from_json
 from sqs_jax.train.extension import RESTART, with_restart
 from sqs_jax.train.images.own_images import own_preset
 from sqs_jax.train.presets import IMAGES, OWN, TEXTS, preset, short_name
-from sqs_jax.train.run_folder import RunFolder, read_config
+from sqs_jax.train.run_folder import RunFolder, check_free, read_config
 
+_COMMANDS = ("sweep", "sample", "adopt")
 _DESCRIPTION = f"""Train gated linear units (GLU) in a classifier of images or a Transformer on text, and read them.
 
   python -m train                                  digits: seconds, and no network
@@ -74,6 +76,8 @@ def main(args: Sequence[str] | None = None) -> None:
             from sqs_jax.train.cli.adopt import main as adopt
 
             adopt(args[1:])
+        elif len(args) > 1 and (meant := difflib.get_close_matches(args[0], _COMMANDS, n=1)):
+            raise InputError(f"the command is {quoted(args[0])}: did you mean {meant[0]}?")
         else:
             config, run_dir, paths = parse(args)
             if isinstance(config, AdoptConfig):  # a run that is resumed
@@ -137,7 +141,14 @@ def _replaced(base: TrainConfig, values: dict[str, Any]) -> TrainConfig:
 
 
 def _run(config: ImageConfig | TextConfig, run_dir: Path, paths: Paths) -> None:
+    run = RunFolder(run_dir)
+    if not paths.resume:
+        check_free(run_dir)
+    is_finished = paths.resume and run.summary.is_file() and read_config(run) == config
     display.about(f"{_described(config)}, in {run_dir}")
+    if is_finished:
+        unit = "steps" if getattr(config, "steps", 0) else "epochs"
+        display.line(f"finished before; more than its {length_of(config)} --{unit} would make it longer")
     with display.stage(run_dir.name):
         summary = _trained(config, run_dir, paths)
         test, seconds = summary["test"], summary["seconds"]
@@ -145,7 +156,7 @@ def _run(config: ImageConfig | TextConfig, run_dir: Path, paths: Paths) -> None:
             f"accuracy {test['accuracy']:.4f}" if "accuracy" in test else f"{test['bits_per_byte']:.4f} bits per byte"
         )
         display.result(f"test loss {test['loss']:.4f}  {figures}  ({seconds:.1f} s of training)")
-        if paths.report and not RunFolder(run_dir).report.exists():
+        if paths.report and not run.report.exists():
             from sqs_jax.analysis.report import write_report
 
             with display.stage("reading the weights", plain=True), one_line_errors(ValueError, ArithmeticError):

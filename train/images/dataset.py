@@ -16,9 +16,9 @@ from sqs_jax import files
 from sqs_jax.cache import default_cache_dir
 from sqs_jax.messages import InputError, first_line
 from sqs_jax.train.images.image_sources import DIGITS, SOURCES
-from sqs_jax.train.images.own_images import own_path, own_place, read_own
+from sqs_jax.train.images.own_images import own_place, read_own
 from sqs_jax.train.original_files import SPLITS, VERSION, Source, exclusive, prepare, tensorflow_datasets
-from sqs_jax.train.presets import OWN
+from sqs_jax.train.presets import OWN, short_name
 from sqs_jax.train.records import read_record
 
 
@@ -78,7 +78,7 @@ def load(name: str, data_dir: Path | None = None, cache_dir: Path | None = None,
                 if stock:  # what was downloaded just now has another place
                     folder = cache_dir / "arrays" / _stock_place(stock, data_dir)
                 _save(folder, splits, classes)
-    return _open(own_path(name).stem if name.startswith(OWN) else name, folder)
+    return _open(short_name(name) if name.startswith(OWN) else name, folder)
 
 
 def own_facts(name: str, data: Dataset) -> dict[str, str]:

@@ -228,7 +228,8 @@ def _read_npz(path: Path, size: int) -> tuple[Splits, tuple[str, ...]]:
         x, classes = _array(path, file, "x"), _classes(path, file)
     if x.dtype != np.uint8 or not (x.ndim == 3 or (x.ndim == 4 and x.shape[3] in (1, 3))) or 0 in x.shape:
         shapes = "(n, height, width) or (n, height, width, 3)"
-        raise InputError(f"{path}: `x` is {x.dtype} {x.shape}: uint8 {shapes} is needed")
+        hint = ", 255 times what lies in [0, 1]" if np.issubdtype(x.dtype, np.floating) else ""
+        raise InputError(f"{path}: `x` is {x.dtype} {x.shape}: uint8 {shapes} is needed{hint}")
     if len(x) != len(y):
         raise InputError(f"{path}: `x` has {len(x)} images, and `y` {len(y)} labels")
     return _split(x[..., 0] if x.ndim == 4 and x.shape[3] == 1 else x, y.astype(np.int32), training), classes
