@@ -15,8 +15,8 @@ import statistics
 from benchmarks.common import RESULTS, parsed
 from sqs_jax.train import PRESETS
 from sqs_jax.train.images.image_task import load_images, place_images
+from sqs_jax.train.layout import make_mesh, replicated
 from sqs_jax.train.run_folder import provenance
-from sqs_jax.train.step import data_mesh, replicated
 from sqs_jax.train.sweep.together import epoch_seconds
 
 
@@ -29,7 +29,7 @@ def main(widths: tuple[int, ...] = (64, 512), at_once: int = 5, epochs: int = 3)
         epochs: That are counted, of each group.
     """
     base = dataclasses.replace(PRESETS["mnist"], validation=0, noise_std=0.5)
-    images = place_images(base, load_images(base, None), replicated(data_mesh()))
+    images = place_images(base, load_images(base, None), replicated(make_mesh()))
     medians: dict[str, dict[str, float]] = {}
     for width in widths:
         config = dataclasses.replace(base, width=width, hidden=width)

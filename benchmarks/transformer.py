@@ -101,13 +101,14 @@ def measure_step(options: Options) -> list[float]:
     """The compiled step on one batch, again and again."""
     import jax
 
+    from sqs_jax.train.layout import make_mesh
     from sqs_jax.train.optimizer import make_optimizer
-    from sqs_jax.train.step import data_mesh, first_state
+    from sqs_jax.train.step import first_state
     from sqs_jax.train.text.language_model import make_model, make_step
 
     config = _config(text="-")
     model, optimizer = make_model(config, VOCAB), make_optimizer(config, 1000)
-    step = make_step(config, model, optimizer, data_mesh())
+    step = make_step(config, model, optimizer, make_mesh())
     batch = jax.device_put(np.random.default_rng(0).integers(0, VOCAB, (2, BATCH, CONTEXT)).astype(np.int32))
     state, loss = step(first_state(model, optimizer), *batch)
     seconds = []

@@ -19,8 +19,8 @@ from sqs_jax.analysis.runs.study import frechet, frechet_features
 from sqs_jax.files import write
 from sqs_jax.train.config import ImageConfig
 from sqs_jax.train.images.image_task import load_images, place_images
+from sqs_jax.train.layout import make_mesh, replicated
 from sqs_jax.train.run_folder import SweepFolder, described, provenance
-from sqs_jax.train.step import data_mesh, replicated
 from sqs_jax.train.sweep.table import Row
 from sqs_jax.train.sweep.together import epoch_seconds
 
@@ -103,7 +103,7 @@ def _frechet(runs: list[Path], data_dir: Path | None) -> dict[str, list[float]]:
 
 def _epochs(base: ImageConfig, data_dir: Path | None) -> dict[float, list[float]]:
     """Seconds of an epoch for p = 1 and p = 2, in turns, each first in every second round."""
-    images = place_images(base, load_images(base, data_dir), replicated(data_mesh()))
+    images = place_images(base, load_images(base, data_dir), replicated(make_mesh()))
     configs = {p: dataclasses.replace(base, p=p) for p in (1.0, 2.0)}
     runs = {p: epoch_seconds([config], images) for p, config in configs.items()}
     seconds: dict[float, list[float]] = {p: [] for p in configs}

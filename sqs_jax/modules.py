@@ -11,6 +11,7 @@ from jax.core import Tracer
 from sqs_jax.activation import SQS, sqs
 from sqs_jax.gates import Gate, get_gate
 from sqs_jax.glu import Residuals, gated_linear
+from sqs_jax.sharding import BATCH, UNITS, along_batch, mesh_for, sharded_gated_linear
 
 _init = nnx.initializers.lecun_normal()
 
@@ -65,7 +66,7 @@ class GLU(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = self.dtype or self.w.dtype
-        return gated_linear(
+        return _shared(x, self.w.shape[1])(
             cast(x, dtype),
             cast(self.w, dtype),
             cast(self.v, dtype),
@@ -88,6 +89,15 @@ class GLU(nnx.Module):
         if isinstance(c, Tracer) or isinstance(lam, Tracer) or not (jnp.isfinite(c) and jnp.isfinite(lam)):
             return functools.partial(sqs, c=c, lam=lam, p=p)
         return SQS(float(c), float(lam), p)
+
+
+def _shared(x: jax.Array, units: int):
+    """`gated_linear`, in a mesh that shares x `sharded_gated_linear`: a kernel does not part its work by itself."""
+    mesh = mesh_for(x)
+    if mesh is None:
+        return gated_linear
+    model = UNITS if units % mesh.shape[UNITS] == 0 else None
+    return functools.partial(sharded_gated_linear, mesh=mesh, data=BATCH, model=model)
 
 
 class GLUClassifier(nnx.Module):
@@ -166,8 +176,9 @@ class GLUClassifier(nnx.Module):
         h = cast(x, dtype)
         if self.embed is not None:
             h = h @ cast(self.embed, dtype)
+        h = along_batch(h)
         for glu in self.layers[:layer]:
-            h = h + glu(h) if self.residual else glu(h)
+            h = along_batch(h + glu(h) if self.residual else glu(h))
         return h
 
 

@@ -1,13 +1,39 @@
-"""The gated linear unit on arrays that lie over several devices."""
+"""The gated linear unit on arrays that lie over several devices, and the mesh that a module finds itself in."""
+
+import math
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from sqs_jax.gates import Gate
 from sqs_jax.glu import Residuals, gated_linear
+
+BATCH = ("data", "fsdp")
+"""The axes of a mesh over which modules part the first axis of what they compute."""
+UNITS = "model"
+"""The axis over which they part the units of a layer."""
+
+
+def mesh_for(x: jax.Array) -> AbstractMesh | None:
+    """The mesh in use, where it can share a batch x (n, ..., d): it has our axes, and those of `BATCH` divide n."""
+    mesh = jax.sharding.get_abstract_mesh()
+    is_ours = {*BATCH, UNITS} <= set(mesh.axis_names) and not mesh.manual_axes and mesh.size > 1
+    if not is_ours or x.ndim < 2 or x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH):
+        return None
+    return mesh
+
+
+def along_batch(x: jax.Array) -> jax.Array:
+    """x (n, ..., d) with its first axis over those of `BATCH`, where the mesh in use has them; else x.
+
+    Without it the compiler may choose to compute everything on every device.
+    """
+    if mesh_for(x) is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)))
 
 
 def sharded_gated_linear(
@@ -15,8 +41,8 @@ def sharded_gated_linear(
     w: Float[ArrayLike, "d h"],
     v: Float[ArrayLike, "d h"],
     *,
-    mesh: Mesh,
-    data: str | None = "data",
+    mesh: Mesh | AbstractMesh,
+    data: str | tuple[str, ...] | None = "data",
     model: str | None = "model",
     gate: str | Gate = "sqs",
     w_bias: Float[ArrayLike, " h"] | None = None,
@@ -34,7 +60,7 @@ def sharded_gated_linear(
       x: inputs (n, ..., d), n divisible by the devices along `data`.
       w, v: weights (d, h), h divisible by the devices along `model`.
       mesh: of the devices, its axes of type Auto.
-      data, model: names of its axes; None where the rows, or the units, are not shared.
+      data, model: names of its axes, of `data` one or several; None where the rows, or the units, are not shared.
       others: as in `gated_linear`.
 
     Returns:
@@ -60,12 +86,14 @@ def sharded_gated_linear(
     )(x, w, v, given)
 
 
-def _check_mesh(mesh: Mesh, **shared: tuple[str | None, int]) -> None:
+def _check_mesh(mesh: Mesh | AbstractMesh, **shared: tuple[str | tuple[str, ...] | None, int]) -> None:
     """Raises ValueError for a mesh with explicit axes, and an axis that it lacks or that does not divide a size."""
     if AxisType.Explicit in mesh.axis_types:
         raise ValueError("`mesh` has explicit axes: axis_types=(AxisType.Auto, ...) is needed")
     for name, (axis, size) in shared.items():
-        if axis is not None and axis not in mesh.shape:
+        axes = (axis,) if isinstance(axis, str) else axis or ()
+        if not set(axes) <= set(mesh.axis_names):
             raise ValueError(f"`{name}` is {axis!r}: one of the mesh's axes {mesh.axis_names} or None is needed")
-        if axis is not None and size % mesh.shape[axis]:
-            raise ValueError(f"{size} do not divide over the {mesh.shape[axis]} devices of the mesh's axis {axis!r}")
+        devices = math.prod(mesh.shape[name] for name in axes)
+        if size % devices:
+            raise ValueError(f"{size} do not divide over the {devices} devices of the mesh's axis {axis!r}")

@@ -17,9 +17,10 @@ from flax import nnx
 from sqs_jax.messages import InputError
 from sqs_jax.train import ImageConfig
 from sqs_jax.train.images.classifier import make_epoch, make_evaluation, make_model
+from sqs_jax.train.layout import make_mesh
 from sqs_jax.train.noise import add_pixel_noise, noise_key
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
-from sqs_jax.train.step import TrainState, data_mesh, initial_rngs, parameters, step_key, with_parameters
+from sqs_jax.train.step import TrainState, initial_rngs, parameters, step_key, with_parameters
 
 GOLDEN_LOSS = 0.9916116
 SMALL = ImageConfig(width=8, hidden=6, batch_size=16, lr=1e-2, noise_std=0.0, epochs=4, validation=0)
@@ -103,7 +104,7 @@ def test_the_first_step_is_golden():
     flat = [state.params["embed"], *(state.params["layers"][0][k] for k in "wv"), state.params["head"]]
     x = np.asarray(images, np.float64).reshape(16, 9) / 255
     loss, moved = first_step_in_float64(flat, x, np.asarray(labels), SMALL)
-    state, losses = make_epoch(SMALL, model, optimizer, data_mesh())(state, images, labels, jnp.arange(16))
+    state, losses = make_epoch(SMALL, model, optimizer, make_mesh())(state, images, labels, jnp.arange(16))
     np.testing.assert_allclose(losses, [loss], rtol=1e-5)
     flat = [state.params["embed"], *(state.params["layers"][0][k] for k in "wv"), state.params["head"]]
     for result, expected in zip(flat, moved, strict=True):
@@ -120,7 +121,7 @@ def test_an_epoch_sees_every_image_once_and_each_epoch_in_another_order():
     images, labels = jnp.arange(1, 41, dtype=jnp.uint8).reshape(40, 1, 1), jnp.zeros(40, jnp.int32)
     model = make_model(config, 1, 3)
     still = optax.set_to_zero()
-    epoch = make_epoch(config, model, still, data_mesh())
+    epoch = make_epoch(config, model, still, make_mesh())
     params = parameters(model)
     x = images.reshape(40, 1) / jnp.float32(255)
     each = -jax.nn.log_softmax(with_parameters(model, params)(x))[:, 0]
@@ -141,7 +142,7 @@ def test_evaluation_matches_numpy_whatever_the_padding():
     model, _, state = start(config, 4)
     logits = np.asarray(with_parameters(model, state.params)(images.reshape(5000, 9) / jnp.float32(255)), np.float64)
     log_sum = np.log(np.exp(logits).sum(1))
-    evaluate = make_evaluation(model, data_mesh())
+    evaluate = make_evaluation(model, make_mesh())
     for indices in (np.arange(5000), np.arange(7), np.arange(100, 2149)):
         result = evaluate(state.params, images, labels, jnp.asarray(indices))
         chosen = np.asarray(labels)[indices]
@@ -155,7 +156,7 @@ def test_same_seed_same_numbers_other_seed_others():
     def losses(**change):
         config = dataclasses.replace(SMALL, noise_std=0.5, **change)
         model, optimizer, state = start(config, 16)
-        return make_epoch(config, model, optimizer, data_mesh())(state, images, labels, jnp.arange(64))[1]
+        return make_epoch(config, model, optimizer, make_mesh())(state, images, labels, jnp.arange(64))[1]
 
     np.testing.assert_array_equal(losses(), losses())
     assert not np.array_equal(losses(), losses(seed=1))
@@ -196,12 +197,12 @@ _ON_DEVICES = """
     sys.path.insert(0, "tests")
     import test_classifier
     import dataclasses
-    from sqs_jax.train.step import data_mesh, replicated
+    from sqs_jax.train.layout import make_mesh, replicated
     from sqs_jax.train.images.classifier import make_epoch, make_evaluation
     config = dataclasses.replace(test_classifier.SMALL, noise_std=0.3, noise_prob=0.5)
     images, labels = test_classifier.images_and_labels(100)
     model, optimizer, state = test_classifier.start(config, 24)
-    mesh = data_mesh()
+    mesh = make_mesh()
     everywhere = replicated(mesh)
     state, images, labels, indices = jax.device_put((state, images, labels, np.arange(100)), everywhere)
     epoch = make_epoch(config, model, optimizer, mesh)
@@ -234,7 +235,7 @@ def test_each_step_has_noise_of_its_own():
     images, labels = jnp.full((40, 3, 3), 100, jnp.uint8), jnp.zeros(40, jnp.int32)
     still = optax.set_to_zero()
     model = make_model(config, 9, 3)
-    epoch = make_epoch(config, model, still, data_mesh())
+    epoch = make_epoch(config, model, still, make_mesh())
     params = parameters(model)
     losses = []
     for first in (0, 8):

@@ -15,9 +15,10 @@ from flax import nnx
 
 from sqs_jax.train import TextConfig, train
 from sqs_jax.train.checkpoint import restore_params
+from sqs_jax.train.layout import make_mesh
 from sqs_jax.train.optimizer import make_optimizer
 from sqs_jax.train.records import read_rows
-from sqs_jax.train.step import data_mesh, first_state, parameters, with_parameters
+from sqs_jax.train.step import first_state, parameters, with_parameters
 from sqs_jax.train.text import language_model
 from sqs_jax.train.text.token_stream import Stream, load_text, windows
 from sqs_jax.transformer import Transformer, TransformerConfig
@@ -45,7 +46,7 @@ def one_step(config, tokens):
     optimizer = make_optimizer(config, 25)
     stream = Stream(np.asarray(tokens, np.uint16), 1, 1)
     batch = windows(stream, config.context, np.arange(config.batch_size))
-    return language_model.make_step(config, model, optimizer, data_mesh())(first_state(model, optimizer), *batch)
+    return language_model.make_step(config, model, optimizer, make_mesh())(first_state(model, optimizer), *batch)
 
 
 def test_accumulating_gradients_is_the_whole_batch():

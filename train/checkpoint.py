@@ -22,6 +22,8 @@ import orbax.checkpoint as ocp
 
 from sqs_jax import display, files
 from sqs_jax.messages import InputError, first_line, quoted
+from sqs_jax.train import processes
+from sqs_jax.train.layout import placed
 from sqs_jax.train.records import Row, UnreadableError, read_record
 from sqs_jax.train.run_folder import number_flags
 from sqs_jax.train.step import Parameters, TrainState
@@ -78,8 +80,10 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, has_validation: bool):
         self._folder, self._has_validation = folder.absolute(), has_validation
-        self._folder.mkdir(exist_ok=True)
-        files.clean(self._folder)
+        if processes.is_main():
+            self._folder.mkdir(exist_ok=True)
+            files.clean(self._folder)
+        processes.barrier("checkpoints")
         self._losses = {number: _validation_loss(self._folder / str(number)) for number in numbers(self._folder)}
 
     def save(self, number: int, state: TrainState, progress: Progress) -> None:
@@ -89,16 +93,18 @@ class Checkpoints:
         """
         self._check_space(state)
         record = dataclasses.asdict(progress) | {"step": int(state.step), "flags": number_flags()}
-        with files.appearing(self._folder / str(number)) as partial:
-            (partial / "progress").mkdir()
-            (partial / _PROGRESS).write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
+        with _appearing(self._folder / str(number)) as partial:
+            if processes.is_main():
+                (partial / "progress").mkdir()
+                (partial / _PROGRESS).write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
             _write_arrays(partial / "params", state.params)
             _write_arrays(partial / "opt_state", state.opt_state)
         self._losses[number] = _last_loss(record)
         best = min(self._losses, key=lambda number: (self._losses[number], -number))
         kept = {number, best} if self._has_validation else {number}
         for old in self._losses.keys() - kept:
-            files.remove(self._folder / str(old))
+            if processes.is_main():
+                files.remove(self._folder / str(old))
             del self._losses[old]
 
     def restore_last(self, state: TrainState) -> tuple[TrainState, Progress]:
@@ -117,7 +123,9 @@ class Checkpoints:
                     raise
                 display.line(f"passed over: {error}")
                 damaged = path.with_name(f"{number}.damaged")
-                path.rename(damaged if not damaged.exists() else f"{damaged}.{secrets.token_hex(4)}")
+                processes.barrier("damaged")  # until all have read
+                if processes.is_main():
+                    path.rename(damaged if not damaged.exists() else f"{damaged}.{secrets.token_hex(4)}")
                 del self._losses[number]
         return state, Progress()
 
@@ -128,6 +136,20 @@ class Checkpoints:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
         if needed > _largest_file():
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(self._folder))
+
+
+@contextlib.contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """`files.appearing` of one folder that all processes fill."""
+    if processes.is_main():
+        with files.appearing(path) as partial:
+            processes.from_main(lambda: str(partial), "checkpoint")
+            yield partial
+            processes.barrier("saved")
+    else:
+        yield Path(processes.from_main(str, "checkpoint"))
+        processes.barrier("saved")
+    processes.barrier("renamed")
 
 
 def _largest_file() -> float:
@@ -158,7 +180,7 @@ def _restore(path: Path, state: TrainState) -> tuple[TrainState, Progress]:
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
         with _damage(path / name), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
             arrays.append(reader.restore(path / name, args=ocp.args.StandardRestore(target)))
-    step = jax.device_put(jnp.asarray(progress.pop("step"), state.step.dtype), state.step.sharding)
+    step = placed(np.asarray(progress.pop("step"), state.step.dtype), state.step.sharding)
     if unknown := progress.keys() - {field.name for field in dataclasses.fields(Progress)}:
         raise InputError(f"{path} has {quoted(min(unknown))}: it is of another version")
     params, opt_state = arrays
@@ -226,7 +248,13 @@ def _last_loss(record: Mapping[str, Any]) -> float:
 
 
 def _reader() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    """A reader for this process alone: the others need not read, too."""
+    own = jax.process_index() if processes.are_several() else 0
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 @contextlib.contextmanager

@@ -31,14 +31,14 @@ def size(count: int) -> str:
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
-def check_model(make_model: Callable[[], nnx.Module]) -> None:
+def check_model(make_model: Callable[[], nnx.Module], parts: int = 1) -> None:
     """Raises InputError for a network whose weights, gradient and both moments are more than a device has free.
 
-    `make_model` is traced alone: no weight is made.
+    `make_model` is traced alone: no weight is made. `parts` says over how many devices each array is parted.
     """
     shapes: Any = nnx.eval_shape(make_model)
     count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes)))
-    check_fits(16 * count, f"{count:,} parameters, with their gradient and AdamW's two moments, take")
+    check_fits(16 * count // parts, f"{count:,} parameters, with their gradient and AdamW's two moments, take")
 
 
 def check_program(step: Any, *arguments: Any) -> None:
@@ -58,6 +58,9 @@ def check_program(step: Any, *arguments: Any) -> None:
         check_fits(counted.temp_size_in_bytes, "a step of training takes, beside weights and data,")
 
 
-def shapes_of(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    """The shapes of a tree's arrays, all with one sharding."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+def shapes_of(tree: Any, placed: Any) -> Any:
+    """The shapes of a tree's arrays, all with one sharding, or each with its own."""
+    placed = jax.tree.map(lambda _: placed, tree) if isinstance(placed, jax.sharding.Sharding) else placed
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, placed
+    )

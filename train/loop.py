@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import jax
 
 from sqs_jax import display
 from sqs_jax.files import write
-from sqs_jax.train import run_folder
+from sqs_jax.train import processes, run_folder
 from sqs_jax.train.checkpoint import Checkpoints, Progress
 from sqs_jax.train.config import TrainConfig
 from sqs_jax.train.config_check import checked
 from sqs_jax.train.config_file import to_json
 from sqs_jax.train.extension import check_resumed, extend
 from sqs_jax.train.interrupt import Stopped, StopSignals
+from sqs_jax.train.layout import REPLICATED, Layout
 from sqs_jax.train.metrics import Divergence, divergence, metrics_row
 from sqs_jax.train.records import Summary, read_record
 from sqs_jax.train.run_folder import RunFolder
@@ -39,6 +41,7 @@ def train(
     data_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
     report: Report | None = None,
+    layout: Layout = REPLICATED,
 ) -> dict[str, Any]:
     """Trains a network, and writes configuration, metrics, checkpoints and summary of the run into `run_dir`.
 
@@ -54,6 +57,7 @@ def train(
       report: called after each evaluation with its row of `metrics.jsonl` (with `images_per_second` or
         `tokens_per_second`), the configuration and the seconds since the last, evaluation and saving included; by
         default a line is printed.
+      layout: over how many devices parameters are parted; a resumed run may have another.
 
     Returns:
       The content of `summary.json`: loss in nats and accuracy, or of text bits per byte, on the test set, and on
@@ -65,7 +69,7 @@ def train(
       Stopped: SIGINT or SIGTERM; the epoch of images, or the step of text, was finished and saved.
       OSError: the folder cannot be written.
     """
-    return train_checked(checked(config), Path(run_dir), data_dir=data_dir, resume=resume, report=report)
+    return train_checked(checked(config), Path(run_dir), data_dir=data_dir, resume=resume, report=report, layout=layout)
 
 
 def train_checked(
@@ -75,6 +79,7 @@ def train_checked(
     data_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
     report: Report | None = None,
+    layout: Layout = REPLICATED,
 ) -> dict[str, Any]:
     """`train` with a configuration that `checked` has returned."""
     run, is_longer = RunFolder(run_dir), False
@@ -82,19 +87,21 @@ def train_checked(
         is_longer = check_resumed(run, config)
         if not is_longer and (summary := _summary(run)):
             return summary
-    else:
+    elif processes.is_main():
         run_folder.check_free(run.path)
     with display.stage("preparing"):
-        task = make_task(config, Path(data_dir) if data_dir else None)
+        task = make_task(config, Path(data_dir) if data_dir else None, layout)
     device = jax.devices()[0].device_kind
     display.about(f"{task.about}; on {jax.device_count()} × {device}")
     if resume:
         run_folder.check_same_files(run, task.files)
-    else:
+    elif processes.is_main():
         run_folder.create(run.path, task.files | {run.config.name: to_json(config)})
-    with run_folder.alone(run.path), StopSignals() as signals:
-        if is_longer and check_resumed(run, config):  # else another process has made it longer meanwhile
+    processes.check_shared(run.path)
+    with run_folder.alone(run.path) if processes.is_main() else nullcontext(), StopSignals() as signals:
+        if is_longer and processes.is_main() and check_resumed(run, config):  # else one has made it longer meanwhile
             extend(run, config)
+        processes.barrier("begin")
         if summary := _summary(run):  # another process finished it meanwhile
             return summary
         with display.stage("training", task.ends[-1] if task.ends else None, "steps") as shown:
@@ -112,21 +119,22 @@ def _fit(
     config: TrainConfig, task: Task, run: RunFolder, report: Report | None, signals: StopSignals, shown: display.Stage
 ) -> tuple[TrainState, Progress]:
     """Trains from the last checkpoint to the end."""
+    stopping = processes.Agreement(lambda: signals.received)
     checkpoints = Checkpoints(run.checkpoints, has_validation=config.validation > 0)
-    state, progress = checkpoints.restore_last(task.begin(run.path, lambda: signals.received))
-    run_folder.write_metrics(run, progress.history)
+    state, progress = checkpoints.restore_last(task.begin(run.path, stopping))
+    _write_metrics(run, progress)
     while (first := int(state.step)) < (task.ends or [0])[-1]:
         start, end = time.perf_counter(), next(end for end in task.ends if end > first)
         shown.at(first)
-        state, losses = task.train(state, end, lambda: signals.received, shown)
+        state, losses = task.train(state, end, stopping, shown)
         training = time.perf_counter() - start
         step = int(state.step)
         _check_finite(divergence(losses, step, parameters_finite=all_finite(state)), run)
         progress = progress.trained(losses, training)
-        if step < end and signals.received:
+        if step < end and (stop := stopping.now()):
             if step > first:
                 checkpoints.save(task.checkpoint_number(step), state, progress)
-            raise Stopped(signals.received)
+            raise Stopped(stop)
         row = metrics_row(task.epoch(step), step, task.learning_rate(step - 1), progress.losses)
         shown.at(step)
         with display.stage("evaluating"):
@@ -134,15 +142,16 @@ def _fit(
         _check_finite(divergence(losses, step, validation_loss=row.get("validation_loss", 0.0)), run)
         progress = progress.evaluated(row, time.perf_counter() - start - training)
         is_last = step == task.ends[-1]
-        stop = signals.received  # read once: what comes later stops the next round, whose state is then saved
+        stop = stopping.now()  # read once: what comes later stops the next round, whose state is then saved
         if is_last or stop or progress.rounds % config.save_every == 0 or _is_best(progress.history):
             checkpoints.save(task.checkpoint_number(step), state, progress)
-        run_folder.write_metrics(run, progress.history)
+        _write_metrics(run, progress)
         seconds = time.perf_counter() - start
         timed_row = row | _speed(task, len(losses), training)
         shown.at(step, _figures(timed_row, task.unit))
         if report:
-            report(timed_row, config, seconds)
+            if processes.is_main():
+                report(timed_row, config, seconds)
         elif line := task.progress_line(timed_row, seconds):
             display.line(line)
         if stop and not is_last:
@@ -158,8 +167,14 @@ def _finish(task: Task, run: RunFolder, state: TrainState, progress: Progress) -
         _check_finite(Divergence("test_loss", test["loss"], step), run)
     summary = run_folder.summary(test, progress.history, progress.seconds)
     summary |= _speed(task, step, progress.training) | run_folder.provenance()
-    write(run.summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    if processes.is_main():
+        write(run.summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
+
+
+def _write_metrics(run: RunFolder, progress: Progress) -> None:
+    if processes.is_main():
+        run_folder.write_metrics(run, progress.history)
 
 
 def _speed(task: Task, steps: int, seconds: float) -> dict[str, float]:

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sqs_jax.display import Stage
-from sqs_jax.messages import InputError
+from sqs_jax.train import layout
 
 # What a random number is for: folded into the run's key before the step or epoch.
 _PURPOSES = {"init": 0, "order": 1, "noise": 2}
@@ -31,23 +30,6 @@ class TrainState(NamedTuple):
 def all_finite(tree: Any) -> jax.Array:
     """Whether every number in every array is finite."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
-
-
-def data_mesh() -> Mesh:
-    """All devices along one axis, `data`, over which each batch is split."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-
-
-def check_devices(batch_size: int, name: str = "batch_size") -> None:
-    """Raises InputError for a batch that the devices cannot share evenly."""
-    devices = jax.device_count()
-    if batch_size % devices:
-        raise InputError(f"`{name}` is {batch_size}: a multiple of the {devices} devices is needed")
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of parameters and data sets: a copy on every device."""
-    return NamedSharding(mesh, PartitionSpec())
 
 
 def initial_rngs(seed: int) -> nnx.Rngs:
@@ -76,6 +58,24 @@ def first_state(
     """The state before the first step, of the model's own parameters or of others."""
     params = parameters(model) if params is None else params
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def born(
+    make_model: Callable[[], nnx.Module],
+    optimizer: optax.GradientTransformation,
+    placed: TrainState,
+    params: Parameters | None = None,
+) -> TrainState:
+    """The state before the first step, made where it belongs: `placed` has the sharding of every array.
+
+    Of a model's own parameters, or of others; no array of it is whole on one device before.
+    """
+    if params is None:
+        return jax.jit(lambda: first_state(make_model(), optimizer), out_shardings=placed)()
+    where: Any = placed
+    placed_params: Any = jax.tree.map(lambda array, own: layout.placed(np.asarray(array), own), params, where.params)
+    opt_state = jax.jit(optimizer.init, out_shardings=where.opt_state)(placed_params)
+    return TrainState(placed_params, opt_state, layout.placed(np.zeros((), np.int32), where.step))
 
 
 def with_parameters(model: nnx.Module, params: Parameters) -> Any:

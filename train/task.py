@@ -8,6 +8,7 @@ import numpy as np
 
 from sqs_jax.display import Stage
 from sqs_jax.train.config import AdoptConfig, TextConfig, TrainConfig
+from sqs_jax.train.layout import Layout
 from sqs_jax.train.step import Parameters, TrainState
 
 
@@ -69,7 +70,7 @@ class Task(Protocol):
         ...
 
 
-def make_task(config: TrainConfig, data_dir: Path | None) -> Task:
+def make_task(config: TrainConfig, data_dir: Path | None, layout: Layout) -> Task:
     """The task of a configuration, its data loaded and its step compiled. Raises InputError for what does not fit."""
     if isinstance(config, AdoptConfig):
         from sqs_jax.train.adoption.adoption_task import AdoptionTask
@@ -78,7 +79,7 @@ def make_task(config: TrainConfig, data_dir: Path | None) -> Task:
     if isinstance(config, TextConfig):
         from sqs_jax.train.text.language_task import LanguageTask
 
-        return LanguageTask(config, data_dir)
+        return LanguageTask(config, data_dir, layout)
     from sqs_jax.train.images.image_task import ImageTask
 
-    return ImageTask(config, data_dir)
+    return ImageTask(config, data_dir, layout)

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from sqs_jax import display, files
 from sqs_jax.analysis.layer_fit import Layer
@@ -26,9 +25,10 @@ from sqs_jax.train.adoption import network
 from sqs_jax.train.adoption.distil import Distilled, distil
 from sqs_jax.train.config import AdoptConfig
 from sqs_jax.train.device_memory import check_fits, check_program, shapes_of
+from sqs_jax.train.layout import along_batch, check_devices, make_mesh, replicated
 from sqs_jax.train.optimizer import learning_rate
 from sqs_jax.train.run_folder import RunFolder
-from sqs_jax.train.step import Parameters, TrainState, check_devices, data_mesh, replicated, run_steps
+from sqs_jax.train.step import Parameters, TrainState, run_steps
 from sqs_jax.train.text.token_stream import batch_numbers
 
 
@@ -37,7 +37,8 @@ class AdoptionTask:
 
     def __init__(self, config: AdoptConfig):
         """Loads model and text, and compiles the step. Raises InputError for what does not fit."""
-        check_devices(config.batch_size // config.accumulate, "batch_size` / `accumulate")
+        self._mesh = make_mesh()
+        check_devices(config.batch_size // config.accumulate, self._mesh, "batch_size` / `accumulate")
         with display.stage(f"loading {config.model}"):
             self._model = load_pretrained(config.model)
         check_savable(self._model)
@@ -53,8 +54,7 @@ class AdoptionTask:
             f"{self._model.name}, {arch.family}: {arch.layers} layers of width {arch.width}, GLUs of {arch.hidden}; "
             f"{self._train.size:,} tokens to train on"
         )
-        self._mesh = data_mesh()
-        self._across = NamedSharding(self._mesh, PartitionSpec("data"))
+        self._across = along_batch(self._mesh)
         if self._steps:
             self._optimizer = make_optimizer(config)
             self._step = network.make_step(self._model, config, self._optimizer)

@@ -17,7 +17,9 @@ from sqs_jax.train.config_check import checked
 from sqs_jax.train.config_file import from_json
 from sqs_jax.train.extension import RESTART, with_restart
 from sqs_jax.train.images.own_images import own_preset
+from sqs_jax.train.layout import Layout
 from sqs_jax.train.presets import IMAGES, OWN, TEXTS, preset, short_name
+from sqs_jax.train.processes import Processes, ending_together, is_main, start
 from sqs_jax.train.run_folder import RunFolder, check_free, read_config
 
 _COMMANDS = ("sweep", "sample", "adopt")
@@ -56,14 +58,19 @@ class Paths:
     report: bool = option(True, "Read the weights when training is done, and write report.html.")
 
 
-_FLAGS = (ImageConfig, TextConfig, Paths)
+@dataclasses.dataclass(frozen=True)
+class Settings(Paths, Layout, Processes):
+    """Paths of a run on images or text, how it lies on its devices, and in how many processes."""
+
+
+_FLAGS = (ImageConfig, TextConfig, Settings)
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs `python -m train` with these arguments; exits with 2 on bad input, 1 on a loss that is not finite."""
     args = sys.argv[1:] if args is None else args
     interrupted = "interrupted; a run that has begun goes on with --resume"
-    with display.loud_again(), one_line_errors(InputError, interrupted=interrupted):
+    with display.loud_again(), ending_together(), one_line_errors(InputError, interrupted=interrupted):
         if args and args[0] == "sample":
             from sqs_jax.train.cli.sample import main as sample
 
@@ -88,19 +95,19 @@ def main(args: Sequence[str] | None = None) -> None:
                 _run(config, run_dir, paths)
 
 
-def parse(args: Sequence[str]) -> tuple[Any, Path, Paths]:
-    """The configuration, checked, the run's folder and the other paths.
+def parse(args: Sequence[str]) -> tuple[Any, Path, Settings]:
+    """The configuration, checked, the run's folder and the other settings.
 
     What the flags set replaces fields of a base: the configuration of a run that is resumed, that of --config, or the
     preset of the data set. The base also decides which flags there are.
     """
     values = given(_FLAGS, args, prog=_program())
-    paths = Paths(**{name: values.pop(name) for name in types_of(Paths) if name in values})
+    paths = Settings(**{name: values.pop(name) for name in types_of(Settings) if name in values})
     if values.get("text") == "":
         raise InputError("`text` is '': the path of a file is needed")
     if asks_help(_FLAGS, args):
         shown = from_json(paths.config) if paths.config else _preset(values)
-        print_help([shown, Paths], prog=_program(), description=_DESCRIPTION)
+        print_help([shown, Settings], prog=_program(), description=_DESCRIPTION)
     if paths.resume and paths.config:
         raise InputError("--config and --resume exclude each other: a resumed run has its own configuration")
     if paths.resume:
@@ -140,9 +147,10 @@ def _replaced(base: TrainConfig, values: dict[str, Any]) -> TrainConfig:
     return config
 
 
-def _run(config: ImageConfig | TextConfig, run_dir: Path, paths: Paths) -> None:
+def _run(config: ImageConfig | TextConfig, run_dir: Path, paths: Settings) -> None:
+    start(paths)
     run = RunFolder(run_dir)
-    if not paths.resume:
+    if not paths.resume and is_main():
         check_free(run_dir)
     is_finished = paths.resume and run.summary.is_file() and read_config(run) == config
     display.about(f"{_described(config)}, in {run_dir}")
@@ -151,6 +159,8 @@ def _run(config: ImageConfig | TextConfig, run_dir: Path, paths: Paths) -> None:
         display.line(f"finished before; more than its {length_of(config)} --{unit} would make it longer")
     with display.stage(run_dir.name):
         summary = _trained(config, run_dir, paths)
+        if not is_main():
+            return
         test, seconds = summary["test"], summary["seconds"]
         figures = (
             f"accuracy {test['accuracy']:.4f}" if "accuracy" in test else f"{test['bits_per_byte']:.4f} bits per byte"
@@ -166,14 +176,15 @@ def _run(config: ImageConfig | TextConfig, run_dir: Path, paths: Paths) -> None:
             display.result(run_dir / name)
 
 
-def _trained(config: ImageConfig | TextConfig, run_dir: Path, paths: Paths) -> dict[str, Any]:
+def _trained(config: ImageConfig | TextConfig, run_dir: Path, paths: Settings) -> dict[str, Any]:
     """The summary of the run; what stops it ends the command."""
     # Imported after the flags are known to be good: it takes a second.
     from sqs_jax.train.interrupt import Stopped
     from sqs_jax.train.loop import NonFiniteLossError, train_checked
 
     try:
-        return train_checked(config, run_dir, data_dir=paths.data_dir, resume=paths.resume)
+        layout = Layout(paths.fsdp, paths.model)
+        return train_checked(config, run_dir, data_dir=paths.data_dir, resume=paths.resume, layout=layout)
     except NonFiniteLossError as error:
         fail(str(error), 1)
     except Stopped as stop:

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from sqs_jax.modules import GLUClassifier
 from sqs_jax.train.config import ImageConfig
+from sqs_jax.train.layout import along_batch, parted, replicated
 from sqs_jax.train.noise import add_pixel_noise, noise_key
-from sqs_jax.train.step import TrainState, initial_rngs, step_key, updated, with_parameters
+from sqs_jax.train.step import TrainState, first_state, initial_rngs, step_key, updated, with_parameters
 
 _EVALUATION_BATCH = 2048
 
@@ -51,8 +52,9 @@ Epoch = Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainState
 
 def make_epoch(config: ImageConfig, model: GLUClassifier, optimizer: optax.GradientTransformation, mesh: Mesh) -> Epoch:
     """`epoch_function`, compiled, with each batch split over the devices. It consumes the state that it is given."""
-    across = NamedSharding(mesh, PartitionSpec("data"))
-    return jax.jit(epoch_function(config, model, optimizer, config.seed, across), donate_argnums=0)
+    placed = parted(jax.eval_shape(lambda: first_state(model, optimizer)), mesh)
+    epoch = epoch_function(config, model, optimizer, config.seed, (mesh, placed.params))
+    return jax.jit(epoch, donate_argnums=0, out_shardings=(placed, replicated(mesh)))
 
 
 def epoch_function(
@@ -60,18 +62,26 @@ def epoch_function(
     model: GLUClassifier,
     optimizer: optax.GradientTransformation,
     noise_seed: Any,
-    across: NamedSharding | None = None,
+    shared: tuple[Mesh, Any] | None = None,
 ) -> Epoch:
     """The function (state, images, labels, indices) → (state, losses (steps,)), to be compiled.
 
     A scan over batches. `indices` (n,) are shuffled; they point into uint8 images (m, …) and labels (m,) on the device.
     All randomness comes from the two seeds and the step. Seed, learning rate, weight decay, noise, c and λ of the
-    configuration may be traced.
+    configuration may be traced. `shared` are the mesh over which batches are split, and the shardings of parameters.
     """
 
     def loss_of(params, x, labels):
         logits = with_parameters(model, params)(x)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def gradient_of(params, x, labels):
+        if shared is None:
+            return jax.value_and_grad(loss_of)(params, x, labels)
+        mesh, placed = shared
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            loss, gradient = jax.value_and_grad(loss_of)(params, x, labels)
+        return loss, jax.lax.with_sharding_constraint(gradient, placed)
 
     def epoch(state, images, labels, indices):
         steps = len(indices) // config.batch_size
@@ -80,9 +90,9 @@ def epoch_function(
 
         def step(state, batch):
             x = scale_pixels(images[batch])
-            x = x if across is None else jax.lax.with_sharding_constraint(x, across)
+            x = x if shared is None else jax.lax.with_sharding_constraint(x, along_batch(shared[0]))
             x = add_pixel_noise(x, noise_key(noise_seed, state.step), config.noise_std, config.noise_prob)
-            loss, gradient = jax.value_and_grad(loss_of)(state.params, x, labels[batch])
+            loss, gradient = gradient_of(state.params, x, labels[batch])
             return updated(state, gradient, optimizer), loss
 
         return jax.lax.scan(step, state, batches)
@@ -92,8 +102,15 @@ def epoch_function(
 
 def make_evaluation(model: GLUClassifier, mesh: Mesh) -> Callable[..., Metrics]:
     """`evaluation_function`, compiled, with each batch split over the devices."""
-    across = NamedSharding(mesh, PartitionSpec(None, "data"))
-    return jax.jit(evaluation_function(model, mesh.size, across))
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    measure = evaluation_function(model, devices, along_batch(mesh, before=1))
+
+    @jax.jit(out_shardings=replicated(mesh))
+    def evaluation(*arguments):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return measure(*arguments)
+
+    return evaluation
 
 
 def evaluation_function(model: GLUClassifier, devices: int = 1, across: NamedSharding | None = None):

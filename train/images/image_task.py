@@ -8,25 +8,25 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import NamedSharding
 
 from sqs_jax import display
 from sqs_jax.display import Stage
 from sqs_jax.messages import InputError
-from sqs_jax.train import initial
+from sqs_jax.train import initial, processes
 from sqs_jax.train.config import ImageConfig
 from sqs_jax.train.device_memory import check_fits, check_model, check_program, shapes_of
 from sqs_jax.train.images.classifier import make_epoch, make_evaluation, make_model
 from sqs_jax.train.images.dataset import Dataset, load, own_facts, split_validation
+from sqs_jax.train.layout import Layout, check_devices, make_mesh, parted, placed, replicated
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
 from sqs_jax.train.step import (
     Parameters,
     TrainState,
-    check_devices,
-    data_mesh,
+    born,
     first_state,
     parameters,
-    replicated,
     size_of,
 )
 
@@ -55,17 +55,17 @@ class Images(NamedTuple):
 class ImageTask:
     """A run on images, ready to be trained: a `Task`."""
 
-    def __init__(self, config: ImageConfig, data_dir: Path | None):
+    def __init__(self, config: ImageConfig, data_dir: Path | None, layout: Layout):
         """Loads the images and compiles the epoch. Raises InputError for what does not fit."""
-        mesh = data_mesh()
-        check_devices(config.batch_size)
-        self._everywhere = replicated(mesh)
-        with display.stage(f"loading {config.data}"):
+        mesh = make_mesh(layout)
+        check_devices(config.batch_size, mesh)
+        with processes.main_first(), display.stage(f"loading {config.data}"):
             data = load_images(config, data_dir)
-            self._data = place_images(config, data, self._everywhere)
+            self._data = place_images(config, data, replicated(mesh))
         self._epochs = config.epochs
         total = self._data.steps * config.epochs
-        self._model = make_model(config, self._data.inputs, self._data.outputs)
+        self._make_model = lambda: make_model(config, self._data.inputs, self._data.outputs)
+        self._model: Any = nnx.eval_shape(self._make_model)
         self._optimizer = make_optimizer(config, total)
         self._rate = learning_rate(config, total)
         self._epoch = make_epoch(config, self._model, self._optimizer, mesh)
@@ -76,7 +76,8 @@ class ImageTask:
         self.files |= own_facts(config.data, data)
         self.unit, self.per_step = "images", config.batch_size
         state = jax.eval_shape(lambda: first_state(self._model, self._optimizer))
-        check_program(self._epoch, shapes_of(state, self._everywhere), *self._data[:3])
+        self._placed = parted(state, mesh)
+        check_program(self._epoch, shapes_of(state, self._placed), *self._data[:3])
         self.about = (
             f"{len(self._data.training):,} images of {' × '.join(map(str, data.shape))} to train on, "
             f"{len(self._data.validation):,} for validation, {len(data.test_labels):,} for the test; "
@@ -85,7 +86,7 @@ class ImageTask:
 
     def begin(self, folder: Path, stopping: Callable[[], Any]) -> TrainState:
         """The state that training begins with."""
-        return jax.device_put(first_state(self._model, self._optimizer, self._initial), self._everywhere)
+        return born(self._make_model, self._optimizer, self._placed, self._initial)
 
     def train(
         self, state: TrainState, end: int, stopping: Callable[[], Any], shown: Stage
@@ -148,14 +149,14 @@ def place_images(config: ImageConfig, data: Dataset, everywhere: NamedSharding) 
     """Puts a data set on the devices, split as a configuration says."""
     indices = split_validation(len(data.train_labels), config.validation)
     arrays = (np.asarray(data.train_images), np.asarray(data.train_labels), *indices)
-    images, labels, training, validation = jax.device_put(arrays, everywhere)
+    images, labels, training, validation = (placed(array, everywhere) for array in arrays)
     test = (np.asarray(data.test_images), np.asarray(data.test_labels), np.arange(len(data.test_labels)))
     return Images(
         images=images,
         labels=labels,
         training=training,
         validation=validation,
-        test=jax.device_put(test, everywhere),
+        test=(placed(test[0], everywhere), placed(test[1], everywhere), placed(test[2], everywhere)),
         inputs=math.prod(data.shape),
         outputs=len(data.classes),
         steps=steps_per_epoch(config, data),

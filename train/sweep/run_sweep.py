@@ -21,9 +21,9 @@ from sqs_jax.train.device_memory import free_memory
 from sqs_jax.train.images.dataset import Dataset, own_facts
 from sqs_jax.train.images.image_task import Images, check_sizes, load_fitting, place_images
 from sqs_jax.train.interrupt import Stopped, StopSignals
+from sqs_jax.train.layout import make_mesh, replicated
 from sqs_jax.train.records import SweepRecord, read_record
 from sqs_jax.train.run_folder import RunFolder, SweepFolder
-from sqs_jax.train.step import data_mesh, replicated
 from sqs_jax.train.sweep.grid import Axes, check_axes, members
 from sqs_jax.train.sweep.table import Row, member_rows, to_csv
 from sqs_jax.train.sweep.together import Member, memory_of, program_of, train_together
@@ -214,7 +214,7 @@ def _trained(
     for group in _groups(configs):
         first = configs[group[0]]
         if images is None or taken != (first.batch_size, first.validation):
-            images, taken = place_images(first, data, replicated(data_mesh())), (first.batch_size, first.validation)
+            images, taken = place_images(first, data, replicated(make_mesh())), (first.batch_size, first.validation)
         yield from _train_group(group, configs, images, noise_seed, limits)
 
 

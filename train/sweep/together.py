@@ -15,9 +15,10 @@ from sqs_jax import display
 from sqs_jax.train.config import ImageConfig
 from sqs_jax.train.images.classifier import Metrics, epoch_function, evaluation_function, make_model
 from sqs_jax.train.images.image_task import Images
+from sqs_jax.train.layout import make_mesh, replicated
 from sqs_jax.train.metrics import divergence, metrics_row
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
-from sqs_jax.train.step import Parameters, TrainState, all_finite, data_mesh, first_state, replicated
+from sqs_jax.train.step import Parameters, TrainState, all_finite, first_state
 
 
 class Member(NamedTuple):
@@ -223,7 +224,7 @@ def _beginning(base: ImageConfig, inputs: int, outputs: int, size: int) -> Calla
 
 def _for_each(function, size: int, in_axes, out_axes, donate=()):
     """The compiled function of one network for a group of them, the group split over the devices."""
-    mesh = data_mesh()
+    mesh = make_mesh()
     if size == 1:
         return _placed(_for_one(function, in_axes, out_axes), donate)
     function = jax.vmap(function, in_axes, out_axes)
@@ -258,7 +259,7 @@ def _with_axes(change, axes, tree):
 def _placed(function, donate=()):
     """The compiled function. On one device its results get the sharding of the images."""
     # A state that lies otherwise at first than after an epoch has the epoch compiled twice.
-    mesh = data_mesh()
+    mesh = make_mesh()
     if mesh.size > 1:
         return jax.jit(function, donate_argnums=donate)
     return jax.jit(function, donate_argnums=donate, out_shardings=replicated(mesh))

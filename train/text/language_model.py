@@ -7,16 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from sqs_jax.messages import InputError
 from sqs_jax.train.checkpoint import check_architecture, restore_params
 from sqs_jax.train.config import TextConfig
 from sqs_jax.train.config_check import check
+from sqs_jax.train.layout import along_batch, parted, replicated
 from sqs_jax.train.noise import add_embedding_noise, noise_key
 from sqs_jax.train.records import Facts, read_record
 from sqs_jax.train.run_folder import RunFolder, read_config
-from sqs_jax.train.step import TrainState, accumulated, initial_rngs, parameters, updated, with_parameters
+from sqs_jax.train.step import TrainState, accumulated, first_state, initial_rngs, parameters, updated, with_parameters
 from sqs_jax.train.text.tokenizer import read_tokenizer
 from sqs_jax.transformer import Transformer, TransformerConfig
 
@@ -83,9 +84,11 @@ def fingerprint(tokenizer: Any) -> str:
 def make_step(config: TextConfig, model: Transformer, optimizer: optax.GradientTransformation, mesh: Mesh):
     """The compiled step: (state, inputs, targets) → (state, loss), of windows (batch_size, context) each.
 
-    The loss is the mean over all targets that are not -1, in nats. The step consumes the state that it is given.
+    The loss is the mean over all targets that are not -1, in nats. The step consumes the state that it is given, and
+    parts it, gradient and moments alike, as `layout.parted` says. `model` may hold shapes alone.
     """
-    across = NamedSharding(mesh, PartitionSpec(None, "data"))
+    shapes = jax.eval_shape(lambda: first_state(model, optimizer))
+    placed = parted(shapes, mesh)
 
     def loss_of(params, inputs, targets, key):
         network = with_parameters(model, params)
@@ -97,12 +100,14 @@ def make_step(config: TextConfig, model: Transformer, optimizer: optax.GradientT
         if config.accumulate == 1:
             return jax.value_and_grad(loss_of)(params, inputs, targets, key)
         parts = [array.reshape(config.accumulate, -1, config.context) for array in (inputs, targets)]
-        parts = jax.lax.with_sharding_constraint(parts, across)
+        parts = jax.lax.with_sharding_constraint(parts, along_batch(mesh, before=1))
         return accumulated(loss_of, params, (*parts, jax.random.split(key, config.accumulate)))
 
-    @jax.jit(donate_argnums=0)
+    @jax.jit(donate_argnums=0, out_shardings=(placed, replicated(mesh)))
     def step(state: TrainState, inputs, targets):
-        nats, gradient = gradient_of(state.params, inputs, targets, noise_key(config.seed, state.step))
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            nats, gradient = gradient_of(state.params, inputs, targets, noise_key(config.seed, state.step))
+        gradient = jax.lax.with_sharding_constraint(gradient, placed.params)
         count = jnp.maximum(1, jnp.sum(targets >= 0))
         gradient = jax.tree.map(lambda array: array / count, gradient)
         return updated(state, gradient, optimizer), nats / count
@@ -137,12 +142,13 @@ def stream_loss(network: Transformer, x: jax.Array, targets: jax.Array) -> jax.A
     return jax.lax.scan(add, jnp.zeros((), jnp.float32), tuple(parts))[0]
 
 
-def make_score(model: Transformer):
+def make_score(model: Transformer, mesh: Mesh):
     """The compiled (params, inputs, targets) → nats, summed over the targets."""
 
-    @jax.jit
+    @jax.jit(out_shardings=replicated(mesh))
     def score(params, inputs, targets):
-        network = with_parameters(model, params)
-        return stream_loss(network, network.stream(network.embed(inputs)), targets)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            network = with_parameters(model, params)
+            return stream_loss(network, network.stream(network.embed(inputs)), targets)
 
     return score

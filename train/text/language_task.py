@@ -9,23 +9,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 
 from sqs_jax import display
 from sqs_jax.display import Stage
 from sqs_jax.generation import Sampling, generate
-from sqs_jax.train import initial
+from sqs_jax.train import initial, processes
 from sqs_jax.train.config import TextConfig
 from sqs_jax.train.device_memory import check_model, check_program, shapes_of
+from sqs_jax.train.layout import Layout, along_batch, check_devices, make_mesh, parted
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
 from sqs_jax.train.step import (
     Parameters,
     TrainState,
-    check_devices,
-    data_mesh,
+    born,
     first_state,
     parameters,
-    replicated,
     run_steps,
     size_of,
     with_parameters,
@@ -42,28 +42,31 @@ SAMPLING = Sampling(temperature=0.8, top_p=0.95)
 class LanguageTask:
     """A run on text, ready to be trained: a `Task`."""
 
-    def __init__(self, config: TextConfig, data_dir: Path | None):
+    def __init__(self, config: TextConfig, data_dir: Path | None, layout: Layout):
         """Loads the text and compiles the step. Raises InputError for what does not fit."""
-        check_devices(config.batch_size // config.accumulate, "batch_size` / `accumulate")
-        with display.stage(f"reading {config.text or config.data}"):
+        self._mesh = make_mesh(layout)
+        check_devices(config.batch_size // config.accumulate, self._mesh, "batch_size` / `accumulate")
+        with processes.main_first(), display.stage(f"reading {config.text or config.data}"):
             self._config, self._text = config, load_text(config, data_dir)
         self._windows = count_windows(self._text.train, config.context)
         steps = config.steps or -(-config.epochs * self._windows // config.batch_size)
         vocab = self._text.tokenizer.get_vocab_size()
         self._rate, self._optimizer = learning_rate(config, steps), make_optimizer(config, steps)
-        self._mesh = data_mesh()
-        self._across = NamedSharding(self._mesh, PartitionSpec("data"))
-        check_model(lambda: make_model(config, vocab))
-        self._model = make_model(config, vocab)
-        self._step, self._score = make_step(config, self._model, self._optimizer, self._mesh), make_score(self._model)
+        self._across = along_batch(self._mesh)
+        self._make_model = lambda: make_model(config, vocab)
+        check_model(self._make_model, layout.fsdp * layout.model)
+        self._model: Any = nnx.eval_shape(self._make_model)
+        self._step = make_step(config, self._model, self._optimizer, self._mesh)
+        self._score = make_score(self._model, self._mesh)
         self.unit, self.per_step = "tokens", config.batch_size * config.context
         self.ends = [*range(config.evaluate_every, steps, config.evaluate_every), steps]
         self.files = {"tokenizer.json": self._text.tokenizer.to_str(), "text.json": self._facts()}
         self._initial = initial.initial_params(config.init_from, TextConfig, parameters(self._model))
         self.files |= initial.facts(config.init_from, self._initial)
         state = jax.eval_shape(lambda: first_state(self._model, self._optimizer))
+        self._placed = parted(state, self._mesh)
         batch = jax.ShapeDtypeStruct((config.batch_size, config.context), jnp.int32, sharding=self._across)
-        check_program(self._step, shapes_of(state, replicated(self._mesh)), batch, batch)
+        check_program(self._step, shapes_of(state, self._placed), batch, batch)
         train = self._text.train
         self.about = (
             f"{train.stories:,} stories, {len(train.tokens) - 1:,} tokens of a vocabulary of {vocab:,}, to train on; "
@@ -82,7 +85,7 @@ class LanguageTask:
 
     def begin(self, folder: Path, stopping: Callable[[], Any]) -> TrainState:
         """The state that training begins with."""
-        return jax.device_put(first_state(self._model, self._optimizer, self._initial), replicated(self._mesh))
+        return born(self._make_model, self._optimizer, self._placed, self._initial)
 
     def train(
         self, state: TrainState, end: int, stopping: Callable[[], Any], shown: Stage
@@ -91,8 +94,7 @@ class LanguageTask:
 
         def advance(state: TrainState, step: int) -> tuple[TrainState, Any]:
             numbers = batch_numbers(step, self._config.batch_size, self._windows, self._config.seed)
-            batch = jax.device_put(windows(self._text.train, self._config.context, numbers), self._across)
-            return self._step(state, *batch)
+            return self._step(state, *placed_windows(self._text.train, self._config.context, numbers, self._across))
 
         return run_steps(state, end, stopping, shown, advance)
 
@@ -142,11 +144,31 @@ class LanguageTask:
 
 def stream_nats(score, stream: Stream, config: TextConfig, mesh: Mesh) -> float:
     """The nats of a whole stream: each token but the first counts once. `score` maps a batch of windows to nats."""
-    across = NamedSharding(mesh, PartitionSpec("data"))
+    across = along_batch(mesh)
     count, batch = count_windows(stream, config.context), config.batch_size // config.accumulate
     total = 0.0
     for start in range(0, count, batch):
         numbers = np.arange(start, start + batch)
         numbers = np.where(numbers < count, numbers, -1)
-        total += float(score(*jax.device_put(windows(stream, config.context, numbers), across)))
+        total += float(score(*placed_windows(stream, config.context, numbers, across)))
     return total
+
+
+def placed_windows(
+    stream: Stream, context: int, numbers: np.ndarray, across: NamedSharding
+) -> tuple[jax.Array, jax.Array]:
+    """The windows of a batch on the devices: each process reads those of its own devices alone."""
+    shape = (len(numbers), context)
+    parts: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
+
+    def part(index, which: int) -> np.ndarray:
+        rows = index[0]
+        key = (rows.start, rows.stop)
+        if key not in parts:
+            parts[key] = windows(stream, context, numbers[rows])
+        return parts[key][which]
+
+    inputs, targets = (
+        jax.make_array_from_callback(shape, across, lambda index, which=which: part(index, which)) for which in (0, 1)
+    )
+    return inputs, targets
