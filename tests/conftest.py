@@ -12,8 +12,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 _WHOLE_RUNS = {
     "adopt_runs", "adoption", "benchmarks", "cli", "damage", "dataset", "docs", "experiment_tables", "experiments",
     "display", "extension", "fuzz", "generation", "image_page", "language", "language_model", "language_task",
-    "loggers", "loop", "mesh", "notebook", "own_images", "readme", "start", "study", "sweep", "sweep_files", "together",
-    "weights_page",
+    "loggers", "loop", "mesh", "notebook", "own_images", "processes", "readme", "start", "study", "sweep",
+    "sweep_files", "together", "weights_page",
 }  # fmt: skip
 
 

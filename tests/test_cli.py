@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sqs_jax.train import PRESETS, ImageConfig, InputError, device_memory
-from sqs_jax.train.cli.train import Paths, main, parse
+from sqs_jax.train.cli.train import Settings, main, parse
 from sqs_jax.train.images.dataset import load
 
 
@@ -54,7 +54,9 @@ def test_every_flag_of_the_help_is_there(capsys):
         main(["fashion_mnist", "--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    fields = [field.name for kind in (ImageConfig, Paths) for field in dataclasses.fields(kind) if field.name != "data"]
+    fields = [
+        field.name for kind in (ImageConfig, Settings) for field in dataclasses.fields(kind) if field.name != "data"
+    ]
     assert {"lam", "noise_prob", "resume"} <= set(fields)
     for field in fields:
         assert f"--{field.replace('_', '-')}" in text

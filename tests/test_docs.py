@@ -14,7 +14,7 @@ from sqs_jax.command_line import given
 from sqs_jax.train.cli.adopt import Paths as AdoptPaths
 from sqs_jax.train.cli.sample import Options as SampleOptions
 from sqs_jax.train.cli.sweep import Options as SweepOptions
-from sqs_jax.train.cli.train import Paths
+from sqs_jax.train.cli.train import Settings
 from sqs_jax.train.config import AdoptConfig, ImageConfig, TextConfig
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +35,7 @@ def flags_of(words: list[str]) -> tuple[list[type], list[str]]:
     module, *rest = words
     if module.endswith("train"):
         kinds = {"sweep": [SweepOptions], "sample": [SampleOptions], "adopt": [AdoptConfig, AdoptPaths]}
-        return (kinds[rest[0]], rest[1:]) if rest and rest[0] in kinds else ([ImageConfig, TextConfig, Paths], rest)
+        return (kinds[rest[0]], rest[1:]) if rest and rest[0] in kinds else ([ImageConfig, TextConfig, Settings], rest)
     return [{"report": Report, "compare": Compare}[rest[0]]], [word for word in rest[1:] if word != "--"]
 
 

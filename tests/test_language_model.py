@@ -1,11 +1,7 @@
 """The language model: one step against its parts, on several devices, and what its loss keeps in memory."""
 
 import dataclasses
-import json
 import math
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -110,27 +106,6 @@ def test_epochs_set_the_number_of_steps(tmp_path):
     last = read_rows(tmp_path / "run" / "metrics.jsonl")[-1]
     assert last["step"] == -(-count // 1024)
     np.testing.assert_allclose(last["epoch"], last["step"] * 1024 / count, atol=1e-4)
-
-
-_ON_DEVICES = """
-import dataclasses, json, pathlib, sys, jax
-from sqs_jax.train import TextConfig, train
-config = TextConfig(vocab=300, context=32, width=16, heads=2, steps=6, warmup=2, batch_size=8, accumulate=2, samples=0)
-summary = train(config, pathlib.Path(sys.argv[1]), report=lambda *_: None)
-rows = [json.loads(line) for line in (pathlib.Path(sys.argv[1]) / "metrics.jsonl").read_text().splitlines()]
-print(json.dumps([jax.device_count(), summary["test"]["loss"], *[row["train_loss"] for row in rows]]))
-"""
-
-
-def test_the_same_numbers_on_1_and_on_4_devices(tmp_path):
-    results = []
-    for count in (1, 4):
-        environment = dict(os.environ) | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
-        command = [sys.executable, "-c", _ON_DEVICES, str(tmp_path / str(count))]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        results.append(json.loads(done.stdout.splitlines()[-1]))
-    assert [result[0] for result in results] == [1, 4]
-    np.testing.assert_allclose(results[0][1:], results[1][1:], rtol=1e-4)
 
 
 def test_the_loss_of_a_large_vocabulary_keeps_one_part_of_the_logits():

@@ -17,11 +17,12 @@ from typing import Any, NoReturn
 import jax
 
 from sqs_jax import display, files
-from sqs_jax.messages import InputError, one_line
+from sqs_jax.messages import InputError, first_line, one_line
 from sqs_jax.options import COUNT, ONE_OR_MORE, check_options, option
 
 _BEAT = 1.0  # seconds between two signs of life
 _FOREVER = 10**9  # milliseconds: what may take long is ended by the watch, not by a limit
+_GO_ON = "the same commands with --resume go on"
 _AGREE_EVERY = 20  # calls of `Agreement`
 
 
@@ -57,7 +58,7 @@ def start(settings: Processes) -> None:
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the processes did not find each other: {one_line(error)}") from None
     threading.Thread(target=_watch, args=(settings.heartbeat,), daemon=True).start()
-    display.about(
+    display.line(
         f"process {jax.process_index()} of {jax.process_count()}, with {jax.local_device_count()} of the "
         f"{jax.device_count()} devices"
     )
@@ -192,7 +193,9 @@ def _part() -> None:
 def _fail(error: BaseException) -> NoReturn:
     """Ends this process after a failure that has been said, or is said now, and tells the others."""
     code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
-    if not isinstance(error, SystemExit):
+    if isinstance(error, jax.errors.JaxRuntimeError) and "peer" in str(error):
+        print(f"error: another process is gone ({first_line(error)}); {_GO_ON}", file=sys.stderr, flush=True)
+    elif not isinstance(error, SystemExit):
         sys.excepthook(type(error), error, error.__traceback__)
     with contextlib.suppress(Exception):
         _service().key_value_set(f"failed/{jax.process_index()}", str(code))
@@ -237,5 +240,5 @@ def _watch(heartbeat: int) -> None:
 
 
 def _say_and_leave(what: str) -> NoReturn:
-    print(f"error: {what}; the same commands with --resume go on", file=sys.stderr, flush=True)
+    print(f"error: {what}; {_GO_ON}", file=sys.stderr, flush=True)
     _leave(1)
