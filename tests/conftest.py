@@ -8,13 +8,9 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Tests of whole runs wait for compilers: what is compiled there runs for seconds, and its speed is not in question.
-_WHOLE_RUNS = {
-    "adopt_runs", "adoption", "benchmarks", "cli", "damage", "dataset", "docs", "experiment_tables", "experiments",
-    "display", "extension", "fuzz", "generation", "image_page", "language", "language_model", "language_task",
-    "loggers", "loop", "mesh", "notebook", "own_images", "processes", "readme", "start", "study", "sweep",
-    "sweep_files", "together", "weights_page",
-}  # fmt: skip
+# Here what the compiler makes of the arithmetic is in question. All other tests wait for compilers: what is compiled there
+# runs for seconds, and most of the optimizations are off.
+_COMPILED_IN_FULL = {"activation", "dispatch", "glu", "kernels", "lowering", "modules", "sharding", "transformer"}
 
 
 # Of either kind the files that take minutes begin first: one that begins last keeps a single process busy to the end.
@@ -25,25 +21,21 @@ _LONG = (
 )  # fmt: skip
 
 
-def is_whole_run(module) -> bool:
-    return module.__name__.rpartition("test_")[2] in _WHOLE_RUNS
-
-
 def pytest_collection_modifyitems(items):
-    """Puts tests of whole runs first, so that a process changes its compiler once, and of each kind the long files."""
+    """Puts what is compiled in full last, so that a process changes its compiler once, and of each kind long files first."""
     places = {name: place for place, name in enumerate(_LONG)}
 
     def place(item):
         name = item.path.stem.removeprefix("test_")
-        return name not in _WHOLE_RUNS, places.get(name, len(_LONG))
+        return name in _COMPILED_IN_FULL, places.get(name, len(_LONG))
 
     items.sort(key=place)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def haste(request):
-    """In tests of whole runs, most of the compiler's optimizations are off, in their processes too."""
-    wanted = is_whole_run(request.module)
+    """Most of the compiler's optimizations are off but where they are in question, in processes of the tests too."""
+    wanted = request.module.__name__.rpartition("test_")[2] not in _COMPILED_IN_FULL
     if (os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1") != wanted:
         jax.clear_caches()  # what is compiled in another way gives other numbers, in the last digits
         jax.config.update("jax_disable_most_optimizations", wanted)

@@ -24,7 +24,6 @@ from sqs_jax.train.cli.train import main
 from sqs_jax.train.records import Summary, read_record, read_rows
 from sqs_jax.train.sweep.run_sweep import Grid, sweep
 from sqs_jax.train.sweep.table import read_csv
-from sqs_jax.train.text.language_model import load_language
 from tests.helpers import quiet
 
 CONFIG = ImageConfig(epochs=3, width=16, hidden=16, save_every=1)
@@ -215,25 +214,6 @@ def test_a_run_that_another_process_finished_meanwhile_is_not_finished_twice(fin
     monkeypatch.setattr(loop, "make_task", meanwhile)
     assert train(CONFIG, run_dir, resume=True, report=quiet) == json.loads(content)
     assert summary.read_text() == content
-
-
-def test_a_run_on_four_devices_is_read_on_one(tmp_path, capsys):
-    environment = dict(os.environ) | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    images, text = str(tmp_path / "images"), str(tmp_path / "text")
-    for flags in (
-        ["digits", "--epochs", "2", "--run-dir", images],
-        ["stories", "--steps", "2", "--width", "16", "--heads", "2", "--samples", "0", "--run-dir", text],
-    ):
-        command = [sys.executable, "-m", "train", *flags, "--no-report"]
-        subprocess.run(command, env=environment, check=True, capture_output=True)
-    assert load_weights(images).w.shape == (64, 64)
-    run = load_run(images)
-    assert run.summary["device"]["count"] == 4
-    model, tokenizer, config = load_language(Path(text))
-    assert (model.config.width, config.width) == (16, 16)
-    main(["sample", text, "--tokens", "3"])
-    assert capsys.readouterr().out
-    assert tokenizer.get_vocab_size() == model.config.vocab
 
 
 def test_a_quota_is_told_and_the_run_goes_on(tmp_path):
