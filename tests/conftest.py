@@ -8,10 +8,9 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Here what the compiler makes of the arithmetic is in question. All other tests wait for compilers: what is compiled there
-# runs for seconds, and most of the optimizations are off.
+# Here what the compiler makes of the arithmetic is in question. All other tests wait for compilers: what is compiled
+# there runs for seconds, and most of the optimizations are off.
 _COMPILED_IN_FULL = {"activation", "dispatch", "glu", "kernels", "lowering", "modules", "sharding", "transformer"}
-
 
 # Of either kind the files that take minutes begin first: one that begins last keeps a single process busy to the end.
 _LONG = (
@@ -22,7 +21,7 @@ _LONG = (
 
 
 def pytest_collection_modifyitems(items):
-    """Puts what is compiled in full last, so that a process changes its compiler once, and of each kind long files first."""
+    """Puts what is compiled in full last, so that a process changes its compiler once; of each kind long files first."""
     places = {name: place for place, name in enumerate(_LONG)}
 
     def place(item):

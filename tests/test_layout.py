@@ -162,8 +162,8 @@ def test_files_and_functions_are_small():
                 assert lines <= 50, f"{path.relative_to(ROOT)}: {node.name} has {lines} lines"
 
 
-def test_the_list_of_whole_runs_names_test_files():
-    (names,) = re.findall(r"_WHOLE_RUNS = \{(.*?)\}", (ROOT / "tests" / "conftest.py").read_text(), re.DOTALL)
+def test_the_list_of_what_is_compiled_in_full_names_test_files():
+    (names,) = re.findall(r"_COMPILED_IN_FULL = \{(.*?)\}", (ROOT / "tests" / "conftest.py").read_text(), re.DOTALL)
     for name in re.findall(r'"(\w+)"', names):
         assert (ROOT / "tests" / f"test_{name}.py").is_file(), name
 
