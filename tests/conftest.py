@@ -21,7 +21,7 @@ _LONG = (
 
 
 def pytest_collection_modifyitems(items):
-    """Puts what is compiled in full last, so that a process changes its compiler once; of each kind long files first."""
+    """Puts what is compiled in full last: a process changes its compiler once; of each kind long files come first."""
     places = {name: place for place, name in enumerate(_LONG)}
 
     def place(item):
