@@ -4,7 +4,6 @@ import codecs
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from sqs_jax.messages import InputError
 from sqs_jax.train.config import TextConfig
 from sqs_jax.train.original_files import Examples, Original, Source, exclusive, find_originals, prepare
 from sqs_jax.train.text.embedded_stories import stories
+from sqs_jax.train.text.text_file import END_OF_TEXT, StoriesOf, text_checksum
 
-END_OF_TEXT = "<|endoftext|>"
 _BATCH = 1000  # stories that are read at a time
 
 
@@ -29,8 +28,8 @@ def read_corpus(config: TextConfig, data_dir: Path | None, cache_dir: Path) -> t
         embedded = stories()
         return _sha256("\n".join(embedded).encode()), lambda: (embedded, None)
     if config.data == "text":
-        content = _read_file(Path(config.text))
-        return [_sha256(content.encode()), config.separator], lambda: (_parted(content, config.separator), None)
+        path = Path(config.text)
+        return [text_checksum(path, cache_dir), config.separator], lambda: (StoriesOf(path, config.separator), None)
     local = find_originals(TINYSTORIES, data_dir)
     files = {name: _text_sha256(path) for name, path in sorted(local.items())}
     # tensorflow-datasets knows a set by its name alone: other files go to another place.
@@ -78,20 +77,6 @@ class _Records:
             yield from (record["text"].decode() for record in records)
 
 
-def _read_file(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"`text` is {path}: {error.strerror}") from None
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"`text` is {path}: not UTF-8, byte {content[error.start]:#04x} at {error.start}") from None
-    if not text.strip():
-        raise InputError(f"`text` is {path}: it is empty")
-    return text
-
-
 def _text_sha256(path: Path) -> str:
     """The checksum of a file of any size; InputError where it is empty or not UTF-8."""
     checksum, decoder, size, blank = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")(), 0, True
@@ -112,22 +97,6 @@ def _decoded(path: Path, decoder, part: bytes, start: int) -> str:
         return decoder.decode(part, final=not part)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8: {error.reason} near byte {start + error.start}") from None
-
-
-_PATTERNS = {
-    "endoftext": re.escape(END_OF_TEXT),
-    "blank_line": r"\r?\n[ \t]*\r?\n",
-    "newline": r"(?<!\n)\n(?!\n)",
-}
-
-
-def _parted(content: str, separator: str) -> list[str]:
-    content = content.replace("\r\n", "\n").strip()
-    if separator == "auto":
-        separator = next((name for name, pattern in _PATTERNS.items() if re.search(pattern, content)), "newline")
-    # A literal end inside of a story would become the token that ends it.
-    parts = [part.replace(END_OF_TEXT, "").strip() for part in re.split(_PATTERNS[separator], content)]
-    return [part for part in parts if part]
 
 
 def _read_tinystories(split, paths) -> Examples:

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+from array import array
 from collections.abc import Iterator
 from itertools import islice, pairwise
 from pathlib import Path
@@ -131,7 +132,7 @@ def _tokenize(folder: Path, config: TextConfig, tokenizer: Any, training, test):
 
 
 def _write_streams(partial: Path, config: TextConfig, tokenizer: Any, training, test, shown: display.Stage) -> None:
-    starts, sizes = [0], []
+    starts, sizes = array("q", [0]), array("q")
     with (partial / "tokens.bin").open("wb") as file:
         file.write(np.array([END], np.uint16).tobytes())
         for part in (training, test or ()):
