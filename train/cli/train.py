@@ -59,8 +59,8 @@ class Paths:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(Paths, Layout, Processes):
-    """Paths of a run on images or text, how it lies on its devices, and in how many processes."""
+class Settings(Processes, Layout, Paths):
+    """Paths of a run on images or text, how it lies on its devices, and its processes."""
 
 
 _FLAGS = (ImageConfig, TextConfig, Settings)
