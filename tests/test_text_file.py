@@ -1,18 +1,26 @@
 """Text files read in pieces: the same stories as of the whole text at once, in little memory, and checksums."""
 
+import dataclasses
 import hashlib
+import json
 import os
 import re
 import subprocess
 import sys
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sqs_jax.messages import InputError
+from sqs_jax.train import PRESETS
+from sqs_jax.train.presets import name_of_text
 from sqs_jax.train.text import text_file
-from sqs_jax.train.text.text_file import END_OF_TEXT, SEPARATORS, StoriesOf, text_checksum
+from sqs_jax.train.text.text_file import END_OF_TEXT, SEPARATORS, StoriesOf, files_of, text_checksum
+from sqs_jax.train.text.token_stream import load_text
+from sqs_jax.train.text.tokenizer import decode
 
 
 def parted(content: str, separator: str) -> list[str]:
@@ -40,7 +48,7 @@ def test_pieces_of_any_size_give_the_stories_of_the_whole(tmp_path_factory, cont
     path.write_bytes(content.encode())
     whole, text_file._PIECE = text_file._PIECE, piece
     try:
-        stories = StoriesOf(path, separator)
+        stories = StoriesOf([path], separator)
         assert list(stories) == parted(content, separator)
         assert len(stories) == len(list(stories))
     finally:
@@ -81,7 +89,7 @@ from sqs_jax.train.text.text_file import StoriesOf, text_checksum
 path = pathlib.Path(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 text_checksum(path, path.parent / "cache")
-count = len(StoriesOf(path, "auto"))
+count = len(StoriesOf([path], "auto"))
 print(count, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
@@ -99,3 +107,68 @@ def test_a_large_file_takes_little_memory(tmp_path):
     count, peak = map(int, done.stdout.split())
     assert count == 150_000
     assert peak < size / 2
+
+
+def test_folders_and_patterns_name_their_texts(tmp_path):
+    for name, content in {"b.txt": "b", "a.jsonl": "{}", "below/c.parquet": "", "d.csv": "", ".e.txt": ""}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    names = [path.relative_to(tmp_path).as_posix() for path in files_of(tmp_path)]
+    assert names == ["a.jsonl", "b.txt", "below/c.parquet"]
+    assert files_of(tmp_path / "*.txt") == [tmp_path / "b.txt"]
+    assert files_of(tmp_path / "**" / "*.parquet") == [tmp_path / "below" / "c.parquet"]
+    assert files_of(tmp_path / "d.csv") == [tmp_path / "d.csv"]
+    assert files_of(tmp_path / "none") == [tmp_path / "none"]  # that it is not there is said where it is read
+    with pytest.raises(InputError, match="no file fits the pattern"):
+        files_of(tmp_path / "*.md")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"a file that ends in .txt, .jsonl, .parquet is needed below it"):
+        files_of(tmp_path / "empty")
+    names = [name_of_text(str(tmp_path / name)) for name in ("b.txt", "below", "below/*.parquet", "below/**/*.txt")]
+    assert names == ["b", "below", "below", "below"]
+
+
+def test_records_are_stories(tmp_path):
+    records = ["One\n\nstory.", "", "Another <|endoftext|>one.", "ä" * 3000]
+    lines = tmp_path / "a.jsonl"
+    lines.write_text("\n".join(json.dumps({"id": i, "text": text}) for i, text in enumerate(records)) + "\n\n")
+    pyarrow.parquet.write_table(pyarrow.table({"text": records, "id": range(4)}), tmp_path / "b.parquet")
+    (tmp_path / "c.txt").write_text("First.\n\nSecond.")
+    expected = ["One\n\nstory.", "Another one.", "ä" * 3000]
+    for piece in (7, 2**20):
+        whole, text_file._PIECE = text_file._PIECE, piece
+        try:
+            assert list(StoriesOf(files_of(tmp_path), "auto")) == [*expected, *expected, "First.", "Second."]
+        finally:
+            text_file._PIECE = whole
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": "a"}\n{"txt": "b"}', "line 2: Object missing required field `text`"),
+        ("a.jsonl", '{"text": 3}', "line 1: Expected `str`, got `int`"),
+        ("a.jsonl", "text", "line 1: JSON is malformed"),
+        ("a.parquet", "no parquet", "a.parquet: Parquet"),
+        ("b.parquet", None, "a column `text` of strings is needed, it has story"),
+    ],
+)
+def test_records_without_a_text_are_named(name, content, message, tmp_path):
+    if content is None:
+        pyarrow.parquet.write_table(pyarrow.table({"story": ["a"]}), tmp_path / name)
+    else:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=re.escape(message)):
+        list(StoriesOf([tmp_path / name], "auto"))
+
+
+def test_a_folder_of_texts_is_trained_on(tmp_path):
+    (tmp_path / "texts").mkdir()
+    for name, text in (("a", "One.\n\nTwo.\n\nThree."), ("b", "Four.\n\nFive.")):
+        (tmp_path / "texts" / f"{name}.txt").write_text(text)
+    config = dataclasses.replace(PRESETS["text"], vocab=300, validation=1, test=1, text=str(tmp_path / "texts"))
+    text = load_text(config, cache_dir=tmp_path / "cache")
+    assert [part.stories for part in (text.train, text.validation, text.test)] == [3, 1, 1]
+    assert decode(text.tokenizer, text.test.tokens) == "Five."
+    (tmp_path / "texts" / "b.txt").rename(tmp_path / "texts" / "0.txt")  # another order is another text
+    assert load_text(config, cache_dir=tmp_path / "cache").sha256 != text.sha256

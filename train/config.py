@@ -95,7 +95,11 @@ class TextConfig(GateConfig):
     data: str = option(
         "stories", "Text: stories, tinystories, or with --text a file of your own; or images.", positional=True
     )
-    text: str = option("", "A UTF-8 file to train on; its content is not copied into the run.")
+    text: str = option(
+        "",
+        "UTF-8 to train on: a text, .jsonl or .parquet with a `text` in each record, a folder of these, or a pattern "
+        "in quotes; it is not copied into the run.",
+    )
     separator: Literal["auto", "endoftext", "blank_line", "newline"] = option(
         "auto",
         "What stands between two stories of --text: <|endoftext|>, a blank line, or a single newline; auto takes the "

@@ -58,6 +58,14 @@ OWN = "images:"
 """Begins the name of images of one's own; their folder or file follows."""
 
 
+def name_of_text(text: str) -> str:
+    """The name of a text by its path: of a file, a folder, or the folder of a pattern."""
+    path = Path(text)
+    while any(letter in path.name for letter in "*?["):
+        path = path.parent
+    return path.stem or "text"
+
+
 def short_name(data: str) -> str:
     """A data set's name as a folder's: of images of one's own that of their folder or file."""
     return Path(data.removeprefix(OWN)).absolute().name if data.startswith(OWN) else data.replace(":", "-")

@@ -26,6 +26,7 @@ from sqs_jax.analysis.spectrum_summary import effective_rank
 from sqs_jax.files import npz, write
 from sqs_jax.messages import InputError
 from sqs_jax.train.config import TextConfig, length_of
+from sqs_jax.train.presets import name_of_text
 from sqs_jax.train.records import Summary, Together, check_record, read_record, read_rows
 from sqs_jax.train.run_folder import RunFolder, alone, provenance, read_config
 from sqs_jax.train.text.language_model import load_language, read_facts
@@ -253,5 +254,5 @@ def _texts(config: TextConfig, figures, model: Transformer, command: str, contin
         f"{sizes.layers} blocks of width {sizes.width} with GLUs of {sizes.glu_width}, {sizes.heads} heads, context "
         f"{sizes.context}, {sizes.vocab} tokens; {length}, seed {config.seed}."
     )
-    name = Path(config.text).stem if config.text else config.data
+    name = name_of_text(config.text) if config.text else config.data
     return page.texts(f"{name}, {gate}", subtitle, verdict) | {"command": command}

@@ -18,7 +18,7 @@ from sqs_jax.train.config_file import from_json
 from sqs_jax.train.extension import RESTART, with_restart
 from sqs_jax.train.images.own_images import own_preset
 from sqs_jax.train.layout import Layout
-from sqs_jax.train.presets import IMAGES, OWN, TEXTS, preset, short_name
+from sqs_jax.train.presets import IMAGES, OWN, TEXTS, name_of_text, preset, short_name
 from sqs_jax.train.processes import Processes, ending_together, is_main, start
 from sqs_jax.train.run_folder import RunFolder, check_free, read_config
 
@@ -207,5 +207,5 @@ def _program() -> str:
 
 
 def _default_dir(config: Any) -> Path:
-    name = Path(config.text).stem if isinstance(config, TextConfig) and config.text else config.data
+    name = name_of_text(config.text) if isinstance(config, TextConfig) and config.text else config.data
     return Path("runs") / f"{short_name(name)}-{config.gate}-seed{config.seed}"

@@ -13,7 +13,7 @@ from sqs_jax.messages import InputError
 from sqs_jax.train.config import TextConfig
 from sqs_jax.train.original_files import Examples, Original, Source, exclusive, find_originals, prepare
 from sqs_jax.train.text.embedded_stories import stories
-from sqs_jax.train.text.text_file import END_OF_TEXT, StoriesOf, text_checksum
+from sqs_jax.train.text.text_file import END_OF_TEXT, StoriesOf, files_of, text_checksum
 
 _BATCH = 1000  # stories that are read at a time
 
@@ -28,8 +28,10 @@ def read_corpus(config: TextConfig, data_dir: Path | None, cache_dir: Path) -> t
         embedded = stories()
         return _sha256("\n".join(embedded).encode()), lambda: (embedded, None)
     if config.data == "text":
-        path = Path(config.text)
-        return [text_checksum(path, cache_dir), config.separator], lambda: (StoriesOf(path, config.separator), None)
+        files = files_of(Path(config.text))
+        checksums = [text_checksum(path, cache_dir) for path in files]
+        identity = checksums[0] if len(files) == 1 else checksums
+        return [identity, config.separator], lambda: (StoriesOf(files, config.separator), None)
     local = find_originals(TINYSTORIES, data_dir)
     files = {name: _text_sha256(path) for name, path in sorted(local.items())}
     # tensorflow-datasets knows a set by its name alone: other files go to another place.

@@ -1,17 +1,17 @@
-"""A text file of any size, read in pieces: its checksum, and its stories, parted by a separator."""
+"""Texts of any size, read in pieces: the files that a path names, their checksums, and their stories."""
 
 import codecs
 import hashlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypedDict
 
 import msgspec
 
 from sqs_jax.files import write
-from sqs_jax.messages import InputError
+from sqs_jax.messages import InputError, first_line, one_line
 from sqs_jax.train.records import read_record
 
 END_OF_TEXT = "<|endoftext|>"
@@ -24,6 +24,27 @@ SEPARATORS = {
 }
 
 
+_TEXTS = (".txt", ".jsonl", ".parquet")
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that a path names: itself; of a folder those below it that are texts; of a pattern those that fit.
+
+    Raises InputError where there is none.
+    """
+    if path.is_dir():
+        found = [each for each in path.rglob("*") if each.suffix in _TEXTS]
+        wanted = f"a file that ends in {', '.join(_TEXTS)} is needed below it"
+    elif not path.exists() and re.search(r"[*?\[]", str(path)):
+        found = [*Path(path.anchor).glob(str(path.relative_to(path.anchor)))]
+        wanted = "no file fits the pattern"
+    else:
+        return [path]
+    if not (files := sorted(each for each in found if each.is_file() and not each.name.startswith("."))):
+        raise InputError(f"`text` is {path}: {wanted}")
+    return files
+
+
 class _Known(TypedDict):
     """What is remembered of a file, by its path."""
 
@@ -33,7 +54,7 @@ class _Known(TypedDict):
 
 
 def text_checksum(path: Path, cache_dir: Path) -> str:
-    """The SHA-256 of a file's text; of one that has not changed since, as it is remembered in the cache.
+    """The SHA-256 of a file's text, of .parquet that of its bytes; remembered in the cache while it does not change.
 
     Raises InputError for a file that is missing, empty or not UTF-8.
     """
@@ -50,29 +71,36 @@ def text_checksum(path: Path, cache_dir: Path) -> str:
             known = None
         if known and (known["size"], known["changed"]) == (state.st_size, state.st_mtime_ns):
             return known["sha256"]
-    result = hashlib.sha256()
-    blank = True
+    result = _sha256(path)
+    if time.time() - state.st_mtime > _FRESH:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        known = _Known(size=state.st_size, changed=state.st_mtime_ns, sha256=result)
+        write(record, msgspec.json.encode(known))
+    return result
+
+
+def _sha256(path: Path) -> str:
+    if path.suffix == ".parquet":
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    result, blank = hashlib.sha256(), True
     for piece in _pieces(path):
         result.update(piece.encode())
         blank = blank and not piece.strip()
     if blank:
         raise InputError(f"`text` is {path}: it is empty")
-    if time.time() - state.st_mtime > _FRESH:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        known = _Known(size=state.st_size, changed=state.st_mtime_ns, sha256=result.hexdigest())
-        write(record, msgspec.json.encode(known))
     return result.hexdigest()
 
 
 class StoriesOf:
-    """The stories of a text file, in order: what stands between separators, stripped, without empty ones.
+    """The stories of some files, in order: stripped, without empty ones.
 
-    They are read anew whenever they are asked for; one story and some MiB of text are in memory at a time.
+    Of a text, what stands between separators; of .jsonl and .parquet, the `text` of each record. They are read anew
+    whenever they are asked for; one story and some MiB of text are in memory at a time.
     """
 
-    def __init__(self, path: Path, separator: str):
-        self._path = path
-        self._separator = separator if separator != "auto" else _first_of(path)
+    def __init__(self, files: Sequence[Path], separator: str):
+        self._files, self._separator = files, separator
         self._count: int | None = None
 
     def __len__(self) -> int:
@@ -81,10 +109,54 @@ class StoriesOf:
         return self._count
 
     def __iter__(self) -> Iterator[str]:
-        for part in _parted(_unix(_pieces(self._path)), SEPARATORS[self._separator]):
-            # A literal end inside of a story would become the token that ends it.
-            if story := part.replace(END_OF_TEXT, "").strip():
-                yield story
+        for path in self._files:
+            for part in self._parts(path):
+                # A literal end inside of a story would become the token that ends it.
+                if story := part.replace(END_OF_TEXT, "").strip():
+                    yield story
+
+    def _parts(self, path: Path) -> Iterator[str]:
+        if path.suffix == ".jsonl":
+            return _of_json_lines(path)
+        if path.suffix == ".parquet":
+            return _of_parquet(path)
+        separator = self._separator if self._separator != "auto" else _first_of(path)
+        return _parted(_unix(_pieces(path)), SEPARATORS[separator])
+
+
+class _Record(TypedDict):
+    """A line of a .jsonl file; it may hold more."""
+
+    text: str
+
+
+def _of_json_lines(path: Path) -> Iterator[str]:
+    rest, number = "", 0
+    for piece in [_pieces(path), ["\n"]]:
+        for text in piece:
+            *lines, rest = (rest + text).split("\n")
+            for line in lines:
+                number += 1
+                if line.strip():
+                    try:
+                        yield msgspec.json.decode(line, type=_Record)["text"]
+                    except msgspec.MsgspecError as error:
+                        raise InputError(f"`text` is {path}: line {number}: {one_line(error)}") from None
+
+
+def _of_parquet(path: Path) -> Iterator[str]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            kinds = {field.name: field.type for field in file.schema_arrow}
+            if kinds.get("text") not in (pyarrow.string(), pyarrow.large_string()):
+                raise InputError(f"`text` is {path}: a column `text` of strings is needed, it has {', '.join(kinds)}")
+            for batch in file.iter_batches(1000, columns=["text"]):
+                yield from (text for text in batch.column(0).to_pylist() if text)
+    except pyarrow.ArrowException as error:
+        raise InputError(f"`text` is {path}: {first_line(error)}") from None
 
 
 def _first_of(path: Path) -> str:
