@@ -126,6 +126,14 @@ def test_a_run_begins_with_the_weights_of_another(short, tmp_path):
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
+def test_layers_keep_their_places(tmp_path):
+    config = ImageConfig(width=8, hidden=8, layers=11, epochs=1, lr=1e-12)
+    first = trained(config, tmp_path / "first")
+    second = trained(ImageConfig(**config.__dict__ | {"seed": 1, "init_from": str(first)}), tmp_path / "second")
+    own, other = (restore_params(RunFolder(path).checkpoints) for path in (second, first))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-8), own, other)
+
+
 def test_a_run_on_text_begins_with_another_and_its_tokenizer(tmp_path):
     first = trained(TEXT, tmp_path / "first")
     text = tmp_path / "text.txt"

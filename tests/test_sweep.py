@@ -22,8 +22,8 @@ from sqs_jax.train import PRESETS, InputError, train
 from sqs_jax.train.cli.train import main
 from sqs_jax.train.images.image_task import load_images, place_images
 from sqs_jax.train.interrupt import Stopped
+from sqs_jax.train.layout import make_mesh, replicated
 from sqs_jax.train.run_folder import SweepFolder
-from sqs_jax.train.step import data_mesh, replicated
 from sqs_jax.train.sweep import run_sweep
 from sqs_jax.train.sweep.run_sweep import Grid, read_grid, sweep
 from sqs_jax.train.sweep.table import read_csv, to_csv
@@ -187,7 +187,7 @@ def test_a_limit_on_memory_makes_smaller_groups(tmp_path, monkeypatch):
     monkeypatch.setattr(run_sweep, "train_together", counted)
     grid = Grid(dataclasses.replace(BASE, epochs=1), {"lr": (1e-3, 2e-3, 3e-3, 4e-3, 5e-3)})
     five = [dataclasses.replace(grid.base, lr=lr) for lr in grid.axes["lr"]]
-    images = place_images(BASE, load_images(BASE, None), replicated(data_mesh()))
+    images = place_images(BASE, load_images(BASE, None), replicated(make_mesh()))
     limit = 2.5 * memory_of(five, images) / 5 / 2**30
     sweep(grid, tmp_path / "a", memory=limit, report=quiet)
     assert sizes == [2, 2, 1]

@@ -13,7 +13,7 @@ import pytest
 from sqs_jax.train import train
 from sqs_jax.train.checkpoint import restore_params
 from sqs_jax.train.images.image_task import load_images, place_images
-from sqs_jax.train.step import data_mesh, replicated
+from sqs_jax.train.layout import make_mesh, replicated
 from sqs_jax.train.sweep import together
 from sqs_jax.train.sweep.together import epoch_seconds, memory_of, program_of, train_together
 from tests.test_sweep import BASE, quiet
@@ -21,7 +21,7 @@ from tests.test_sweep import BASE, quiet
 
 @pytest.fixture(scope="module")
 def images():
-    return place_images(BASE, load_images(BASE, None), replicated(data_mesh()))
+    return place_images(BASE, load_images(BASE, None), replicated(make_mesh()))
 
 
 # Members that differ in all that one program can be given; with them, one of another depth.
@@ -125,9 +125,9 @@ import dataclasses, json
 from sqs_jax.train import PRESETS
 from sqs_jax.train.images.image_task import load_images, place_images
 from sqs_jax.train.sweep.together import train_together
-from sqs_jax.train.step import data_mesh, replicated
+from sqs_jax.train.layout import make_mesh, replicated
 base = dataclasses.replace(PRESETS["digits"], epochs=4, width=24, hidden=16)
-images = place_images(base, load_images(base, None), replicated(data_mesh()))
+images = place_images(base, load_images(base, None), replicated(make_mesh()))
 configs = [dataclasses.replace(base, seed=seed, lam=0.1 * (seed + 1)) for seed in range(3)]
 found = train_together(configs, images)
 print(json.dumps([[row["validation_loss"] for row in member.history] for member in found]))

@@ -34,7 +34,13 @@ def initial_params(run_dir: str, kind: type, needed: Parameters) -> Parameters |
     run = initial_run(run_dir, kind)
     params = restore_params(run.checkpoints)
     check_architecture(params, needed, run.checkpoints)
-    return params
+    leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[_name(path)], needed)
+
+
+def _name(path: Any) -> str:
+    """The name of a parameter: a checkpoint has the numbers of layers as text."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def facts(run_dir: str, params: Parameters | None) -> dict[str, str]:
