@@ -121,19 +121,21 @@ def test_killed_and_stopped_it_goes_on_to_the_same_bits(whole, tmp_path):
     assert len(losses(folder)) == 7
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_nobody_waits_for_one_that_is_gone(number, tmp_path):
-    index = 0 if number == signal.SIGKILL else 1
+@pytest.mark.parametrize("numbers", [[signal.SIGKILL], [signal.SIGSTOP], [signal.SIGINT, signal.SIGINT]])
+def test_nobody_waits_for_one_that_is_gone(numbers, tmp_path):
+    index = 0 if signal.SIGKILL in numbers else 1
     pair = started(tmp_path / "run", "--steps", "100000")
     wait_for(tmp_path / "run", 1, pair)
-    pair[index].send_signal(number)
+    for number in numbers:
+        pair[index].send_signal(number)
+        time.sleep(0.05)
     try:
         assert pair[1 - index].wait(timeout=LIMIT) != 0
     finally:
         for process in pair:
             process.kill()
     _, said = ended(pair)
-    if number == signal.SIGSTOP:
+    if signal.SIGSTOP in numbers:
         assert "process 1 has given no sign of life for 8 s; the same commands with --resume go on" in said[0][1]
 
 

@@ -170,24 +170,17 @@ def ending_together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not are_several():
-            raise
-        if not _has_stopped(error):
+        if are_several() and not _ended.is_set():
             _fail(error)
-        _part()
         raise
-    _part()
+    part()
 
 
-def _has_stopped(error: BaseException) -> bool:
-    """Whether this ends a process that was asked to stop, as all of them were."""
-    return isinstance(error, SystemExit) and isinstance(error.code, int) and error.code >= 128
-
-
-def _part() -> None:
-    """Waits for the others; from now on each process may end by itself."""
-    barrier("end")
-    _ended.set()
+def part() -> None:
+    """Waits for the others, who have come to the same end; from now on each process may end by itself."""
+    if not _ended.is_set():
+        barrier("end")
+        _ended.set()
 
 
 def _fail(error: BaseException) -> NoReturn:

@@ -19,7 +19,7 @@ from sqs_jax.train.extension import RESTART, with_restart
 from sqs_jax.train.images.own_images import own_preset
 from sqs_jax.train.layout import Layout
 from sqs_jax.train.presets import IMAGES, OWN, TEXTS, name_of_text, preset, short_name
-from sqs_jax.train.processes import Processes, ending_together, is_main, start
+from sqs_jax.train.processes import Processes, ending_together, is_main, part, start
 from sqs_jax.train.run_folder import RunFolder, check_free, read_config
 
 _COMMANDS = ("sweep", "sample", "adopt")
@@ -188,6 +188,7 @@ def _trained(config: ImageConfig | TextConfig, run_dir: Path, paths: Settings) -
     except NonFiniteLossError as error:
         fail(str(error), 1)
     except Stopped as stop:
+        part()  # all have stopped at the same step
         command = f"{_program()} --run-dir {shlex.quote(str(run_dir))} --resume"
         fail(f"{stop}; go on with: {command}", 128 + stop.number)
 
