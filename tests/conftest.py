@@ -20,13 +20,17 @@ _LONG = (
 )  # fmt: skip
 
 
+def is_compiled_in_full(path: Path) -> bool:
+    """Whether the tests of a file see all optimizations, as those of the compilers of accelerators do."""
+    return path.parent.name == "aot" or path.stem.removeprefix("test_") in _COMPILED_IN_FULL
+
+
 def pytest_collection_modifyitems(items):
     """Puts what is compiled in full last: a process changes its compiler once; of each kind long files come first."""
     places = {name: place for place, name in enumerate(_LONG)}
 
     def place(item):
-        name = item.path.stem.removeprefix("test_")
-        return name in _COMPILED_IN_FULL, places.get(name, len(_LONG))
+        return is_compiled_in_full(item.path), places.get(item.path.stem.removeprefix("test_"), len(_LONG))
 
     items.sort(key=place)
 
@@ -34,7 +38,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="module", autouse=True)
 def haste(request):
     """Most of the compiler's optimizations are off but where they are in question, in processes of the tests too."""
-    wanted = request.module.__name__.rpartition("test_")[2] not in _COMPILED_IN_FULL
+    wanted = not is_compiled_in_full(request.path)
     if (os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1") != wanted:
         jax.clear_caches()  # what is compiled in another way gives other numbers, in the last digits
         jax.config.update("jax_disable_most_optimizations", wanted)
