@@ -17,11 +17,16 @@ UNITS = "model"
 """The axis over which they part the units of a layer."""
 
 
+def devices_along(mesh: Mesh | AbstractMesh, axes: tuple[str, ...] = BATCH) -> int:
+    """The number of devices along some axes of a mesh."""
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+
 def mesh_for(x: jax.Array) -> AbstractMesh | None:
     """The mesh in use, where it can share a batch x (n, ..., d): it has our axes, and those of `BATCH` divide n."""
     mesh = jax.sharding.get_abstract_mesh()
     is_ours = {*BATCH, UNITS} <= set(mesh.axis_names) and not mesh.manual_axes and mesh.size > 1
-    if not is_ours or x.ndim < 2 or x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH):
+    if not is_ours or x.ndim < 2 or x.shape[0] % devices_along(mesh):
         return None
     return mesh
 
@@ -94,6 +99,6 @@ def _check_mesh(mesh: Mesh | AbstractMesh, **shared: tuple[str | tuple[str, ...]
         axes = (axis,) if isinstance(axis, str) else axis or ()
         if not set(axes) <= set(mesh.axis_names):
             raise ValueError(f"`{name}` is {axis!r}: one of the mesh's axes {mesh.axis_names} or None is needed")
-        devices = math.prod(mesh.shape[name] for name in axes)
+        devices = devices_along(mesh, axes)
         if size % devices:
             raise ValueError(f"{size} do not divide over the {devices} devices of the mesh's axis {axis!r}")

@@ -330,5 +330,10 @@ def check_architecture(saved: Any, needed: Parameters, checkpoint: Any) -> None:
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
+    return {name: tuple(leaf.shape) for name, leaf in named(tree).items()}
+
+
+def named(params: Any) -> dict[str, Any]:
+    """Parameters, or their shapes, by name. A checkpoint has the numbers of layers as text: names are the same."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from sqs_jax.messages import InputError
-from sqs_jax.train.checkpoint import check_architecture, restore_params
+from sqs_jax.train.checkpoint import check_architecture, named, restore_params
 from sqs_jax.train.config import TextConfig
 from sqs_jax.train.run_folder import RunFolder, read_config
 from sqs_jax.train.step import Parameters
@@ -34,13 +34,8 @@ def initial_params(run_dir: str, kind: type, needed: Parameters) -> Parameters |
     run = initial_run(run_dir, kind)
     params = restore_params(run.checkpoints)
     check_architecture(params, needed, run.checkpoints)
-    leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[_name(path)], needed)
-
-
-def _name(path: Any) -> str:
-    """The name of a parameter: a checkpoint has the numbers of layers as text."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    leaves = named(params)
+    return jax.tree.unflatten(jax.tree.structure(needed), [leaves[name] for name in named(needed)])
 
 
 def facts(run_dir: str, params: Parameters | None) -> dict[str, str]:

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from sqs_jax.messages import InputError
 from sqs_jax.options import ONE_OR_MORE, check_options, option
-from sqs_jax.sharding import BATCH
+from sqs_jax.sharding import BATCH, devices_along
 
 _AXES = ("data", "fsdp", "model")
 
@@ -63,7 +63,7 @@ def make_mesh(layout: Layout = REPLICATED) -> Mesh:
 
 def check_devices(batch_size: int, mesh: Mesh, name: str = "batch_size") -> None:
     """Raises InputError for a batch that the devices cannot share evenly."""
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    devices = devices_along(mesh)
     if batch_size % devices:
         raise InputError(f"`{name}` is {batch_size}: a multiple of the {devices} devices is needed")
 

@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from sqs_jax.modules import GLUClassifier
+from sqs_jax.sharding import devices_along
 from sqs_jax.train.config import ImageConfig
 from sqs_jax.train.layout import along_batch, parted, replicated
 from sqs_jax.train.noise import add_pixel_noise, noise_key
@@ -102,8 +103,7 @@ def epoch_function(
 
 def make_evaluation(model: GLUClassifier, mesh: Mesh) -> Callable[..., Metrics]:
     """`evaluation_function`, compiled, with each batch split over the devices."""
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    measure = evaluation_function(model, devices, along_batch(mesh, before=1))
+    measure = evaluation_function(model, devices_along(mesh), along_batch(mesh, before=1))
 
     @jax.jit(out_shardings=replicated(mesh))
     def evaluation(*arguments):

@@ -149,14 +149,14 @@ def place_images(config: ImageConfig, data: Dataset, everywhere: NamedSharding) 
     """Puts a data set on the devices, split as a configuration says."""
     indices = split_validation(len(data.train_labels), config.validation)
     arrays = (np.asarray(data.train_images), np.asarray(data.train_labels), *indices)
-    images, labels, training, validation = (placed(array, everywhere) for array in arrays)
     test = (np.asarray(data.test_images), np.asarray(data.test_labels), np.arange(len(data.test_labels)))
+    (images, labels, training, validation), test = jax.tree.map(lambda array: placed(array, everywhere), (arrays, test))
     return Images(
         images=images,
         labels=labels,
         training=training,
         validation=validation,
-        test=(placed(test[0], everywhere), placed(test[1], everywhere), placed(test[2], everywhere)),
+        test=test,
         inputs=math.prod(data.shape),
         outputs=len(data.classes),
         steps=steps_per_epoch(config, data),
