@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # The environment that drives the accelerator is the user's own.
 GPU_PYTHON ?= $(PYTHON)
 
-.PHONY: demo test test-aot test-pretrained docs fuzz kill lint bench bench-gpu clean
+.PHONY: demo test test-aot test-pretrained docs fuzz kill lint bench bench-gpu scaling clean
 
 demo: $(VENV)/.train ## train the default network, and say where its pictures are
 	@if [ -f runs/demo/config.json ]; then $(RUN) -m train --run-dir runs/demo --resume; \
@@ -51,6 +51,10 @@ bench: $(VENV)/.dev ## speed of training against a bare scan and, where it is in
 
 bench-gpu: ## correctness, speed and memory of the kernels on this accelerator; needs jax and flax alone
 	$(GPU_PYTHON) -m benchmarks.gpu $(BENCH_ARGS)
+
+scaling: $(VENV)-aot/.done ## compile training steps of large models for TPU slices and NVIDIA GPUs: what fits on what
+	$(VENV)-aot/bin/python -m pip install --quiet --editable ".[train]"
+	$(VENV)-aot/bin/python -m benchmarks.scaling
 
 clean: ## remove the environment and what was built, but no runs
 	rm -rf $(VENV) $(VENV)-aot build dist *.egg-info docs/build docs/reference/generated

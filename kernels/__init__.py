@@ -83,14 +83,14 @@ def plan(
         return None
     assert backend is not None  # else there was a reason
     measured = None if exact else timings.lookup(kind, op, dtype, shape, residuals, gate.name)
-    if implementation is None and not (measured and measured.wins and _whole(x)):
+    if implementation is None and not (measured and measured.wins and is_whole(x)):
         return None
     return plan_for(backend, measured.tile if measured else None)
 
 
 def plan_for(backend: str, tile: tuple[int, int, int] | None) -> Plan:
     """The plan of a kernel that is chosen already; interpreted inside `interpreted`."""
-    return Plan(backend, tile, _interpreted.get() is not None)
+    return Plan(backend, tile, is_interpreted())
 
 
 def load(backend: str) -> ModuleType:
@@ -115,21 +115,36 @@ def target(array: jax.Array | None = None) -> tuple[str | None, str]:
     """The backend and the kind of the device that is compiled for: the array's, the mesh's in use, or the default."""
     if _interpreted.get():
         return _interpreted.get(), f"interpreted {_interpreted.get()}"
+    device = device_of(array)
+    if is_tpu(device):
+        return "tpu", device.device_kind
+    return "triton" if 8 <= (capability(device) or 0) < 10 else None, device.device_kind
+
+
+def device_of(array: jax.Array | None = None) -> Any:
+    """The device that is compiled for: the array's, the mesh's in use, or the default."""
     if array is not None and not isinstance(array, Tracer):
-        device = next(iter(array.devices()))
-    else:
-        device = jax.sharding.get_abstract_mesh().abstract_device or _config.jax_default_device or jax.devices()[0]
-    if isinstance(device, str):  # jax_default_device may name a platform
-        device = jax.devices(device)[0]
-    kind = device.device_kind
-    if kind.startswith("TPU"):
-        return "tpu", kind
-    # Only NVIDIA's tell a capability such as 8.0; a device that is only described, not there, tells none.
-    capability = getattr(device, "compute_capability", None)
-    nvidia = "NVIDIA" in kind or str(capability).replace(".", "").isdigit()
-    if nvidia and (capability is None or 8 <= float(capability) < 10):
-        return "triton", kind
-    return None, kind
+        return next(iter(array.devices()))
+    device = jax.sharding.get_abstract_mesh().abstract_device or _config.jax_default_device or jax.devices()[0]
+    return jax.devices(device)[0] if isinstance(device, str) else device  # jax_default_device may name a platform
+
+
+def is_tpu(device: Any) -> bool:
+    """Whether a device is a TPU, or `interpreted` says so."""
+    return _interpreted.get() == "tpu" or device.device_kind.startswith("TPU")
+
+
+def capability(device: Any) -> float | None:
+    """The compute capability of an NVIDIA GPU, such as 9.0; of one that is only described, 8.0; else None."""
+    known: Any = getattr(device, "compute_capability", None)  # only NVIDIA's tell a number
+    if str(known).replace(".", "").isdigit():
+        return float(known)
+    return 8.0 if "NVIDIA" in device.device_kind and known is None else None
+
+
+def is_interpreted() -> bool:
+    """Whether kernels run in the interpreter."""
+    return _interpreted.get() is not None
 
 
 @contextlib.contextmanager
@@ -160,7 +175,7 @@ def _unsupported(backend, kind, dtype, shape) -> str | None:
     return None
 
 
-def _whole(array: jax.Array) -> bool:
+def is_whole(array: jax.Array) -> bool:
     """Whether the arrays are whole on one device, the inside of a `shard_map` included."""
     if not isinstance(array, Tracer):
         return len(array.devices()) == 1

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from sqs_jax.activation import SQS, sqs
 from sqs_jax.gates import Gate, get_gate
 from sqs_jax.glu import Residuals, gated_linear
-from sqs_jax.sharding import BATCH, UNITS, along_batch, mesh_for, sharded_gated_linear
+from sqs_jax.sharding import BATCH, PARTS, UNITS, along_batch, mesh_for, sharded_gated_linear
 
 _init = nnx.initializers.lecun_normal()
 
@@ -66,7 +66,7 @@ class GLU(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = self.dtype or self.w.dtype
-        return _shared(x, self.w.shape[1])(
+        return _shared(x, self.w.shape)(
             cast(x, dtype),
             cast(self.w, dtype),
             cast(self.v, dtype),
@@ -91,13 +91,16 @@ class GLU(nnx.Module):
         return SQS(float(c), float(lam), p)
 
 
-def _shared(x: jax.Array, units: int):
+def _shared(x: jax.Array, shape: tuple[int, ...]):
     """`gated_linear`, in a mesh that shares x `sharded_gated_linear`: a kernel does not part its work by itself."""
     mesh = mesh_for(x)
     if mesh is None:
         return gated_linear
-    model = UNITS if units % mesh.shape[UNITS] == 0 else None
-    return functools.partial(sharded_gated_linear, mesh=mesh, data=BATCH, model=model)
+    fsdp, model = (
+        axis if size % mesh.shape[axis] == 0 else None for axis, size in zip((PARTS, UNITS), shape, strict=True)
+    )
+    fsdp = None if mesh.shape[PARTS] == 1 else fsdp
+    return functools.partial(sharded_gated_linear, mesh=mesh, data=BATCH, fsdp=fsdp, model=model)
 
 
 class GLUClassifier(nnx.Module):

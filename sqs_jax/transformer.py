@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.core import Tracer
 
+from sqs_jax.attention import Attention, causal_attention
 from sqs_jax.gates import Gate, get_gate
 from sqs_jax.modules import GLU, cast, check_positive
 from sqs_jax.sharding import along_batch
@@ -42,6 +43,8 @@ class TransformerConfig:
     """Whether the embedding also reads the logits out."""
     rotary_base: float = 10_000.0
     """Base of the rotary frequencies."""
+    attention: Attention = "auto"
+    """"auto": on TPUs and NVIDIA GPUs a kernel where one does it, as `sqs_jax.attention` says; "xla": never."""
     dtype: Any = jnp.float32
     """Dtype of the computation; parameters, norms, softmax and logits are float32."""
     remat: Remat = "none"
@@ -60,8 +63,9 @@ class TransformerConfig:
             )
         if not self.rotary_base > 1:
             raise ValueError(f"`rotary_base` is {self.rotary_base}: a number > 1 is needed")
-        if self.remat not in get_args(Remat):
-            raise ValueError(f"`remat` is {self.remat!r}: one of {', '.join(get_args(Remat))} is needed")
+        for name, kind in (("remat", Remat), ("attention", Attention)):
+            if (value := getattr(self, name)) not in get_args(kind):
+                raise ValueError(f"`{name}` is {value!r}: one of {', '.join(get_args(kind))} is needed")
         get_gate(self.gate)
 
     @property
@@ -92,6 +96,7 @@ class Block(nnx.Module):
         self.glu = GLU(d, h, gate=config.gate, learnable=config.learnable, dtype=config.dtype, rngs=rngs)
         self.down = nnx.Param(last(rngs.params(), (h, d), jnp.float32))
         self.heads, self.base, self.dtype = config.heads, config.rotary_base, config.dtype
+        self.attention: Attention = config.attention
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The residual stream (batch, length, d) after this block, each position seeing itself and those before."""
@@ -105,7 +110,7 @@ class Block(nnx.Module):
     def attend(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The stream after attention, before the GLU; and the keys and values."""
         q, k, v = self._queries_keys_values(x, jnp.arange(x.shape[1], dtype=jnp.int32)[None])
-        read = _attention(q, k, v)
+        read = causal_attention(q, k, v, self.attention)
         return along_batch(x + self._projected(read)), k, v
 
     def decode(self, x, position, keys, values) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -224,13 +229,6 @@ class Transformer(nnx.Module):
 def _normal(rngs: nnx.Rngs, *shape: int) -> jax.Array:
     # With the barrier the numbers are the same, to the bit, where this is part of a compiled program.
     return 0.02 * jax.lax.optimization_barrier(jax.random.normal(rngs.params(), shape, jnp.float32))
-
-
-@jax.checkpoint
-def _attention(q, k, v):
-    # The scores, (batch, heads, length, length), are most of what a block would keep: to make them again costs one
-    # product, which takes less time than to write and read them.
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:

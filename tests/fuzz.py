@@ -127,7 +127,7 @@ def targets(folder: Path) -> dict[str, Target]:
         kind = "/".join("*" if len(part) == 32 else part for part in path.relative_to(last).parts)
         result.setdefault(f"checkpoint {kind}", Target(run, name, _restore))
     if cached:
-        for name in ("splits.json", "stories.npz", "tokens.bin"):
+        for name in ("splits.json", "tokens.bin", "tokenizer.json"):
             result[f"stream {name}"] = Target(cached.parent, name, lambda path: open_text(words, "x", path.parent))
     return result
 

@@ -88,7 +88,7 @@ TEXT = TextConfig(vocab=300, context=32, width=16, layers=2, heads=2, steps=25, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vocab": 65536}, "`vocab` is 65536: a whole number from 257 to 65535"),
+        ({"vocab": 2**24 + 1}, "`vocab` is 16777217: a whole number from 257 to 16777216"),
         ({"vocab": 256}, "`vocab` is 256"),
         ({"heads": 3}, "`heads` is 3"),
         ({"context": 1}, "`context` is 1"),

@@ -177,8 +177,8 @@ def test_the_first_columns_are_those_of_a_whole_sort(columns):
 
 def test_frequent_tokens_and_drawn_windows():
     stream = Stream(np.array([0, 5, 5, 7, 0, 5, 9, 0], np.uint16), 1, 2)
-    assert frequent_tokens(stream, 3) == [5, 7, 9]
-    assert frequent_tokens(stream, 1) == [5]
+    assert frequent_tokens(stream, 3, end=0) == [5, 7, 9]
+    assert frequent_tokens(stream, 1, end=0) == [5]
     inputs, targets = drawn_windows(stream, 4, 100)
     np.testing.assert_array_equal(inputs[targets >= 0], stream.tokens[:-1])
 

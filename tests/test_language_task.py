@@ -24,7 +24,7 @@ from sqs_jax.train.interrupt import Stopped, StopSignals
 from sqs_jax.train.text import language_model, language_task
 from sqs_jax.train.text.embedded_stories import stories
 from sqs_jax.train.text.token_stream import load_text
-from sqs_jax.train.text.tokenizer import END, decode
+from sqs_jax.train.text.tokenizer import decode
 from tests.helpers import quiet, trained
 
 SIZES = {"vocab": 300, "context": 32, "width": 16, "layers": 2, "heads": 2, "steps": 25, "batch_size": 4}
@@ -76,12 +76,12 @@ def test_a_run_leaves_all_its_files(reference):
 
 def test_bits_per_byte_are_those_of_the_held_out_stories(reference):
     model, tokenizer, config = language_model.load_language(reference)
-    size, tokens = 0, [END]
+    size, tokens = 0, [0]
     for story in stories()[-40:]:
-        tokens += [*tokenizer.encode(story).ids, END]
+        tokens += [*tokenizer.encode(story).ids, 0]
         size += len(story.encode()) + 1
     count = len(tokens) - 1
-    padded = np.array(tokens + [END] * (-count % 32))
+    padded = np.array(tokens + [0] * (-count % 32))
     log_p = np.asarray(jax.nn.log_softmax(jax.jit(model)(padded[:-1].reshape(-1, 32)))).reshape(-1, model.config.vocab)
     bits = -float(np.sum(log_p[np.arange(count), tokens[1:]], dtype=np.float64)) / math.log(2)
     result = json.loads((reference / "summary.json").read_text())["test"]
@@ -172,7 +172,7 @@ def test_rows_are_shown_in_order_and_letters_whole():
     rows = [tokenizer.encode("ab é").ids, tokenizer.encode("xy").ids]
     assert len(rows[0]) > len(rows[1])
     chunks = [[[a], [b] if b is not None else []] for a, b in zip(rows[0], rows[1] + [None] * 9, strict=False)]
-    pieces = list(in_order(lambda tokens: decode(tokenizer, tokens), [END], 2, iter([*chunks, [[], []]])))
+    pieces = list(in_order(lambda tokens: decode(tokenizer, tokens), [0], 2, iter([*chunks, [[], []]])))
     assert "".join(pieces) == "ab é\n\n---\n\nxy\n"
     assert not any("\ufffd" in piece for piece in pieces)
 

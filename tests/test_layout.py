@@ -20,6 +20,7 @@ ORDER = (
     ("gates",),
     ("glu",),
     ("sharding",),
+    ("attention",),
     ("modules", "transformer"),
     ("generation",),
     ("pretrained.architecture", "pretrained.rope", "pretrained.decoder", "pretrained.tensor_files"),

@@ -40,11 +40,14 @@ _ON_DEVICES = """
         specs = (P("data"), P(None, "model"), P(None, "model"), P("model"))
         return jax.shard_map(layer, mesh=mesh, in_specs=specs, out_specs=P("data", None, "model"))(x, w, v, b)
 
+    def by_parts(x, w, v, b, **settings):
+        return by_helper(x, w, v, b, fsdp="data", **settings)
+
     expected = reference(x, w, v, b)
     worst, specs = {}, {}
     cases = [
         (by_helper, "xla", "tpu"), (by_helper, "pallas", "tpu"), (by_helper, "pallas", "triton"),
-        (by_hand, "xla", "tpu"), (by_hand, "pallas", "tpu"),
+        (by_hand, "xla", "tpu"), (by_hand, "pallas", "tpu"), (by_parts, "xla", "tpu"), (by_parts, "pallas", "tpu"),
     ]
     for (layer, implementation, backend), residuals in itertools.product(cases, ("save", "recompute")):
         with kernels.interpreted(backend):
@@ -61,6 +64,9 @@ _ON_DEVICES = """
         assert "6 do not divide over the 4 devices" in str(error)
     else:
         raise AssertionError("rows that do not divide")
+    # Of w and v, in the forward and again in the backward pass: whole weights are not kept.
+    gradient = jax.grad(lambda *z: by_parts(*z).sum(), (0, 1, 2))
+    assert str(jax.make_jaxpr(gradient)(x, w, v, b)).count("= all_gather[") == 4
     print(json.dumps([jax.device_count(), worst, specs]))
 """
 
@@ -72,7 +78,7 @@ def test_value_and_gradient_on_8_devices():
     assert done.returncode == 0, done.stderr
     count, worst, specs = json.loads(done.stdout)
     assert count == 8
-    assert len(worst) == 10
+    assert len(worst) == 14
     assert max(worst.values()) < 2e-6, worst
     assert all(spec == ["data", None, "model"] for spec in specs.values())
 
@@ -87,6 +93,7 @@ def test_value_and_gradient_on_8_devices():
             {"mesh": jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)},
             "`mesh` has explicit",
         ),
+        ({"fsdp": "model"}, "`fsdp` is 'model': one of the axes of `data`, 'data', or None is needed"),
         ({"w": jnp.ones((4, 5))}, r"`v` has shape \(4, 6\): that of `w`, \(4, 5\)"),
     ],
 )

@@ -50,7 +50,7 @@ def test_pieces_of_any_size_give_the_stories_of_the_whole(tmp_path_factory, cont
     try:
         stories = StoriesOf([path], separator)
         assert list(stories) == parted(content, separator)
-        assert len(stories) == len(list(stories))
+        assert list(stories) == parted(content, separator)  # again
     finally:
         text_file._PIECE = whole
 
@@ -89,7 +89,7 @@ from sqs_jax.train.text.text_file import StoriesOf, text_checksum
 path = pathlib.Path(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 text_checksum(path, path.parent / "cache")
-count = len(StoriesOf([path], "auto"))
+count = sum(1 for _ in StoriesOf([path], "auto"))
 print(count, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 

@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import re
 import sys
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sqs_jax.pretrained.vocabulary import token_bytes_of
 from sqs_jax.train import PRESETS, InputError
 from sqs_jax.train.text import token_stream as text
 from sqs_jax.train.text.corpus import read_stories
 from sqs_jax.train.text.embedded_stories import stories
-from sqs_jax.train.text.tokenizer import END, decode, encode, read_tokenizer, token_bytes
+from sqs_jax.train.text.order import batch_numbers, permuted
+from sqs_jax.train.text.tokenizer import decode, encode, end_of, read_tokenizer
 
 SMALL = dataclasses.replace(PRESETS["text"], vocab=300, validation=1, test=1)
 
@@ -55,7 +58,7 @@ def test_the_embedded_stories_keep_to_the_grammar():
 def test_a_text_goes_through_the_tokenizer_and_back(embedded):
     for story in stories()[::40]:
         tokens = encode(embedded.tokenizer, story)
-        assert tokens[0] == END
+        assert tokens[0] == 0
         assert len(tokens) < len(story) / 2
         assert decode(embedded.tokenizer, tokens) == story
 
@@ -68,9 +71,9 @@ def test_so_does_any_other(embedded, content):
 
 def test_tokens_are_bytes_put_together(embedded):
     story = "Лиса, 狐狸 & ñandú\n"
-    ids = embedded.tokenizer.encode(story).ids
-    assert b"".join(token_bytes(embedded.tokenizer, token) for token in ids) == story.encode()
-    assert token_bytes(embedded.tokenizer, END) == b"<|endoftext|>"
+    spelled = token_bytes_of(embedded.tokenizer)
+    assert b"".join(spelled[token] for token in embedded.tokenizer.encode(story).ids) == story.encode()
+    assert spelled[end_of(embedded.tokenizer)] == b"<|endoftext|>"
 
 
 def test_the_stream_holds_every_story_once_and_in_order(embedded):
@@ -81,8 +84,8 @@ def test_the_stream_holds_every_story_once_and_in_order(embedded):
     for part in parts:
         assert part.tokens.dtype == np.uint16
         assert isinstance(part.tokens, np.memmap)
-        assert part.tokens[0] == part.tokens[-1] == END
-        ends = np.flatnonzero(part.tokens == END)
+        assert part.tokens[0] == part.tokens[-1] == 0
+        ends = np.flatnonzero(part.tokens == 0)
         for start, end in pairwise(ends):
             result.append(decode(embedded.tokenizer, part.tokens[start:end]))
     assert result == expected
@@ -100,16 +103,43 @@ def test_windows_lose_and_repeat_nothing(embedded, context):
     assert np.all(text.windows(stream, context, np.array([-1]))[1] == -1)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 64, 65, 1000, 4097])
+def test_an_order_is_a_permutation(count):
+    places = np.arange(count)
+    assert sorted(permuted(places, count, 0, 0)) == places.tolist()
+    np.testing.assert_array_equal(permuted(places[::-2], count, 0, 0), permuted(places, count, 0, 0)[::-2])
+
+
+def test_orders_have_no_pattern():
+    # Of 7 places each is taken to each by one seed in seven: chi-square of 36 degrees of freedom, p = 1e-6 at 88.
+    counts = np.zeros((7, 7))
+    for seed in range(7000):
+        counts[np.arange(7), permuted(np.arange(7), 7, seed, 0)] += 1
+    assert ((counts - 1000) ** 2 / 1000).sum() < 88
+    order = permuted(np.arange(100_000), 100_000, 3, 1)
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.02
+    assert abs(np.corrcoef(np.arange(100_000), order)[0, 1]) < 0.02
+
+
+def test_an_order_of_many_windows_takes_no_memory():
+    tracemalloc.start()
+    numbers = batch_numbers(10**9, 64, 2**40, seed=0)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+    assert len(set(numbers.tolist())) == 64
+    assert numbers.max() < 2**40
+
+
 @pytest.mark.parametrize(("batch", "count"), [(4, 10), (16, 10), (5, 5), (3, 1)])
 def test_each_epoch_takes_every_window_once(batch, count):
     steps = 3 * count
-    taken = np.concatenate([text.batch_numbers(step, batch, count, seed=1) for step in range(steps)])
+    taken = np.concatenate([batch_numbers(step, batch, count, seed=1) for step in range(steps)])
     epochs = taken[: len(taken) // count * count].reshape(-1, count)
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.broadcast_to(np.arange(count), epochs.shape))
     if count > 5:
         assert not np.array_equal(epochs[0], epochs[1])
-        assert not np.array_equal(epochs[0], text.batch_numbers(0, count, count, seed=2))
-    np.testing.assert_array_equal(text.batch_numbers(2, batch, count, seed=1), taken[2 * batch : 3 * batch])
+        assert not np.array_equal(epochs[0], batch_numbers(0, count, count, seed=2))
+    np.testing.assert_array_equal(batch_numbers(2, batch, count, seed=1), taken[2 * batch : 3 * batch])
 
 
 def test_held_out_stories_are_the_last_and_train_no_tokenizer(tmp_path):
@@ -221,10 +251,10 @@ def test_stories_are_read_in_pieces(tmp_path):
 def test_a_literal_end_in_a_text_or_prompt_is_text(tmp_path):
     stories = "One story.\n\nAnother <|endo<|endoftext|>ftext|> one.\n\nThe third.\n\nThe last."
     result = load(tmp_path, stories, separator="blank_line")
-    assert np.sum(result.train.tokens == END) == result.train.stories + 1
+    assert np.sum(result.train.tokens == 0) == result.train.stories + 1
     said = "about <|endoftext|> tokens"
     tokens = encode(result.tokenizer, said)
-    assert tokens.count(END) == 1
+    assert tokens.count(0) == 1
     assert decode(result.tokenizer, tokens) == said
     (tmp_path / "tokenizer.json").write_text(result.tokenizer.to_str())
     assert encode(read_tokenizer(tmp_path / "tokenizer.json"), said) == tokens

@@ -106,9 +106,12 @@ class TextConfig(GateConfig):
         "first of these that the file has.",
     )
     init_from: str = option("", "Folder of a run whose last weights training begins with; its tokenizer is taken, too.")
-    # Each byte and the end of a text have a token; tokens are stored as uint16.
+    tokenizer: str = option(
+        "", "A tokenizer.json to take, byte-level and with a token <|endoftext|>; by default one is trained."
+    )
+    # Each byte and the end of a text have a token.
     vocab: int = option(
-        1024, "Tokens of the byte-level BPE, at most; it is trained on the training stories.", Range(257, 65535)
+        1024, "Tokens of the byte-level BPE, at most; it is trained on the training stories.", Range(257, 2**24)
     )
     context: int = option(256, "Tokens that the model sees at once.", Range(2, 2**18))
     width: int = option(128, "Width of the residual stream.", _WIDTH)

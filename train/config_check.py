@@ -28,8 +28,9 @@ def checked(config: TrainConfig) -> Any:
         config = dataclasses.replace(config, init_from=str(Path(config.init_from).absolute()))
     if isinstance(config, ImageConfig) and config.data.startswith(OWN):
         return dataclasses.replace(config, data=OWN + str(Path(config.data.removeprefix(OWN)).absolute()))
-    if isinstance(config, TextConfig) and config.text:
-        return dataclasses.replace(config, text=str(Path(config.text).absolute()))
+    if isinstance(config, TextConfig):
+        paths = {name: str(Path(path).absolute()) for name in ("text", "tokenizer") if (path := getattr(config, name))}
+        return dataclasses.replace(config, **paths)
     return config
 
 
@@ -45,8 +46,9 @@ def check(config: TrainConfig) -> None:
     check_options(config)
     _check_sqs(config)
     _check_restarts(config)
-    if not is_text(config.init_from):
-        raise InputError(f"`init_from` is {quoted(config.init_from)}: a path in UTF-8 is needed")
+    for name in ("init_from", "tokenizer"):
+        if not is_text(path := getattr(config, name, "")):
+            raise InputError(f"`{name}` is {quoted(path)}: a path in UTF-8 is needed")
     if config.learnable and (config.gate != "sqs" or config.c == 0 or config.lam == 0):
         raise InputError("`learnable` needs `gate` sqs with `c` and `lam` above 0")
     if isinstance(config, TextConfig):
@@ -109,6 +111,8 @@ def _check_text(config: TextConfig):
     _check_steps(config)
     if config.width % config.heads or config.width // config.heads % 2:
         raise InputError(f"`heads` is {config.heads}: `width` {config.width} must be an even multiple of it")
+    if config.tokenizer and config.init_from:
+        raise InputError("`tokenizer` and `init_from` exclude each other: with a run its tokenizer is taken")
     if config.data == "text" and not config.text:
         raise InputError("`data` is 'text' without a file: --text FILE is needed")
     if not is_text(config.text):

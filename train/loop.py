@@ -166,7 +166,7 @@ def _finish(task: Task, run: RunFolder, state: TrainState, progress: Progress) -
     if not math.isfinite(test["loss"]):
         _check_finite(Divergence("test_loss", test["loss"], step), run)
     summary = run_folder.summary(test, progress.history, progress.seconds)
-    summary |= _speed(task, step, progress.training) | run_folder.provenance()
+    summary |= _speed(task, step, progress.training) | task.chosen | run_folder.provenance()
     if processes.is_main():
         write(run.summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary

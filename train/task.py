@@ -26,6 +26,8 @@ class Task(Protocol):
     """What is counted by `per_step`."""
     per_step: int
     """How many of these a step takes."""
+    chosen: dict[str, str]
+    """What was chosen for the devices at hand; the summary says it."""
     files: dict[str, str]
     """What the run's folder holds from the beginning beside its configuration; a resumed run finds it unchanged."""
 

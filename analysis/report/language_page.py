@@ -25,13 +25,14 @@ from sqs_jax.analysis.report import page, plots
 from sqs_jax.analysis.spectrum_summary import effective_rank
 from sqs_jax.files import npz, write
 from sqs_jax.messages import InputError
+from sqs_jax.pretrained.vocabulary import token_bytes_of
 from sqs_jax.train.config import TextConfig, length_of
 from sqs_jax.train.presets import name_of_text
 from sqs_jax.train.records import Summary, Together, check_record, read_record, read_rows
 from sqs_jax.train.run_folder import RunFolder, alone, provenance, read_config
 from sqs_jax.train.text.language_model import load_language, read_facts
 from sqs_jax.train.text.token_stream import Stream, Text, count_windows, load_text, windows
-from sqs_jax.train.text.tokenizer import END, token_bytes
+from sqs_jax.train.text.tokenizer import end_of
 from sqs_jax.transformer import Transformer
 
 CALIBRATION_TOKENS, TEST_TOKENS = 20_000, 8_192
@@ -39,6 +40,7 @@ _SHOWN, _PAIRS = 300, 4  # tokens whose eigenvectors are shown, and how many of 
 _RANKED = 32  # tokens whose whole spectrum is taken
 _LARGEST_WHOLE = 512  # width beyond which only the first eigenvalues are
 _DECAY = 32
+_COUNTED = 2**24  # tokens that are counted at a time
 # Methods whose quadratic part is γ·a·u alone: the eigenvectors that are shown are its own.
 _BY_GAIN = tuple(name for name in METHODS if name != "gaussian")
 
@@ -102,7 +104,7 @@ def study_language(
     test, targets = drawn_windows(text.test, config.context, TEST_TOKENS)
     layers, together, calibrations = read_mlps(model, train, (test, targets))
     x = counted_streams(model, test, targets)
-    tokens = frequent_tokens(text.test, _SHOWN)
+    tokens = frequent_tokens(text.test, _SHOWN, end_of(text.tokenizer))
     rows, values, vectors, residuals, r2, likes, places = [], [], [], [], [], [], []
     for layer in range(model.config.layers):
         calibration = calibrations[layer][method]
@@ -146,11 +148,15 @@ def drawn_windows(stream: Stream, context: int, tokens: int) -> tuple[np.ndarray
     return windows(stream, context, np.sort(chosen))
 
 
-def frequent_tokens(stream: Stream, count: int) -> list[int]:
-    """The most frequent tokens of a stream, the most frequent first, without the end of a story."""
-    frequency = np.bincount(stream.tokens, minlength=1)
+def frequent_tokens(stream: Stream, count: int, end: int) -> list[int]:
+    """The most frequent tokens of a stream, the most frequent first, without `end`, the end of a story."""
+    parts = range(0, len(stream.tokens), _COUNTED)
+    length = 1 + max(int(np.max(stream.tokens[start : start + _COUNTED])) for start in parts)
+    frequency = np.zeros(length, np.int64)
+    for start in parts:
+        frequency += np.bincount(stream.tokens[start : start + _COUNTED], minlength=length)
     order = np.argsort(-frequency, kind="stable")
-    return [int(token) for token in order if frequency[token] and token != END][:count]
+    return [int(token) for token in order if frequency[token] and token != end][:count]
 
 
 def _spectrum_figures(weights, gain) -> dict[str, Any]:
@@ -198,7 +204,7 @@ def _last_samples(folder: RunFolder) -> list[str]:
 
 def _content(summary, shown, history, config: TextConfig, tokenizer, model: Transformer) -> dict[str, Any]:
     figures, test = summary["analysis"], summary["test"]
-    spelled = [token_bytes(tokenizer, token) for token in range(model.config.vocab)]
+    spelled = token_bytes_of(tokenizer)
     language = {
         "vocabulary": [spelling.decode(errors="backslashreplace") for spelling in spelled],
         "bytes": {token: list(spelling) for token, spelling in enumerate(spelled) if not _is_text(spelling)},

@@ -6,7 +6,9 @@ Register spills are errors here (`XLA_FLAGS` of `make test-aot`), and the VMEM l
 import functools
 import importlib
 import importlib.util
+import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -182,20 +184,23 @@ def test_a_scan_in_bfloat16_keeps_a_u_and_x_of_each_layer(v5e):
         assert kept <= 0.55 * by_autodiff
 
 
+@pytest.mark.parametrize("fsdp", [None, "data"])
 @pytest.mark.parametrize("residuals", ["save", "recompute"])
-def test_the_sharded_layer_compiles_for_a_2_by_2_slice(v5e, residuals):
+def test_the_sharded_layer_compiles_for_a_2_by_2_slice(v5e, residuals, fsdp):
     mesh = v5e.mesh((2, 2), ("data", "model"))
-    specs = [PartitionSpec(*axes) for axes in (("data", None), (None, "model"), (None, "model"), ("data", "model"))]
+    specs = [PartitionSpec(*axes) for axes in (("data", None), (fsdp, "model"), (fsdp, "model"), ("data", "model"))]
     shapes = [(1024, 512), (512, 2048), (512, 2048), (1024, 2048)]
     structs = [
         jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
         for shape, spec in zip(shapes, specs, strict=True)
     ]
-    function = functools.partial(sharded_gated_linear, mesh=mesh, implementation="pallas", residuals=residuals)
+    settings: dict[str, Any] = {"mesh": mesh, "fsdp": fsdp, "implementation": "pallas", "residuals": residuals}
+    function = functools.partial(sharded_gated_linear, **settings)
     text = jax.jit(training(function)).lower(*structs).compile().as_text()
     assert text.count("tpu_custom_call") >= 2
     assert "all-reduce" in text  # of the gradients
-    assert "all-gather" not in text
+    gathers = len(re.findall(r" all-gather(-start)?\(", text))
+    assert gathers == (2 if fsdp else 0)
 
 
 # That each compiler can fail.

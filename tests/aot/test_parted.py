@@ -15,7 +15,7 @@ from sqs_jax.train.layout import along_batch, parted, replicated
 from sqs_jax.transformer import Transformer, TransformerConfig
 
 CONFIG = TransformerConfig(
-    vocab=4096, context=512, layers=3, width=512, heads=8, hidden=1536, dtype=jnp.bfloat16, remat="block"
+    vocab=4096, context=512, layers=3, width=768, heads=12, hidden=1536, dtype=jnp.bfloat16, remat="block"
 )
 CHIPS = 8
 
@@ -63,6 +63,12 @@ def test_a_chip_holds_its_part_and_gathers_the_rest(compiled):
     assert "all-gather" in text
     whole = 3 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     assert program.memory_analysis().argument_size_in_bytes < 1.2 * whole / parts
+
+
+def test_attention_keeps_no_square_of_the_length(compiled):
+    program, *_ = compiled
+    assert "tpu_custom_call" in program.as_text()
+    assert not re.search(rf"\[(\d+,)*{CONFIG.context},{CONFIG.context}\]", program.as_text())
 
 
 def test_no_parameter_is_whole_on_a_chip(compiled):

@@ -29,7 +29,7 @@ from sqs_jax.train.layout import along_batch, check_devices, make_mesh, replicat
 from sqs_jax.train.optimizer import learning_rate
 from sqs_jax.train.run_folder import RunFolder
 from sqs_jax.train.step import Parameters, TrainState, run_steps
-from sqs_jax.train.text.token_stream import batch_numbers
+from sqs_jax.train.text.order import batch_numbers
 
 
 class AdoptionTask:
@@ -47,6 +47,7 @@ class AdoptionTask:
         self._config = config
         self._steps = 0 if config.stage == "distil" else config.steps
         self.ends = [*range(config.evaluate_every, self._steps, config.evaluate_every), self._steps][: self._steps]
+        self.chosen: dict[str, str] = {}
         self.files = {"text.json": self._facts()}
         self.unit, self.per_step = "tokens", config.batch_size * self._train.shape[1]
         arch = self._model.architecture

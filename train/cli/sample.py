@@ -88,10 +88,10 @@ def _pieces(options: Options) -> Iterator[str]:
 
 def _trained(options: Options) -> Source:
     from sqs_jax.train.text.language_model import load_language
-    from sqs_jax.train.text.tokenizer import END, decode, encode
+    from sqs_jax.train.text.tokenizer import decode, encode, end_of
 
     model, tokenizer, _ = load_language(Path(options.model))
-    return Source(model, encode(tokenizer, options.prompt), END, lambda tokens: decode(tokenizer, tokens))
+    return Source(model, encode(tokenizer, options.prompt), end_of(tokenizer), lambda tokens: decode(tokenizer, tokens))
 
 
 def _pretrained(options: Options) -> Source:

@@ -72,6 +72,7 @@ class ImageTask:
         self._evaluation = make_evaluation(self._model, mesh)
         self.ends = [self._data.steps * epoch for epoch in range(1, config.epochs + 1)]
         self._initial = initial.initial_params(config.init_from, ImageConfig, parameters(self._model))
+        self.chosen: dict[str, str] = {}
         self.files = initial.facts(config.init_from, self._initial)
         self.files |= own_facts(config.data, data)
         self.unit, self.per_step = "images", config.batch_size

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from sqs_jax import display
+from sqs_jax.attention import attention_on
 from sqs_jax.display import Stage
 from sqs_jax.generation import Sampling, generate
 from sqs_jax.train import initial, processes
@@ -31,8 +32,9 @@ from sqs_jax.train.step import (
     with_parameters,
 )
 from sqs_jax.train.text.language_model import fingerprint, make_model, make_score, make_step
-from sqs_jax.train.text.token_stream import Stream, batch_numbers, count_windows, load_text, windows
-from sqs_jax.train.text.tokenizer import END, decode
+from sqs_jax.train.text.order import batch_numbers
+from sqs_jax.train.text.token_stream import Stream, count_windows, load_text, windows
+from sqs_jax.train.text.tokenizer import decode, end_of
 from sqs_jax.transformer import Transformer
 
 # How stories are sampled unless asked otherwise: without the tail, of which a story of some hundred tokens draws a few.
@@ -60,6 +62,9 @@ class LanguageTask:
         self._score = make_score(self._model, self._mesh)
         self.unit, self.per_step = "tokens", config.batch_size * config.context
         self.ends = [*range(config.evaluate_every, steps, config.evaluate_every), steps]
+        head_width = config.width // config.heads
+        attention = attention_on(self._mesh.devices.flat[0], jnp.dtype(config.dtype), config.context, head_width)
+        self.chosen = {"attention": attention}
         self.files = {"tokenizer.json": self._text.tokenizer.to_str(), "text.json": self._facts()}
         self._initial = initial.initial_params(config.init_from, TextConfig, parameters(self._model))
         self.files |= initial.facts(config.init_from, self._initial)
@@ -137,8 +142,9 @@ class LanguageTask:
 
     def _stories(self, params: Parameters) -> list[str]:
         model: Transformer = with_parameters(self._model, params)
-        prompts = [[END]] * self._config.samples
-        rows = generate(model, prompts, seed=self._config.seed, stop=END, sampling=SAMPLING)
+        end = end_of(self._text.tokenizer)
+        prompts = [[end]] * self._config.samples
+        rows = generate(model, prompts, seed=self._config.seed, stop=end, sampling=SAMPLING)
         return [decode(self._text.tokenizer, tokens) for tokens in rows]
 
 

@@ -101,12 +101,9 @@ class StoriesOf:
 
     def __init__(self, files: Sequence[Path], separator: str):
         self._files, self._separator = files, separator
-        self._count: int | None = None
-
-    def __len__(self) -> int:
-        if self._count is None:
-            self._count = sum(1 for _ in self)
-        return self._count
+        self._found: dict[Path, str] = {}
+        self.size = sum(path.stat().st_size for path in files)
+        """Bytes of all files."""
 
     def __iter__(self) -> Iterator[str]:
         for path in self._files:
@@ -120,7 +117,9 @@ class StoriesOf:
             return _of_json_lines(path)
         if path.suffix == ".parquet":
             return _of_parquet(path)
-        separator = self._separator if self._separator != "auto" else _first_of(path)
+        separator = self._separator
+        if separator == "auto":
+            separator = self._found[path] = self._found.get(path) or _first_of(path)
         return _parted(_unix(_pieces(path)), SEPARATORS[separator])
 
 

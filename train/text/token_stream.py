@@ -1,15 +1,14 @@
 """Text as tokens: stories → tokenizer, trained once → one memory-mapped stream → windows."""
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
-from array import array
-from collections.abc import Iterator
-from itertools import islice, pairwise
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -21,21 +20,30 @@ from sqs_jax.train.initial import initial_run
 from sqs_jax.train.original_files import exclusive
 from sqs_jax.train.records import read_record
 from sqs_jax.train.text.corpus import TINYSTORIES, read_corpus
-from sqs_jax.train.text.tokenizer import END, read_tokenizer, train_tokenizer
+from sqs_jax.train.text.tokenizer import read_tokenizer, train_tokenizer
+from sqs_jax.train.text.tokenizing import dtype_of, write_stream
 
 # Part of the cache's path: a change of what is stored there raises it.
-_VERSION = "2"
-_BATCH = 1000  # stories that are tokenized at a time
+_VERSION = "3"
 
 
 class Stream(NamedTuple):
-    """Stories as one row of tokens: END, the first story, END, the second, …, END."""
+    """Stories as one row of tokens: an end, the first story, an end, the second, …, an end."""
 
     tokens: np.ndarray
-    """uint16 (n,), memory-mapped."""
+    """uint16 or, of more than 65,536 tokens, uint32 (n,), memory-mapped."""
     bytes: int
     """UTF-8 bytes of the stories, and one for the end of each: what bits per byte are counted by."""
     stories: int
+
+
+class _Part(TypedDict):
+    """`splits.json` has one for each of the three parts: its stories, first token, that behind its last, and bytes."""
+
+    stories: int
+    start: int
+    end: int
+    bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +69,7 @@ def load_text(
       config: of the run.
       data_dir: for tinystories, folder with its original files, as in `sqs_jax.train.images.dataset.load`.
       cache_dir: where prepared texts are kept, under a hash of their content.
-      tokenizer: of a run that exists. One that began with another run has its tokenizer, and needs that run no more.
+      tokenizer: of a run that exists. One that was given another's tokenizer needs its file no more.
 
     Raises InputError for a file that is missing, empty or not UTF-8, that has fewer stories than are held out, and for
     a tinystories that cannot be had.
@@ -74,8 +82,8 @@ def load_text(
     identity, read = read_corpus(config, data_dir, cache_dir)
     held = [config.validation, 0 if config.data == TINYSTORIES.name else config.test]
     given = None
-    if config.init_from:
-        given = tokenizer or read_tokenizer(initial_run(config.init_from, TextConfig).tokenizer)
+    if config.init_from or config.tokenizer:
+        given = tokenizer or read_tokenizer(_tokenizer_of(config))
     vocab = given.to_str() if given else config.vocab
     key = json.dumps([identity, vocab, *held, _VERSION])
     key = hashlib.sha256(key.encode()).hexdigest()
@@ -86,6 +94,11 @@ def load_text(
                 files.clean(folder.parent, folder.name)
                 _tokenize(folder, config, given, *read())
     return _open(config, key, folder)
+
+
+def _tokenizer_of(config: TextConfig) -> Path:
+    """The file of the tokenizer that a configuration names."""
+    return Path(config.tokenizer) if config.tokenizer else initial_run(config.init_from, TextConfig).tokenizer
 
 
 def count_windows(stream: Stream, context: int) -> int:
@@ -105,68 +118,44 @@ def windows(stream: Stream, context: int, numbers: np.ndarray) -> tuple[np.ndarr
     return tokens[:, :-1], targets
 
 
-def batch_numbers(step: int, batch_size: int, count: int, seed: int) -> np.ndarray:
-    """The windows of a step (batch_size,). Each epoch takes all `count` windows once, in an order of its own."""
-    positions = step * batch_size + np.arange(batch_size)
-    return np.array([_order(seed, position // count, count)[position % count] for position in positions.tolist()])
-
-
-@functools.lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(count)
-
-
 def _tokenize(folder: Path, config: TextConfig, tokenizer: Any, training, test):
     """Trains the tokenizer, unless there is one, and writes it and the stream."""
-    held = config.validation + (config.test if test is None else 0)
-    if len(training) <= held:
+    held = config.validation, config.test if test is None else 0
+    if next(_all_but_last(training, sum(held)), None) is None:
         what = "`validation` and `test` hold" if test is None else "`validation` holds"
-        raise InputError(f"{config.text or config.data} has {len(training)} stories, and {what} {held} of them out")
+        count = sum(1 for _ in training)
+        raise InputError(f"{config.text or config.data} has {count} stories, and {what} {sum(held)} of them out")
     display.line(f"tokenizing {config.text or config.data}, once, into {folder}")
-    if tokenizer is None:
+    parts = folder.with_name(f"{folder.name}.parts")
+    if tokenizer is None and (parts / "tokenizer.json").is_file():
+        tokenizer = read_tokenizer(parts / "tokenizer.json")  # it was begun with this one
+    elif tokenizer is None:
         with display.stage("training the tokenizer"):
-            tokenizer = train_tokenizer(islice(training, len(training) - held), config.vocab)
-    total = len(training) + len(test or ())
-    with files.appearing(folder) as partial, display.stage("tokenizing", total, "stories") as shown:
-        _write_streams(partial, config, tokenizer, training, test, shown)
+            tokenizer = train_tokenizer(_all_but_last(training, sum(held)), config.vocab)
+    with files.appearing(folder) as partial:
+        write_stream(partial, parts, tokenizer, training, test or (), held)
+    files.remove(parts)
 
 
-def _write_streams(partial: Path, config: TextConfig, tokenizer: Any, training, test, shown: display.Stage) -> None:
-    starts, sizes = array("q", [0]), array("q")
-    with (partial / "tokens.bin").open("wb") as file:
-        file.write(np.array([END], np.uint16).tobytes())
-        for part in (training, test or ()):
-            for batch in _batches(part):
-                for story, encoding in zip(batch, tokenizer.encode_batch(batch), strict=True):
-                    file.write(np.array([*encoding.ids, END], np.uint16).tobytes())
-                    starts.append(starts[-1] + len(encoding.ids) + 1)
-                    sizes.append(len(story.encode()) + 1)
-                shown.advance(len(batch))
-    np.savez(partial / "stories.npz", starts=np.array(starts), bytes=np.array(sizes))
-    tokenizer.save(str(partial / "tokenizer.json"))
-    end = len(training) if test is not None else len(training) - config.test
-    (partial / "splits.json").write_text(json.dumps([0, end - config.validation, end, len(sizes)]))
-
-
-def _batches(part) -> Iterator[list[str]]:
-    rest = iter(part)
-    while batch := list(islice(rest, _BATCH)):
-        yield batch
+def _all_but_last(stories: Iterable[str], count: int) -> Iterator[str]:
+    """The stories but for the last so many, which alone are in memory."""
+    kept: deque[str] = deque()
+    for story in stories:
+        kept.append(story)
+        if len(kept) > count:
+            yield kept.popleft()
 
 
 def _open(config: TextConfig, key: str, folder: Path) -> Text:
     try:
-        tokens = np.memmap(folder / "tokens.bin", np.uint16, mode="r")
-        with np.load(folder / "stories.npz") as file:
-            starts, sizes = file["starts"], file["bytes"]
-        bounds = read_record(folder / "splits.json", list[int])
-        fit = len(tokens) == starts[-1] + 1 and len(starts) == len(sizes) + 1
-        if not (fit and len(bounds) == 4 and bounds == sorted(bounds) and (bounds[0], bounds[3]) == (0, len(sizes))):
+        tokenizer = read_tokenizer(folder / "tokenizer.json")
+        tokens = np.memmap(folder / "tokens.bin", dtype_of(tokenizer), mode="r")
+        parts = read_record(folder / "splits.json", list[_Part])
+        bounds = [0, *(part["start"] for part in parts[1:]), len(tokens) - 1]
+        fit = len(parts) == 3 and bounds == sorted(bounds)
+        if not fit or [(part["start"], part["end"]) for part in parts] != [*pairwise(bounds)]:
             raise ValueError("its files do not fit each other")
-    except Exception as error:  # whatever the reader of a damaged header may raise
+    except Exception as error:  # whatever the reader of a damaged file may raise
         raise InputError(f"{folder} is damaged ({first_line(error)}): remove it, and it is made anew") from None
-    parts = [
-        Stream(tokens[starts[first] : starts[last] + 1], int(sizes[first:last].sum()), last - first)
-        for first, last in pairwise(bounds)
-    ]
-    return Text(config.data, key, read_tokenizer(folder / "tokenizer.json"), *parts)
+    streams = [Stream(tokens[part["start"] : part["end"] + 1], part["bytes"], part["stories"]) for part in parts]
+    return Text(config.data, key, tokenizer, *streams)

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from sqs_jax.messages import InputError, quoted
-from sqs_jax.pretrained.vocabulary import BYTES, read_any_tokenizer
+from sqs_jax.pretrained.vocabulary import BYTES, encode_text, read_any_tokenizer
 from sqs_jax.train.text.corpus import END_OF_TEXT
 
-END = 0  # the token of END_OF_TEXT
 _TRAINING_BYTES = 64 * 2**20  # text that a tokenizer is trained on, at most
 _WORD = 128  # letters of a word, at most
 
@@ -38,34 +37,36 @@ def train_tokenizer(training: Iterator[str], vocab: int) -> Any:
         show_progress=False,  # pyright: ignore
     )
     tokenizer.train_from_iterator(part(), trainer=trainer)
-    assert tokenizer.token_to_id(END_OF_TEXT) == END
     return _literal(tokenizer)
 
 
-def token_bytes(tokenizer: Any, token: int) -> bytes:
-    """The bytes of a token. Byte-level BPE spells each byte by a letter of its own."""
-    return bytes(BYTES[letter] for letter in tokenizer.id_to_token(token))
+def end_of(tokenizer: Any) -> int:
+    """The token that ends a story: that of END_OF_TEXT."""
+    return tokenizer.token_to_id(END_OF_TEXT)
 
 
 def decode(tokenizer: Any, tokens) -> str:
-    """Tokens as text; an END is not shown."""
-    return tokenizer.decode([int(token) for token in tokens if token != END], skip_special_tokens=False)
+    """Tokens as text; an end is not shown."""
+    end = end_of(tokenizer)
+    return tokenizer.decode([int(token) for token in tokens if token != end], skip_special_tokens=False)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Text as tokens, after the END that every story begins with. "<|endoftext|>" in it is text like any other."""
-    return [END, *tokenizer.encode(text).ids]
+    """Text as tokens, after the end that stands before every story. "<|endoftext|>" in it is text like any other."""
+    return [end_of(tokenizer), *encode_text(tokenizer, text)]
 
 
 def read_tokenizer(path: Path) -> Any:
-    """The tokenizer in a `tokenizer.json`. Raises InputError unless it is byte-level, and END its first token."""
+    """The tokenizer in a `tokenizer.json`. Raises InputError unless it spells bytes, and has a token END_OF_TEXT."""
     tokenizer = read_any_tokenizer(path)
-    names = tokenizer.get_vocab()
-    if names.get(END_OF_TEXT) != END or sorted(names.values()) != list(range(len(names))):
-        raise InputError(f"the tokenizer {path} is damaged: {END_OF_TEXT} is not its first token, or one is missing")
-    for name in names:
-        if name != END_OF_TEXT and not BYTES.keys() >= set(name):
-            raise InputError(f"the tokenizer {path} is damaged: {quoted(name)} spells no bytes")
+    names, added = tokenizer.get_vocab(), tokenizer.get_added_tokens_decoder()
+    if END_OF_TEXT not in names:
+        raise InputError(f"the tokenizer {path} has no token {END_OF_TEXT}, which ends a text")
+    if sorted(names.values()) != list(range(len(names))):
+        raise InputError(f"the tokenizer {path} is damaged: of its {len(names)} tokens one is missing")
+    for name, token in names.items():
+        if token not in added and not BYTES.keys() >= set(name):
+            raise InputError(f"the tokenizer {path} is not byte-level: {quoted(name)} spells no bytes")
     return _literal(tokenizer)
 
 
