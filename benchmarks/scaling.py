@@ -188,10 +188,9 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
 
 
 def _mesh(slice_name: str, fsdp: int):
-    import jax
-    import numpy as np
     from jax.experimental import topologies
-    from jax.sharding import AxisType, Mesh
+
+    from sqs_jax.train.layout import Layout, make_mesh
 
     if slice_name.startswith("H100"):
         config = (ROOT / "tests" / "aot" / "targets" / "sm_90_h100.pbtxt").read_text()
@@ -200,12 +199,7 @@ def _mesh(slice_name: str, fsdp: int):
         )
     else:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=slice_name)
-    devices = topology.devices
-    assert len(devices) == SLICES[slice_name], f"{slice_name} has {len(devices)} chips"
-    shape = (len(devices) // fsdp, fsdp, 1)
-    if slice_name.startswith("H100"):
-        return Mesh(np.array(devices).reshape(shape), ("data", "fsdp", "model"), axis_types=(AxisType.Auto,) * 3)
-    return jax.make_mesh(shape, ("data", "fsdp", "model"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return make_mesh(Layout(fsdp=fsdp), topology.devices)
 
 
 def _step(model: Model, batch_size: int, mesh, attention: Any):

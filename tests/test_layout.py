@@ -47,7 +47,7 @@ ORDER = (
     ("train.config",),
     ("train.presets",),
     ("train.records",),
-    ("train.config_check", "train.config_file", "train.metrics", "train.layout", "train.processes"),
+    ("train.config_check", "train.config_file", "train.metrics", "train.keeping", "train.layout", "train.processes"),
     (
         "train.run_folder",
         "train.original_files",

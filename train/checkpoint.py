@@ -12,6 +12,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -74,34 +75,76 @@ class Checkpoints:
     """The folder `checkpoints/`: <n>/params, <n>/opt_state and <n>/progress, n the epoch or, of text, the step.
 
     A checkpoint is written under a temporary name and then renamed, and renamed before it is removed. A process that is
-    killed at any moment therefore leaves whole checkpoints. Saving is synchronous: the next epoch reuses the memory of
-    the state.
+    killed at any moment therefore leaves whole checkpoints. The next step reuses the memory of the state: `save`
+    returns when all is written or, with `in_background`, when it is copied to the host. Leaving the block waits for the
+    last.
+
+    Args:
+      folder: where they lie.
+      has_validation: whether the best on validation is kept.
+      keep: how many of the last are kept.
+      in_background: whether `save` returns early; what fails is then raised by the next `save`, or at the end.
     """
 
-    def __init__(self, folder: Path, *, has_validation: bool):
+    def __init__(self, folder: Path, *, has_validation: bool, keep: int = 1, in_background: bool = False):
         self._folder, self._has_validation = folder.absolute(), has_validation
+        self._keep, self._in_background = keep, in_background
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
         if processes.is_main():
             self._folder.mkdir(exist_ok=True)
             files.clean(self._folder)
         processes.barrier("checkpoints")
         self._losses = {number: _validation_loss(self._folder / str(number)) for number in numbers(self._folder)}
 
-    def save(self, number: int, state: TrainState, progress: Progress) -> None:
-        """Writes the checkpoint `number`, and removes those that are neither the last nor the best on validation.
+    def __enter__(self) -> "Checkpoints":
+        return self
 
-        Raises OSError where it cannot be written; those before it are then untouched.
+    def __exit__(self, *error: Any) -> None:
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+
+    def save(self, number: int, state: TrainState, progress: Progress) -> None:
+        """Writes the checkpoint `number`, and removes those that are neither of the last nor the best on validation.
+
+        Raises OSError where it, or one before it, cannot be written; those before are then untouched.
         """
+        self.wait()
         self._check_space(state)
         record = dataclasses.asdict(progress) | {"step": int(state.step), "flags": number_flags()}
-        with _appearing(self._folder / str(number)) as partial:
+        with contextlib.ExitStack() as stack:
+            partial = stack.enter_context(_appearing(self._folder / str(number)))
             if processes.is_main():
                 (partial / "progress").mkdir()
                 (partial / _PROGRESS).write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
-            _write_arrays(partial / "params", state.params)
-            _write_arrays(partial / "opt_state", state.opt_state)
-        self._losses[number] = _last_loss(record)
+            trees = {"params": state.params, "opt_state": state.opt_state}
+            if self._in_background:
+                for name, tree in trees.items():
+                    stack.enter_context(_writing(partial / name, tree))
+                self._pending = self._pool.submit(self._finish, stack.pop_all(), number, _last_loss(record))
+                return
+            for name, tree in trees.items():
+                _write_arrays(partial / name, tree)
+        self._keep_best(number, _last_loss(record))
+
+    def wait(self) -> None:
+        """Waits until what was saved is written. Raises OSError where it could not be."""
+        pending, self._pending = self._pending, None
+        if pending:
+            pending.result()
+
+    def _finish(self, writing: contextlib.ExitStack, number: int, loss: float) -> None:
+        with writing:
+            pass
+        self._keep_best(number, loss)
+
+    def _keep_best(self, number: int, loss: float) -> None:
+        """Removes the checkpoints that are not to be kept beside a new one of this loss on validation."""
+        self._losses[number] = loss
         best = min(self._losses, key=lambda number: (self._losses[number], -number))
-        kept = {number, best} if self._has_validation else {number}
+        kept = {*sorted(self._losses)[-self._keep :]} | ({best} if self._has_validation else set())
         for old in self._losses.keys() - kept:
             if processes.is_main():
                 files.remove(self._folder / str(old))
@@ -302,9 +345,27 @@ def _error_number(error: Exception) -> int | None:
 
 
 def _write_arrays(path: Path, tree: Any) -> None:
-    try:
-        with _closed_loops(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+    with _write_errors(path), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+        writer.save(path, args=ocp.args.StandardSave(tree))
+
+
+@contextlib.contextmanager
+def _writing(path: Path, tree: Any) -> Iterator[None]:
+    """Copies arrays to the host, and writes them in threads. Leaving waits for these."""
+    with contextlib.closing(ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())) as writer:
+        with _write_errors(path):
             writer.save(path, args=ocp.args.StandardSave(tree))
+        yield
+        with _write_errors(path):
+            writer.wait_until_finished()
+
+
+@contextlib.contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """Turns what Orbax and the libraries below it raise into an OSError."""
+    try:
+        with _closed_loops():
+            yield
     except OSError:
         raise
     except Exception as error:  # as the libraries below Orbax tell of a quota

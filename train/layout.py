@@ -2,10 +2,12 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from sqs_jax.messages import InputError
@@ -50,15 +52,22 @@ _RULES = {
 }
 
 
-def make_mesh(layout: Layout = REPLICATED) -> Mesh:
-    """All devices along `data`, `fsdp` and `model`. Raises InputError where the layout does not divide them."""
+def make_mesh(layout: Layout = REPLICATED, devices: Sequence[Any] | None = None) -> Mesh:
+    """All devices, or these, along `data`, `fsdp` and `model`. Raises InputError where the layout does not divide them.
+
+    On a slice of TPUs neighbours along an axis are neighbours in the network, where that can be; an axis may also take
+    a part of one of the slice's own, as 16 of 8 × 8.
+    """
     check_options(layout)
-    devices, parted = jax.device_count(), layout.fsdp * layout.model
-    if devices % parted:
+    devices = jax.devices() if devices is None else devices
+    count, parted = len(devices), layout.fsdp * layout.model
+    if count % parted:
         raise InputError(
-            f"`fsdp` is {layout.fsdp} and `model` {layout.model}: their product has to divide the {devices} devices"
+            f"`fsdp` is {layout.fsdp} and `model` {layout.model}: their product has to divide the {count} devices"
         )
-    return jax.make_mesh((devices // parted, layout.fsdp, layout.model), _AXES, axis_types=(AxisType.Auto,) * 3)
+    shape = (count // parted, layout.fsdp, layout.model)
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, _AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def check_devices(batch_size: int, mesh: Mesh, name: str = "batch_size") -> None:

@@ -20,6 +20,7 @@ from sqs_jax.train.config_check import checked
 from sqs_jax.train.config_file import to_json
 from sqs_jax.train.extension import check_resumed, extend
 from sqs_jax.train.interrupt import Stopped, StopSignals
+from sqs_jax.train.keeping import BY_ROUNDS, Clock, Saving, check_saving
 from sqs_jax.train.layout import REPLICATED, Layout
 from sqs_jax.train.metrics import Divergence, divergence, metrics_row
 from sqs_jax.train.records import Summary, read_record
@@ -27,6 +28,7 @@ from sqs_jax.train.run_folder import RunFolder
 from sqs_jax.train.step import TrainState, all_finite
 from sqs_jax.train.task import Task, make_task
 
+_SAVE = -1  # why training pauses, beside the numbers of signals, which come before it
 Report = Callable[[dict[str, Any], TrainConfig, float], None]
 
 
@@ -42,6 +44,7 @@ def train(
     resume: bool = False,
     report: Report | None = None,
     layout: Layout = REPLICATED,
+    saving: Saving = BY_ROUNDS,
 ) -> dict[str, Any]:
     """Trains a network, and writes configuration, metrics, checkpoints and summary of the run into `run_dir`.
 
@@ -58,6 +61,7 @@ def train(
         `tokens_per_second`), the configuration and the seconds since the last, evaluation and saving included; by
         default a line is printed.
       layout: over how many devices parameters are parted; a resumed run may have another.
+      saving: when a checkpoint is saved beside those of the configuration, and how many are kept.
 
     Returns:
       The content of `summary.json`: loss in nats and accuracy, or of text bits per byte, on the test set, and on
@@ -69,7 +73,8 @@ def train(
       Stopped: SIGINT or SIGTERM; the epoch of images, or the step of text, was finished and saved.
       OSError: the folder cannot be written.
     """
-    return train_checked(checked(config), Path(run_dir), data_dir=data_dir, resume=resume, report=report, layout=layout)
+    settings: dict[str, Any] = {"data_dir": data_dir, "resume": resume, "report": report}
+    return train_checked(checked(config), Path(run_dir), **settings, layout=layout, saving=saving)
 
 
 def train_checked(
@@ -80,8 +85,10 @@ def train_checked(
     resume: bool = False,
     report: Report | None = None,
     layout: Layout = REPLICATED,
+    saving: Saving = BY_ROUNDS,
 ) -> dict[str, Any]:
     """`train` with a configuration that `checked` has returned."""
+    check_saving(saving, config)
     run, is_longer = RunFolder(run_dir), False
     if resume:
         is_longer = check_resumed(run, config)
@@ -105,7 +112,7 @@ def train_checked(
         if summary := _summary(run):  # another process finished it meanwhile
             return summary
         with display.stage("training", task.ends[-1] if task.ends else None, "steps") as shown:
-            state, progress = _fit(config, task, run, report, signals, shown)
+            state, progress = _fit(config, task, run, report, signals, shown, saving)
         with display.stage("testing"):
             return _finish(task, run, state, progress)
 
@@ -116,47 +123,72 @@ def _summary(run: RunFolder) -> dict[str, Any]:
 
 
 def _fit(
-    config: TrainConfig, task: Task, run: RunFolder, report: Report | None, signals: StopSignals, shown: display.Stage
+    config: TrainConfig,
+    task: Task,
+    run: RunFolder,
+    report: Report | None,
+    signals: StopSignals,
+    shown: display.Stage,
+    saving: Saving,
 ) -> tuple[TrainState, Progress]:
     """Trains from the last checkpoint to the end."""
-    stopping = processes.Agreement(lambda: signals.received)
-    checkpoints = Checkpoints(run.checkpoints, has_validation=config.validation > 0)
-    state, progress = checkpoints.restore_last(task.begin(run.path, stopping))
-    _write_metrics(run, progress)
-    while (first := int(state.step)) < (task.ends or [0])[-1]:
-        start, end = time.perf_counter(), next(end for end in task.ends if end > first)
-        shown.at(first)
-        state, losses = task.train(state, end, stopping, shown)
-        training = time.perf_counter() - start
-        step = int(state.step)
-        _check_finite(divergence(losses, step, parameters_finite=all_finite(state)), run)
-        progress = progress.trained(losses, training)
-        if step < end and (stop := stopping.now()):
-            if step > first:
-                checkpoints.save(task.checkpoint_number(step), state, progress)
-            raise Stopped(stop)
-        row = metrics_row(task.epoch(step), step, task.learning_rate(step - 1), progress.losses)
-        shown.at(step)
-        with display.stage("evaluating"):
-            row |= task.evaluate(state.params)
-        _check_finite(divergence(losses, step, validation_loss=row.get("validation_loss", 0.0)), run)
-        progress = progress.evaluated(row, time.perf_counter() - start - training)
-        is_last = step == task.ends[-1]
-        stop = stopping.now()  # read once: what comes later stops the next round, whose state is then saved
-        if is_last or stop or progress.rounds % config.save_every == 0 or _is_best(progress.history):
-            checkpoints.save(task.checkpoint_number(step), state, progress)
+    clock = Clock(saving)
+    pausing = processes.Agreement(lambda: signals.received or (_SAVE if clock.is_due() else None))
+    kept: dict[str, Any] = {"keep": saving.keep, "in_background": saving.async_checkpoints}
+    with Checkpoints(run.checkpoints, has_validation=config.validation > 0, **kept) as checkpoints:
+        state, progress = checkpoints.restore_last(task.begin(run.path, pausing))
         _write_metrics(run, progress)
-        seconds = time.perf_counter() - start
-        timed_row = row | _speed(task, len(losses), training)
-        shown.at(step, _figures(timed_row, task.unit))
-        if report:
-            if processes.is_main():
-                report(timed_row, config, seconds)
-        elif line := task.progress_line(timed_row, seconds):
-            display.line(line)
-        if stop and not is_last:
-            raise Stopped(stop)
+        while (first := int(state.step)) < (task.ends or [0])[-1]:
+            start, round_end = time.perf_counter(), next(end for end in task.ends if end > first)
+            shown.at(first)
+            state, losses = task.train(state, clock.end(first, round_end), pausing, shown)
+            training = time.perf_counter() - start
+            step = int(state.step)
+            _check_finite(divergence(losses, step, parameters_finite=all_finite(state)), run)
+            progress = progress.trained(losses, training)
+            if step < round_end:  # a pause, or a step after which is saved
+                reason = pausing.now()
+                if step > first:
+                    checkpoints.save(task.checkpoint_number(step), state, progress)
+                _go_on(reason, clock, pausing)
+                continue
+            row = metrics_row(task.epoch(step), step, task.learning_rate(step - 1), progress.losses)
+            shown.at(step)
+            with display.stage("evaluating"):
+                row |= task.evaluate(state.params)
+            _check_finite(divergence(losses, step, validation_loss=row.get("validation_loss", 0.0)), run)
+            progress = progress.evaluated(row, time.perf_counter() - start - training)
+            is_last = step == task.ends[-1]
+            reason = pausing.now()  # read once: what comes later stops the next round, whose state is then saved
+            is_round = progress.rounds % config.save_every == 0 or _is_best(progress.history)
+            is_saved = is_last or reason or is_round or clock.is_at(step)
+            if is_saved:
+                checkpoints.save(task.checkpoint_number(step), state, progress)
+            _write_metrics(run, progress)
+            _show(config, task, report, shown, row | _speed(task, len(losses), training), time.perf_counter() - start)
+            if is_saved and not is_last:
+                _go_on(reason, clock, pausing)
     return state, progress
+
+
+def _go_on(reason: int | None, clock: Clock, pausing: processes.Agreement) -> None:
+    """After a save, or a pause before anything new: raises Stopped where a signal asked for it."""
+    if reason not in (None, _SAVE):
+        raise Stopped(reason)
+    clock.saved()
+    pausing.forget()
+
+
+def _show(
+    config: TrainConfig, task: Task, report: Report | None, shown: display.Stage, row: dict[str, Any], seconds: float
+) -> None:
+    """Shows the figures of a round, which took so many seconds."""
+    shown.at(row["step"], _figures(row, task.unit))
+    if report:
+        if processes.is_main():
+            report(row, config, seconds)
+    elif line := task.progress_line(row, seconds):
+        display.line(line)
 
 
 def _finish(task: Task, run: RunFolder, state: TrainState, progress: Progress) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from sqs_jax.options import COUNT, ONE_OR_MORE, check_options, option
 _BEAT = 1.0  # seconds between two signs of life
 _FOREVER = 10**9  # milliseconds: what may take long is ended by the watch, not by a limit
 _GO_ON = "the same commands with --resume go on"
-_AGREE_EVERY = 20  # calls of `Agreement`
+_AGREE_EVERY = 2.0  # seconds, and a number of calls of `Agreement`
+_MOST_CALLS = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,32 +134,45 @@ def check_shared(folder: Path) -> None:
 
 
 class Agreement:
-    """The signal at which all processes stop, at the same call: `received` gives this process's own, or None.
+    """The number for which all processes pause, at the same call: `received` gives this process's own, or None.
 
-    Every process calls it equally often. One of several processes asks the others at every 20th call, and `now`.
+    Every process calls it equally often. One of several processes asks the others about every two seconds, and `now`:
+    after so many calls as process 0 makes in that time. The largest number counts, until `forget`.
     """
 
     def __init__(self, received: Callable[[], int | None]):
-        self._received, self._calls = received, 0
-        self._agreed: int | None = None
+        self._received, self._agreed = received, None
+        self._calls, self._until, self._asked = 0, 1, time.monotonic()
 
     def __call__(self) -> int | None:
         if not are_several():
             return self._received()
         self._calls += 1
-        return self._agreed if self._agreed or self._calls % _AGREE_EVERY else self.now()
+        return self._agreed if self._agreed or self._calls < self._until else self.now()
 
     def now(self) -> int | None:
-        """The signal that any process has received by now."""
+        """The number that any process has by now."""
         if not are_several():
             return self._received()
         name = _next("signals")
-        if signal := self._received():
-            _service().key_value_set(f"{name}/{jax.process_index()}", str(signal))
+        if number := self._received():
+            _service().key_value_set(f"{name}/{jax.process_index()}", str(number))
+        if is_main():
+            _service().key_value_set(f"{name}-calls", str(self._calls_between()))
         _service().wait_at_barrier(name, _FOREVER)
-        signals = [int(value) for _, value in _service().key_value_dir_get(f"{name}/")]
-        self._agreed = self._agreed or max(signals, default=None)
+        numbers = [int(value) for _, value in _service().key_value_dir_get(f"{name}/")]
+        self._agreed = max([self._agreed, *numbers] if self._agreed else numbers, default=None)
+        self._until = int(_service().blocking_key_value_get(f"{name}-calls", _FOREVER))
+        self._calls, self._asked = 0, time.monotonic()
         return self._agreed
+
+    def forget(self) -> None:
+        """All have paused, and go on."""
+        self._agreed = None
+
+    def _calls_between(self) -> int:
+        each = (time.monotonic() - self._asked) / max(1, self._calls)
+        return max(1, min(_MOST_CALLS, round(_AGREE_EVERY / each)))
 
 
 @contextlib.contextmanager

@@ -5,13 +5,11 @@ import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, Mesh
 
-from sqs_jax.train.layout import along_batch, parted, replicated
+from sqs_jax.train.layout import Layout, along_batch, make_mesh, parted, replicated
 from sqs_jax.transformer import Transformer, TransformerConfig
 
 CONFIG = TransformerConfig(
@@ -20,7 +18,7 @@ CONFIG = TransformerConfig(
 CHIPS = 8
 
 
-@pytest.fixture(scope="module", params=[(2, 4, 1), (1, 4, 2)], ids=["data2-fsdp4", "fsdp4-model2"])
+@pytest.fixture(scope="module", params=[(4, 1), (4, 2)], ids=["data2-fsdp4", "fsdp4-model2"])
 def compiled(request):
     """A step of AdamW on a slice of eight chips, its mesh, and the shapes of the parameters."""
     if importlib.util.find_spec("libtpu") is None:
@@ -28,7 +26,7 @@ def compiled(request):
     from jax.experimental import topologies
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
-    mesh = Mesh(np.array(devices).reshape(request.param), ("data", "fsdp", "model"), axis_types=(AxisType.Auto,) * 3)
+    mesh = make_mesh(Layout(*request.param), devices)
     model = nnx.eval_shape(lambda: Transformer(CONFIG, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(model)
     params = nnx.to_pure_dict(state)
@@ -69,6 +67,17 @@ def test_attention_keeps_no_square_of_the_length(compiled):
     program, *_ = compiled
     assert "tpu_custom_call" in program.as_text()
     assert not re.search(rf"\[(\d+,)*{CONFIG.context},{CONFIG.context}\]", program.as_text())
+
+
+def test_a_mesh_fits_any_slice():
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: make test-aot")
+    from jax.experimental import topologies
+
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v6e:8x8").devices
+    mesh = make_mesh(Layout(fsdp=16), devices)  # of each of the slice's axes a part
+    assert mesh.devices.shape == (4, 16, 1)
+    assert len(set(mesh.devices.flat)) == 64
 
 
 def test_no_parameter_is_whole_on_a_chip(compiled):

@@ -17,6 +17,7 @@ from sqs_jax.train.config_check import checked
 from sqs_jax.train.config_file import from_json
 from sqs_jax.train.extension import RESTART, with_restart
 from sqs_jax.train.images.own_images import own_preset
+from sqs_jax.train.keeping import Saving
 from sqs_jax.train.layout import Layout
 from sqs_jax.train.presets import IMAGES, OWN, TEXTS, name_of_text, preset, short_name
 from sqs_jax.train.processes import Processes, ending_together, is_main, part, start
@@ -59,8 +60,8 @@ class Paths:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(Processes, Layout, Paths):
-    """Paths of a run on images or text, how it lies on its devices, and its processes."""
+class Settings(Processes, Layout, Saving, Paths):
+    """Paths of a run on images or text, when it is saved, how it lies on its devices, and its processes."""
 
 
 _FLAGS = (ImageConfig, TextConfig, Settings)
@@ -183,14 +184,19 @@ def _trained(config: ImageConfig | TextConfig, run_dir: Path, paths: Settings) -
     from sqs_jax.train.loop import NonFiniteLossError, train_checked
 
     try:
-        layout = Layout(paths.fsdp, paths.model)
-        return train_checked(config, run_dir, data_dir=paths.data_dir, resume=paths.resume, layout=layout)
+        parts: dict[str, Any] = {"layout": _part(Layout, paths), "saving": _part(Saving, paths)}
+        return train_checked(config, run_dir, data_dir=paths.data_dir, resume=paths.resume, **parts)
     except NonFiniteLossError as error:
         fail(str(error), 1)
     except Stopped as stop:
         part()  # all have stopped at the same step
         command = f"{_program()} --run-dir {shlex.quote(str(run_dir))} --resume"
         fail(f"{stop}; go on with: {command}", 128 + stop.number)
+
+
+def _part(kind: Any, settings: Settings) -> Any:
+    """The settings of one kind."""
+    return kind(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(kind)})
 
 
 def _described(config: ImageConfig | TextConfig) -> str:
