@@ -250,7 +250,8 @@ def write_page() -> None:
 {VOCAB:,}), compiled by the real compilers of TPUs and NVIDIA GPUs for slices that are not there. State is float32:
 parameters and two moments, 12 bytes a parameter; products are bfloat16; each block is computed again in the backward
 pass. A mesh is data × fsdp: parameters lie in parts along fsdp ({{doc}}`../how-to/devices`). *state*: what a chip holds
-between two steps; *peak*: the most that it holds during one. Memory and collectives are the compiler's; nothing ran.
+between two steps; *peak*: that, results and temporaries together, of which the compiler may let some share memory. A
+program fits where the compiler accepts it: of 32 GiB it gives 31.25. Memory and collectives are its own; nothing ran.
 
 {markdown_table(_HEADS, rows)}
 

@@ -1,19 +1,24 @@
-"""Kills of runs, sweeps, language runs and adoptions: `python -m tests.kill [--kills N] [--seed N]`, or `make kill`.
+"""Kills of runs, sweeps, language runs and adoptions: `python -m tests.kill [--kills N] [--seed N] [--only NAME]`.
 
 A command is started, killed without warning after a random time, and resumed, until one comes to its end. The end must
-be that of a command that nobody killed, to the byte, and nothing half-written may be left.
+be that of a command that nobody killed, to the byte, and nothing half-written may be left. Of several processes one is
+killed, or stopped, or all are; those that are left have to end within 30 s.
 """
 
 import argparse
 import os
 import random
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
+_LIMIT = 30  # seconds that no process outlives another
 _SMALL = ["--width", "16", "--hidden", "16"]
 # A command, the flag of its folder, and the files that must be equal in the end.
 COMMANDS = {
@@ -25,6 +30,8 @@ COMMANDS = {
         "metrics.jsonl",
     ),
 }
+_SEVERAL = "--steps 60 --evaluate-every 6 --save-steps 4 --async-checkpoints --fsdp 4 --no-report --width 16 --heads 2"
+COMMANDS["processes"] = (["stories", "--context", "64", *_SEVERAL.split()], "--run-dir", "metrics.jsonl")
 if "SQS_DATA_DIR" in os.environ:  # a small pretrained model, and a text
     _DATA = Path(os.environ["SQS_DATA_DIR"])
     _FLAGS = "--tokens 4000 --distil-steps 100 --steps 20 --evaluate-every 2 --batch-size 1 --context 64 --no-report"
@@ -38,14 +45,16 @@ def kill(name: str, kills: int, rng: random.Random, folder: Path) -> int:
     flags, place, file = COMMANDS[name]
     reference = folder / "reference"
     start = time.monotonic()
-    _run([*flags, place, str(reference)]).check_returncode()
+    run = _run_several if name == "processes" else _run
+    run([*flags, place, str(reference)], None, rng).check_returncode()
     length, trial, ends = time.monotonic() - start, 0, 0
     path = folder / f"trial{trial}"
     while kills or path.exists():
         begun = (path / ("sweep.json" if name == "sweep" else "config.json")).exists()
-        command = ["--resume", "--no-report"] if begun else flags
+        command = ["--resume", *_kept(flags)] if begun else flags
+        os.environ["SQS_CACHE_DIR"] = str(folder / f"cache{trial}")  # each trial prepares its text anew
         command = ["sweep", *command] if begun and name == "sweep" else command
-        done = _run([*command, place, str(path)], rng.uniform(0.1, 1.2) * length if kills else None)
+        done = run([*command, place, str(path)], rng.uniform(0.1, 1.2) * length if kills else None, rng)
         if done.returncode == -9:
             kills -= 1
             continue
@@ -60,7 +69,44 @@ def kill(name: str, kills: int, rng: random.Random, folder: Path) -> int:
     return ends
 
 
-def _run(flags: list[str], seconds: float | None = None) -> subprocess.CompletedProcess[str]:
+def _kept(flags: list[str]) -> list[str]:
+    """The flags that are no part of a run's configuration."""
+    alone = [flag for flag in flags if flag in ("--no-report", "--async-checkpoints")]
+    pairs = [pair for pair in pairwise(flags) if pair[0] in ("--save-steps", "--fsdp")]
+    return [*alone, *(word for pair in pairs for word in pair)]
+
+
+def _run_several(flags: list[str], seconds: float | None, rng: random.Random) -> subprocess.CompletedProcess[str]:
+    """The command in two processes; after some seconds one of them, or both, are killed or stopped."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "train", *flags, "--heartbeat", "6", "--coordinator", f"127.0.0.1:{port}"]
+    command += ["--processes", "2", "--process"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": os.environ | devices}
+    pair = [subprocess.Popen([*command, str(index)], **pipes) for index in (0, 1)]
+    deadline = time.monotonic() + (seconds or 600)
+    while any(process.poll() is None for process in pair) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    victims = []
+    if seconds and all(process.poll() is None for process in pair):
+        victims = rng.choice([[pair[0]], [pair[1]], pair])
+        number = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP])
+        for victim in victims:
+            victim.send_signal(number)
+        begin = time.monotonic()
+        while any(process.poll() is None for process in pair if process not in victims):
+            assert time.monotonic() - begin < _LIMIT, f"a process outlives another, which got {number!r}"
+            time.sleep(0.05)
+        for victim in victims:
+            victim.kill()
+    said = [process.communicate()[1] for process in pair]
+    ends = [-9] if victims else [process.returncode for process in pair]
+    return subprocess.CompletedProcess(command, next((end for end in ends if end), 0), "", "".join(said))
+
+
+def _run(flags: list[str], seconds: float | None, _rng: random.Random) -> subprocess.CompletedProcess[str]:
     """The command, killed after some seconds."""
     command = [sys.executable, "-m", "train", *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -77,11 +123,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--only", choices=COMMANDS, help="one of the commands")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SQS_CACHE_DIR"] = str(Path(folder) / "cache")
-        for i, name in enumerate(COMMANDS):
-            share = (options.kills + i) // len(COMMANDS)
+        names = [options.only] if options.only else list(COMMANDS)
+        for i, name in enumerate(names):
+            share = (options.kills + i) // len(names)
             (Path(folder) / name).mkdir()
             ends = kill(name, share, random.Random(f"{options.seed} {name}"), Path(folder) / name)
             print(f"{name}: {share} kills, {ends} ends as without them", flush=True)

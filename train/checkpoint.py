@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from sqs_jax import display, files
 from sqs_jax.messages import InputError, first_line, quoted
 from sqs_jax.train import processes
-from sqs_jax.train.layout import placed
+from sqs_jax.train.layout import Layout, make_mesh, parted, placed
 from sqs_jax.train.records import Row, UnreadableError, read_record
 from sqs_jax.train.run_folder import number_flags
 from sqs_jax.train.step import Parameters, TrainState
@@ -236,11 +236,11 @@ def _check_flags(flags: dict[str, Any]) -> None:
             display.line(f"jax_{name} was {flags[name]} and is {value} now: the run goes on to other numbers")
 
 
-def restore_params(folder: Path, epoch: int | None = None) -> Parameters:
+def restore_params(folder: Path, epoch: int | None = None, *, spread: bool = True) -> Parameters:
     """The parameters of one checkpoint below `folder`, the last by default, as nested dicts of arrays.
 
-    A run that was trained on many devices is read on one. Raises InputError where there is no such checkpoint, or it is
-    damaged.
+    They lie in parts on all devices of this process, whatever devices they were trained on; without `spread` whole on
+    one. Raises InputError where there is no such checkpoint, or it is damaged.
     """
     saved = numbers(folder)
     if not saved or epoch not in (None, *saved):
@@ -248,8 +248,13 @@ def restore_params(folder: Path, epoch: int | None = None) -> Parameters:
     path = folder.absolute() / str(saved[-1] if epoch is None else epoch)
     with _damage(path / "params"), _reader() as reader:
         shapes: Any = reader.metadata(path / "params").item_metadata.tree
-        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-        arrays = reader.restore(path / "params", args=ocp.args.PyTreeRestore(restore_args=plain))
+        devices = jax.local_devices() if spread else []
+        if len(devices) > 1:
+            shardings = parted(shapes, make_mesh(Layout(fsdp=len(devices)), devices))
+            wanted = jax.tree.map(lambda sharding: ocp.ArrayRestoreArgs(sharding=sharding), shardings)
+        else:
+            wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        arrays = reader.restore(path / "params", args=ocp.args.PyTreeRestore(restore_args=wanted))
         return jax.tree.map(jnp.asarray, arrays)
 
 

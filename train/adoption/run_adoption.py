@@ -69,6 +69,6 @@ def control_config(config: AdoptConfig) -> AdoptConfig:
 def _adopted(config: AdoptConfig, run: RunFolder) -> LanguageModel:
     model = load_pretrained(config.model)
     if config.stage != "distil":
-        return adopted_model(model, restore_params(run.checkpoints), config)
+        return adopted_model(model, restore_params(run.checkpoints, spread=False), config)
     layers = [load_layer(layer_file(run.distilled, layer)).layer for layer in range(model.layers)]
     return adopted_model(model, {"glu": stacked_glus(layers)}, config)
