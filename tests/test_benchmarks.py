@@ -5,13 +5,16 @@ import json
 from pathlib import Path
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from benchmarks import gpu, peers
+from benchmarks import gpu, peers, scaling
 from benchmarks.common import parsed
 from sqs_jax import gated_linear, kernels
+from sqs_jax.transformer import Transformer, TransformerConfig
 
 
 def test_the_whole_benchmark_in_small(tmp_path, capsys):
@@ -135,3 +138,37 @@ def test_flags_come_from_a_signature(capsys):
     with pytest.raises(SystemExit):
         parsed(peers.Options, ["--help"])
     assert "Networks of each gate. (default: 5)" in " ".join(capsys.readouterr().out.split())
+
+
+_HLO = """
+%all-reduce-scatter.1 (input: bf16[64,8]) -> bf16[16,8] {
+  %all-reduce.2 = bf16[64,8]{1,0} all-reduce(%input), channel_id=1
+}
+
+%body (carried: (f32[8])) -> (f32[8]) {
+  %all-gather.3 = bf16[64,8]{1,0} all-gather(%part), channel_id=2
+  %collective-permute-start = (f32[8]{0}, f32[8]{0}) collective-permute-start(%x), channel_id=3
+  %collective-permute-done = f32[8]{0} collective-permute-done(%collective-permute-start)
+  %fused = bf16[16,8]{1,0} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.1
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %all-gather-start.4 = (bf16[8]{0}, bf16[64]{0}) all-gather-start(%x), channel_id=4
+  %all-reduce.5 = (f32[8]{0}, f32[8]{0}) all-reduce(%x, %y), channel_id=5
+  %use = f32[8]{0} add(%all-reduce.5, %all-gather.3)
+}
+"""
+
+
+def test_collectives_are_counted_where_they_stand():
+    found = scaling.collectives(_HLO)
+    counts = {"all-gather": 2, "reduce-scatter": 1, "all-reduce": 1, "collective-permute": 1}
+    assert found["collectives"] == counts
+    assert found["asynchronous"] == counts | {"all-gather": 1, "reduce-scatter": 0, "all-reduce": 0}
+
+
+def test_the_parameters_of_a_model_are_counted():
+    sizes = scaling.Model(layers=3, width=64, heads=4, hidden=96)
+    config = TransformerConfig(vocab=scaling.VOCAB, layers=3, width=64, heads=4, hidden=96)
+    network = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    assert sizes.parameters == sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network)))

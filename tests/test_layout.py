@@ -56,6 +56,7 @@ ORDER = (
         "train.optimizer",
         "train.step",
     ),
+    ("train.orbax_errors",),
     ("train.noise", "train.checkpoint", "train.extension"),
     ("train.initial",),
     ("train.images", "train.text"),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -179,3 +180,51 @@ def test_a_run_that_lay_in_parts_is_read_and_goes_on_on_one_device(on_eight, cap
     losses = [json.loads(line)["train_loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert losses[:-1] == result["text 2 2"]["losses"]
     assert len(losses) == 6
+
+
+_READ = """
+import json, pathlib, sys
+import jax
+from sqs_jax.analysis import load_weights
+from sqs_jax.analysis.report import write_report
+from sqs_jax.train import checkpoint
+from sqs_jax.train.checkpoint import restore_params
+from sqs_jax.train.cli.train import main
+
+checkpoint.free_memory = lambda: 1000  # so little that networks have to be spread
+text, images = map(pathlib.Path, sys.argv[1:])
+for run in (text, images):
+    write_report(run)
+main(["sample", str(text), "--tokens", "8", "--temperature", "0", "--quiet"])
+leaves = jax.tree.leaves(restore_params(text / "checkpoints"))
+held = sum(leaf.addressable_shards[0].data.size for leaf in leaves) / sum(leaf.size for leaf in leaves)
+figures = [json.loads((run / "summary.json").read_text())["analysis"] for run in (text, images)]
+print()
+print(json.dumps([figures, held, float(abs(load_weights(images).w).sum())]))
+"""
+
+
+def test_reports_samples_and_weights_are_the_same_on_any_number_of_devices(on_eight, tmp_path):
+    folder, _ = on_eight
+    found = []
+    for count in (1, 4):
+        runs = [tmp_path / f"{name}{count}" for name in ("text", "images")]
+        for run, name in zip(runs, ("text 8 1", "images 2 2"), strict=True):
+            shutil.copytree(folder / name, run)
+        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-c", _READ, *map(str, runs)]
+        done = subprocess.run(command, env=dict(os.environ) | flags, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        sample, _, result = done.stdout.strip().rpartition("\n")
+        found.append((sample, json.loads(result)))
+    (sample, ((text, images), held, weights)), (other_sample, ((other_text, other_images), other_held, other)) = found
+    assert sample == other_sample
+    assert weights == pytest.approx(other, rel=1e-6)
+    assert held == 1
+    assert other_held < 0.3  # a part on each device
+    pairs = [(images["fidelity"], other_images["fidelity"])]
+    pairs += [(a["gains"], b["gains"]) for a, b in zip(text["layers"], other_text["layers"], strict=True)]
+    for own, its in pairs:
+        assert {name: row["r2"] for name, row in own.items()} == pytest.approx(
+            {name: row["r2"] for name, row in its.items()}, abs=1e-3
+        )

@@ -135,6 +135,8 @@ def test_nobody_waits_for_one_that_is_gone(numbers, tmp_path):
         for process in pair:
             process.kill()
     _, said = ended(pair)
+    if signal.SIGKILL in numbers:
+        assert "process 1 was killed, or process 0 is gone; the same commands with --resume go on" in said[1][1]
     if signal.SIGSTOP in numbers:
         assert "process 1 has given no sign of life for 8 s; the same commands with --resume go on" in said[0][1]
 

@@ -4,13 +4,11 @@ import contextlib
 import dataclasses
 import errno
 import json
-import logging
 import math
 import os
 import re
 import secrets
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,15 +20,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from sqs_jax import display, files
-from sqs_jax.messages import InputError, first_line, quoted
+from sqs_jax.messages import InputError, quoted
 from sqs_jax.train import processes
+from sqs_jax.train.device_memory import free_memory
 from sqs_jax.train.layout import Layout, make_mesh, parted, placed
+from sqs_jax.train.orbax_errors import DamagedError, read_errors, write_errors
 from sqs_jax.train.records import Row, UnreadableError, read_record
 from sqs_jax.train.run_folder import number_flags
 from sqs_jax.train.step import Parameters, TrainState
-
-# What fails is raised too; Orbax logs it from each of its threads, with a traceback.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 # What a checkpoint needs beside its arrays: metadata, and blocks that are not filled.
 _OVERHEAD = 2**18
@@ -65,10 +62,6 @@ class Progress:
     def evaluated(self, row: dict[str, Any], seconds: float) -> "Progress":
         """After the evaluation that ends a round."""
         return Progress(self.rounds + 1, self.training, self.evaluating + seconds, [*self.history, row])
-
-
-class DamagedError(InputError):
-    """A checkpoint that cannot be read."""
 
 
 class Checkpoints:
@@ -215,13 +208,13 @@ def _restore(path: Path, state: TrainState) -> tuple[TrainState, Progress]:
     """A checkpoint, laid out as `state` is."""
     progress: dict[str, Any] = {**_progress(path)}
     _check_flags(progress.pop("flags", {}))
-    with _damage(path / "params"), _reader() as reader:
+    with read_errors(path / "params"), _reader() as reader:
         shapes: Any = reader.metadata(path / "params").item_metadata.tree
     check_architecture(shapes, state.params, path)
     arrays = []
     for name, tree in (("params", state.params), ("opt_state", state.opt_state)):
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
-        with _damage(path / name), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+        with read_errors(path / name), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
             arrays.append(reader.restore(path / name, args=ocp.args.StandardRestore(target)))
     step = placed(np.asarray(progress.pop("step"), state.step.dtype), state.step.sharding)
     if unknown := progress.keys() - {field.name for field in dataclasses.fields(Progress)}:
@@ -239,17 +232,19 @@ def _check_flags(flags: dict[str, Any]) -> None:
 def restore_params(folder: Path, epoch: int | None = None, *, spread: bool = True) -> Parameters:
     """The parameters of one checkpoint below `folder`, the last by default, as nested dicts of arrays.
 
-    They lie in parts on all devices of this process, whatever devices they were trained on; without `spread` whole on
-    one. Raises InputError where there is no such checkpoint, or it is damaged.
+    They lie on one device, whatever devices they were trained on; with `spread`, where they would take more than half
+    of what it has free, in parts on all devices of this process. Raises InputError where there is no such checkpoint,
+    or it is damaged.
     """
     saved = numbers(folder)
     if not saved or epoch not in (None, *saved):
         raise InputError(f"{folder} holds no checkpoint" + (f" of epoch {epoch}" if epoch is not None else ""))
     path = folder.absolute() / str(saved[-1] if epoch is None else epoch)
-    with _damage(path / "params"), _reader() as reader:
+    with read_errors(path / "params"), _reader() as reader:
         shapes: Any = reader.metadata(path / "params").item_metadata.tree
-        devices = jax.local_devices() if spread else []
-        if len(devices) > 1:
+        devices = jax.local_devices()
+        needed = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(shapes))
+        if spread and len(devices) > 1 and 2 * needed > free_memory():
             shardings = parted(shapes, make_mesh(Layout(fsdp=len(devices)), devices))
             wanted = jax.tree.map(lambda sharding: ocp.ArrayRestoreArgs(sharding=sharding), shardings)
         else:
@@ -305,52 +300,8 @@ def _reader() -> ocp.Checkpointer:
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
-@contextlib.contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    """Turns what Orbax and the libraries below it raise for damaged or missing files into a DamagedError.
-
-    Errors that may be gone the next time are raised unchanged: no memory, no permission, too many open files.
-    """
-    try:
-        with _closed_loops():
-            yield
-    except (MemoryError, jax.errors.JaxRuntimeError):
-        raise
-    except Exception as error:
-        number = error.errno if isinstance(error, OSError) else _error_number(error)
-        if number not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
-            raise OSError(number, os.strerror(number), str(path)) from None
-        raise DamagedError(f"{path} is damaged: {first_line(error)}") from None
-
-
-@contextlib.contextmanager
-def _closed_loops() -> Iterator[None]:
-    """Silences one kind of message: after a failure Orbax closes an asyncio loop that a library still calls.
-
-    The calls may come late, so after a failure the filter stays.
-    """
-    excepthook, unraisablehook = sys.excepthook, sys.unraisablehook
-
-    def is_news(error: Any) -> bool:
-        return "Event loop is closed" not in str(error)
-
-    sys.excepthook = lambda kind, error, trace: excepthook(kind, error, trace) if is_news(error) else None
-    sys.unraisablehook = lambda report: unraisablehook(report) if is_news(report.exc_value) else None
-    level = logging.getLogger("asyncio").level
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of tasks whose errors nobody waits for
-    yield
-    logging.getLogger("asyncio").setLevel(level)
-    sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
-
-
-def _error_number(error: Exception) -> int | None:
-    """The errno of an error. The library below Orbax writes it into the text of a ValueError."""
-    match = re.search(r"os_error_code='(\d+)'", str(error))
-    return int(match[1]) if match else None
-
-
 def _write_arrays(path: Path, tree: Any) -> None:
-    with _write_errors(path), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+    with write_errors(path), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
         writer.save(path, args=ocp.args.StandardSave(tree))
 
 
@@ -358,24 +309,11 @@ def _write_arrays(path: Path, tree: Any) -> None:
 def _writing(path: Path, tree: Any) -> Iterator[None]:
     """Copies arrays to the host, and writes them in threads. Leaving waits for these."""
     with contextlib.closing(ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())) as writer:
-        with _write_errors(path):
+        with write_errors(path):
             writer.save(path, args=ocp.args.StandardSave(tree))
         yield
-        with _write_errors(path):
+        with write_errors(path):
             writer.wait_until_finished()
-
-
-@contextlib.contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
-    """Turns what Orbax and the libraries below it raise into an OSError."""
-    try:
-        with _closed_loops():
-            yield
-    except OSError:
-        raise
-    except Exception as error:  # as the libraries below Orbax tell of a quota
-        number = _error_number(error)
-        raise OSError(number or errno.EIO, os.strerror(number) if number else first_line(error), str(path)) from None
 
 
 def check_architecture(saved: Any, needed: Parameters, checkpoint: Any) -> None:

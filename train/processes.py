@@ -3,10 +3,12 @@
 JAX's coordination service carries it all. Of one process every function returns at once.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import os
 import secrets
+import subprocess
 import sys
 import threading
 import time
@@ -59,11 +61,30 @@ def start(settings: Processes) -> None:
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the processes did not find each other: {one_line(error)}") from None
     threading.Thread(target=_watch, args=(settings.heartbeat,), daemon=True).start()
+    _say_where_killed()
     display.line(
         f"process {jax.process_index()} of {jax.process_count()}, with {jax.local_device_count()} of the "
         f"{jax.device_count()} devices"
     )
     display.quiet(not is_main())
+
+
+def _say_where_killed() -> None:
+    """Says how to go on where this process is killed, as JAX does where process 0 is gone: by a process of its own."""
+    said = f"error: process {jax.process_index()} was killed, or process 0 is gone; {_GO_ON}"
+    program = f"import sys, signal; signal.signal(2, signal.SIG_IGN); sys.stdin.read() or sys.exit({said!r})"
+    witness = subprocess.Popen([sys.executable, "-S", "-c", program], stdin=subprocess.PIPE, text=True)
+    assert witness.stdin is not None
+    _farewells.append(witness.stdin)
+    atexit.register(_farewell)
+
+
+def _farewell() -> None:
+    """This process ends by itself, and has said why."""
+    while _farewells:
+        with contextlib.suppress(OSError):
+            print("farewell", file=(pipe := _farewells.pop()))
+            pipe.close()
 
 
 def _service() -> Any:
@@ -82,6 +103,7 @@ def is_main() -> bool:
     return not are_several() or jax.process_index() == 0
 
 
+_farewells: list[Any] = []
 _counts: dict[str, int] = {}
 _ended = threading.Event()
 
@@ -212,6 +234,7 @@ def _fail(error: BaseException) -> NoReturn:
 def _leave(code: int) -> NoReturn:
     files.discard()
     display.end()
+    _farewell()
     sys.stdout.flush()
     sys.stderr.flush()
     time.sleep(2 * _BEAT if is_main() else 0)  # the service ends with process 0: first the others are to hear of it

@@ -142,7 +142,7 @@ def _model(folder: "RunFolder", config: Any, epoch: int | None) -> "GLUClassifie
         raise InputError(f"{folder.path} has no checkpoint: nothing was trained yet")
     if not folder.summary.is_file():
         raise InputError(f"{folder.path} is not finished: go on with python -m train --run-dir {folder.path} --resume")
-    params = restore_params(folder.checkpoints, epoch)
+    params = restore_params(folder.checkpoints, epoch, spread=False)  # classifiers are small
     try:
         inputs = len(params["embed"]) if "embed" in params else len(_first(params["layers"])["w"])
         outputs = params["head"].shape[1]

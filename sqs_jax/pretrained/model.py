@@ -43,7 +43,10 @@ class LanguageModel:
 
 
 def from_transformer(model: Transformer, tokenizer: Any = None, name: str = "") -> LanguageModel:
-    """A `Transformer` of this package as a `LanguageModel`; its weights are shared, in float32."""
+    """A `Transformer` of this package as a `LanguageModel`; its weights are shared, in float32.
+
+    Of one that lies in parts on several devices, the embedding and one layer at a time come to the first of them.
+    """
     config = model.config
     n = config.width // config.heads
     rope = make_rope(config.rotary_base, n, {}, config.context, name)
@@ -64,14 +67,19 @@ def from_transformer(model: Transformer, tokenizer: Any = None, name: str = "") 
 
     def block(layer: int) -> Weights:
         part = model.block(layer)
-        q, k, v = jnp.split(part.qkv[...], 3, axis=1)
+        q, k, v = jnp.split(_whole(part.qkv[...]), 3, axis=1)
         norms = {"attention_norm": part.attention_norm[...], "glu_norm": part.glu_norm[...]}
         glu = {"up": part.glu.w[...], "gate": part.glu.v[...], "down": part.down[...]}
-        return {"q": q, "k": k, "v": v, "o": part.project[...]} | norms | glu
+        rest = {"o": part.project[...]} | norms | glu
+        return {"q": q, "k": k, "v": v} | {name: _whole(array) for name, array in rest.items()}
 
-    embedding, norm = model.embedding[...], model.norm[...]
-    unembedding = embedding if model.unembedding is None else model.directions().T
+    embedding, norm = _whole(model.embedding[...]), _whole(model.norm[...])
+    unembedding = embedding if model.unembedding is None else _whole(model.directions()).T
     return LanguageModel(architecture, embedding, norm, unembedding, block, tokenizer, name)
+
+
+def _whole(array: jax.Array) -> jax.Array:
+    return array if len(array.devices()) == 1 else jax.device_put(array, jax.local_devices()[0])
 
 
 def _hashable(gate: Gate) -> Gate:

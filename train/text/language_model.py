@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax.sharding import Mesh
 
 from sqs_jax.messages import InputError
@@ -66,7 +67,7 @@ def load_language(run_dir: Path, number: int | None = None) -> tuple[Transformer
         raise InputError(f"{run.tokenizer} has {vocab} tokens, and the checkpoint {len(params['embedding'])}")
     if read_facts(run).get("tokenizer", fingerprint(tokenizer)) != fingerprint(tokenizer):
         raise InputError(f"{run.tokenizer} is not the tokenizer that {run.text} says the run was trained with")
-    model = make_model(config, vocab)
+    model: Any = nnx.eval_shape(lambda: make_model(config, vocab))
     check_architecture(params, parameters(model), run.checkpoints)
     return with_parameters(model, params), tokenizer, config
 
