@@ -136,7 +136,7 @@ def _fit(
     pausing = processes.Agreement(lambda: signals.received or (_SAVE if clock.is_due() else None))
     kept: dict[str, Any] = {"keep": saving.keep, "in_background": saving.async_checkpoints}
     with Checkpoints(run.checkpoints, has_validation=config.validation > 0, **kept) as checkpoints:
-        state, progress = checkpoints.restore_last(task.begin(run.path, pausing))
+        state, progress = checkpoints.restore_last(task.begin(run.path, lambda: signals.received))
         _write_metrics(run, progress)
         while (first := int(state.step)) < (task.ends or [0])[-1]:
             start, round_end = time.perf_counter(), next(end for end in task.ends if end > first)

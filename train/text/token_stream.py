@@ -152,7 +152,11 @@ def _open(config: TextConfig, key: str, folder: Path) -> Text:
         tokens = np.memmap(folder / "tokens.bin", dtype_of(tokenizer), mode="r")
         parts = read_record(folder / "splits.json", list[_Part])
         bounds = [0, *(part["start"] for part in parts[1:]), len(tokens) - 1]
-        fit = len(parts) == 3 and bounds == sorted(bounds)
+        fit = (
+            len(parts) == 3
+            and bounds == sorted(bounds)
+            and min(min(part["stories"], part["bytes"]) for part in parts) >= 0
+        )
         if not fit or [(part["start"], part["end"]) for part in parts] != [*pairwise(bounds)]:
             raise ValueError("its files do not fit each other")
     except Exception as error:  # whatever the reader of a damaged file may raise

@@ -18,7 +18,7 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 
-from sqs_jax import display
+from sqs_jax import display, files
 from sqs_jax.train.text import encoder
 from sqs_jax.train.text.tokenizer import end_of
 
@@ -56,7 +56,7 @@ def write_stream(
             count += 1
             yield story
 
-    tokenizer.save(str(parts / "tokenizer.json"))
+    files.write(parts / "tokenizer.json", tokenizer.to_str())  # whole: a later start takes it
     paths = _write_chunks(parts, tokenizer, chain(counted(), test), _Progress(training, test))
     with (folder / "tokens.bin").open("wb") as file:
         file.write(np.array([end_of(tokenizer)], dtype_of(tokenizer)).tobytes())
