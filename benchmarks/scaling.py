@@ -15,6 +15,7 @@ import os
 import re
 import resource
 import sys
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -66,7 +67,8 @@ MODELS = {
     "1,000 B": Model(160, 24576, 192, 51200),
 }
 ASKED = ("1 B", "8 B")
-CHIPS = {"v5e": 16, "v6e": 32, "v5p": 95, "H100": 80e9 / GIB}  # GiB of memory each
+# GiB of memory that a program may have: what the compilers of TPUs say where one needs more, and all of an H100.
+CHIPS = {"v5e": 15.75, "v6e": 31.25, "v5p": 95.74, "H100": 80e9 / GIB}
 SLICES = {
     f"{kind}:{shape}": math.prod(map(int, shape.split("x")))
     for kind, shapes in {
@@ -99,15 +101,19 @@ def main(settings: Settings) -> None:
         return
     rows = json.loads(RESULT.read_text())["rows"] if RESULT.is_file() else []
 
+    lock = threading.Lock()
+
     def row_of(slice_name: str, model: str, fsdp: int) -> dict[str, Any]:
         key = {"slice": slice_name, "model": model, "fsdp": fsdp}
-        found = [row for row in rows if key.items() <= row.items()]
+        with lock:
+            found = [row for row in rows if key.items() <= row.items()]
         if not found:
             found = [in_its_own_process("benchmarks.scaling", ["--only", json.dumps(key)])]
-            rows.append(found[0])
             print(json.dumps(found[0]), file=sys.stderr, flush=True)
-            rows.sort(key=lambda row: ([*SLICES].index(row["slice"]), [*MODELS].index(row["model"]), row["fsdp"]))
-            RESULT.write_text(json.dumps({"machine": rows[0]["machine"], "rows": rows}, indent=1) + "\n")
+            with lock:
+                rows.append(found[0])
+                rows.sort(key=lambda row: ([*SLICES].index(row["slice"]), [*MODELS].index(row["model"]), row["fsdp"]))
+                RESULT.write_text(json.dumps({"machine": rows[0]["machine"], "rows": rows}, indent=1) + "\n")
         return found[0]
 
     with ThreadPoolExecutor(settings.processes) as pool:
@@ -158,7 +164,7 @@ def compiled_row(key: dict[str, Any]) -> dict[str, Any]:
     memory = program.memory_analysis()
     peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     row |= {"state": memory.argument_size_in_bytes, "peak": peak + memory.temp_size_in_bytes}
-    row["fits"] = row["peak"] < CHIPS[name.partition(":")[0]] * GIB
+    row["fits"] = row["peak"] <= CHIPS[name.partition(":")[0]] * GIB
     return row | collectives(program.as_text())
 
 
@@ -251,12 +257,8 @@ def write_page() -> None:
 parameters and two moments, 12 bytes a parameter; products are bfloat16; each block is computed again in the backward
 pass. A mesh is data × fsdp: parameters lie in parts along fsdp ({{doc}}`../how-to/devices`). *state*: what a chip holds
 between two steps; *peak*: that, results and temporaries together, of which the compiler may let some share memory. A
-program fits where the compiler accepts it: of 32 GiB it gives 31.25. Memory and collectives are its own; nothing ran.
-
-{markdown_table(_HEADS, rows)}
-
-*Collectives* stand in the program so often; those of a layer run once for each. *Apart*: how many of them begin and end
-apart, so that something may be computed meanwhile, with the compiler's own settings.
+program fits where the compiler accepts it, and the peak is no more than what a program may have of a chip's memory.
+Memory and collectives are the compiler's; nothing ran.
 
 ## The largest of a slice
 
@@ -266,6 +268,14 @@ All chips along fsdp. The next model of the ladder does not fit, or its state al
 
 {markdown_table(("model", "layers", "width", "heads", "hidden", "10⁹ parameters"), models)}
 
+## What is sent
+
+Collectives, as often as they stand in the program: those of a layer run once for each. *apart*: how many of them begin
+and end apart, so that something may be computed meanwhile, with the compiler's own settings. *compiled in*: so many CPU
+seconds.
+
+{markdown_table(_HEADS, rows)}
+
 Attention: on TPUs the splash kernel; on NVIDIA GPUs XLA's here, whose memory grows with the square of the context,
 since cuDNN's compiles only where a GPU is. Each program took at most {host:.1f} GiB of this machine to compile.
 
@@ -273,18 +283,16 @@ Machine: {result["machine"]}.
 """)
 
 
-_HEADS = ("slice", "model", "mesh", "fits", "state GiB", "peak GiB", "collectives", "apart", "compiled in")
+_HEADS = ("slice", "model", "mesh", "state GiB", "peak GiB", *COLLECTIVES, "apart", "compiled in")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    mesh = f"{row['chips'] // row['fsdp']} × {row['fsdp']}"
+    cells = [row["slice"], row["model"], f"{row['chips'] // row['fsdp']} × {row['fsdp']}".replace(" ", "\u00a0")]
     if "state" not in row:
-        return [row["slice"], row["model"], mesh, "no", "", _gib(row["peak"]), "", "", ""]
-    counts = ", ".join(f"{count} {kind}" for kind, count in row["collectives"].items())
-    apart = f"{sum(row['asynchronous'].values())} of {sum(row['collectives'].values())}"
-    memory = [_gib(row["state"]), _gib(row["peak"])]
-    fits = "yes" if row["fits"] else "no"
-    return [row["slice"], row["model"], mesh, fits, *memory, counts, apart, f"{row['cpu_seconds']:.0f} CPU s"]
+        return [*cells, "does not fit", _gib(row["peak"]), *[""] * (len(COLLECTIVES) + 2)]
+    counts = [str(row["collectives"].get(kind, 0)) for kind in COLLECTIVES]
+    apart = f"{sum(row['asynchronous'].values())} of {sum(row['collectives'].values())}".replace(" ", "\u00a0")
+    return [*cells, _gib(row["state"]), _gib(row["peak"]), *counts, apart, f"{row['cpu_seconds']:.0f}"]
 
 
 def _gib(size: float | None) -> str:

@@ -125,7 +125,10 @@ def device_of(array: jax.Array | None = None) -> Any:
     """The device that is compiled for: the array's, the mesh's in use, or the default."""
     if array is not None and not isinstance(array, Tracer):
         return next(iter(array.devices()))
-    device = jax.sharding.get_abstract_mesh().abstract_device or _config.jax_default_device or jax.devices()[0]
+    if abstract := jax.sharding.get_abstract_mesh().abstract_device:
+        # It tells a kind alone; where such a device is here, that tells its capability, too.
+        return next((device for device in jax.devices() if device.device_kind == abstract.device_kind), abstract)
+    device = _config.jax_default_device or jax.devices()[0]
     return jax.devices(device)[0] if isinstance(device, str) else device  # jax_default_device may name a platform
 
 

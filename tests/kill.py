@@ -101,7 +101,7 @@ def _run_several(flags: list[str], seconds: float | None, rng: random.Random) ->
             time.sleep(0.05)
         for victim in victims:
             victim.kill()
-    said = [process.communicate()[1] for process in pair]
+    said = [process.communicate(timeout=_LIMIT)[1] for process in pair]
     ends = [-9] if victims else [process.returncode for process in pair]
     return subprocess.CompletedProcess(command, next((end for end in ends if end), 0), "", "".join(said))
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from sqs_jax import attention, kernels
 from sqs_jax.attention import attention_on, causal_attention
@@ -47,6 +48,19 @@ BF16, F16, F32 = jnp.bfloat16, jnp.float16, jnp.float32
 )
 def test_the_device_decides(device, dtype, length, width, name):
     assert attention_on(device, dtype, length, width) == name
+
+
+def test_in_a_mesh_a_gpu_tells_its_capability(monkeypatch):
+    kind = "NVIDIA GeForce RTX 2080 Ti"
+    monkeypatch.setattr(jax, "devices", lambda: [Device(kind, "7.5")])
+    mesh = AbstractMesh((1,), ("data",), abstract_device=AbstractDevice(kind, 68, "cuda"))
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert kernels.capability(kernels.device_of()) == 7.5
+        assert kernels.target() == (None, kind)
+    with jax.sharding.use_abstract_mesh(
+        AbstractMesh((1,), ("data",), abstract_device=AbstractDevice("NVIDIA H100", 132, "cuda"))
+    ):
+        assert kernels.target() == ("triton", "NVIDIA H100")  # described, not there
 
 
 def reference(q, k, v):

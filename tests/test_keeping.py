@@ -1,15 +1,20 @@
 """When a run is saved, which checkpoints are kept, and that writing them meanwhile changes nothing."""
 
 import dataclasses
+import os
+import signal
 
 import jax
 import numpy as np
 import pytest
 
-from sqs_jax.train import ImageConfig, InputError, TextConfig, checkpoint, train
+from sqs_jax.train import ImageConfig, InputError, TextConfig, checkpoint, loop, train
 from sqs_jax.train.checkpoint import numbers, restore_params
+from sqs_jax.train.cli import train as train_cli
 from sqs_jax.train.cli.train import main
+from sqs_jax.train.interrupt import Stopped
 from sqs_jax.train.keeping import Clock, Saving
+from sqs_jax.train.text.language_task import LanguageTask
 from tests.helpers import quiet, wrong
 
 TEXT = TextConfig(
@@ -127,12 +132,55 @@ def test_what_does_not_fit_is_one_line(flags, message, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_best_is_kept_beside_the_last(tmp_path):
-    config = dataclasses.replace(TEXT, validation=5, lr=0.05, steps=20, save_every=1, evaluate_every=2)
+def test_the_best_is_kept_beside_the_last(tmp_path, monkeypatch):
+    validation = iter([5.0, 4.0, 1.0, 3.0, 2.0, 6.0])
+    monkeypatch.setattr(LanguageTask, "evaluate", lambda *_: {"validation_loss": next(validation)})
+    config = dataclasses.replace(TEXT, validation=5, save_every=1, evaluate_every=2)
     kept, _ = trained(tmp_path / "run", Saving(keep=2), config)
-    rows = [eval(line, {"null": None}) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    best = min(rows, key=lambda row: row["validation_loss"])["step"]
-    assert kept == sorted({best, 18, 20})
+    assert kept == [6, 10, 12]
+
+
+def test_a_round_that_was_not_saved_is_saved_before_a_stop(tmp_path, monkeypatch):
+    def stop(row, config, seconds):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):  # in the report of step 5, which is not saved, and before step 6
+        train(TEXT, tmp_path / "run", report=stop)
+    assert numbers(tmp_path / "run" / "checkpoints") == [5]
+
+
+def test_a_round_lasts_from_evaluation_to_evaluation(tmp_path):
+    rows = {}
+    for name, saving in (("plain", Saving()), ("often", Saving(save_steps=1))):
+        seen = rows.setdefault(name, [])
+        train(
+            TEXT, tmp_path / name, saving=saving, report=lambda row, _, seconds, seen=seen: seen.append((row, seconds))
+        )
+        for row, seconds in seen:
+            steps = row["tokens_per_second"] * seconds / (TEXT.batch_size * TEXT.context)
+            assert (
+                steps >= row["step"] - (row["step"] - 1) // 5 * 5
+            )  # the seconds of saving are beside those of training
+    assert [row["step"] for row, _ in rows["often"]] == [5, 10, 12]
+
+
+def test_the_command_that_goes_on_keeps_what_is_no_part_of_a_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train_cli, "_program", lambda: "python -m train")
+    monkeypatch.setattr(loop, "_show", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    flags = ["stories", "--steps", "4", "--evaluate-every", "2", "--width", "16", "--heads", "2", "--samples", "0"]
+    kept = ["--keep", "3", "--async-checkpoints"]
+    with pytest.raises(SystemExit) as stop:
+        main([*flags, *kept, "--no-report", "--run-dir", str(tmp_path / "run")])
+    assert stop.value.code == 143
+    assert f"--run-dir {tmp_path / 'run'} --resume --keep 3 --async-checkpoints" in capsys.readouterr().err
+
+
+def test_a_run_of_another_order_does_not_go_on(tmp_path):
+    trained(tmp_path / "run", Saving())
+    facts = tmp_path / "run" / "text.json"
+    facts.write_text("".join(line for line in facts.read_text().splitlines(True) if '"order"' not in line))
+    with pytest.raises(InputError, match="begun by a version that took windows in another"):
+        trained(tmp_path / "run", Saving(), dataclasses.replace(TEXT, steps=20), resume=True)
 
 
 def test_settings_are_values():

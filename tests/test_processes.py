@@ -89,9 +89,20 @@ def test_two_processes_come_to_the_numbers_of_one(whole, tmp_path):
     assert (folder / "samples.txt").is_file()
 
 
+_COUNTED = """
+import atexit
+from sqs_jax.train.text import language_task as task
+read, windows = set(), task.windows
+task.windows = lambda stream, context, numbers: read.add(len(numbers)) or windows(stream, context, numbers)
+atexit.register(lambda: print("rows read at a time:", sorted(read)))
+"""
+
+
 def test_units_may_be_parted_over_processes_too(whole, tmp_path):
-    codes, said = ended(started(tmp_path / "run", "--fsdp", "2", "--model", "2"))
+    codes, said = ended(started(tmp_path / "run", "--fsdp", "2", "--model", "2", prepare=(_COUNTED, _COUNTED)))
     assert codes == [0, 0], said
+    # Of the eight windows of a batch each process reads the four of its own devices.
+    assert ["rows read at a time: [4]" in out for out, _ in said] == [True, True]
     np.testing.assert_allclose(losses(tmp_path / "run")[:2], losses(whole[0])[:2], atol=5e-6, rtol=0)
 
 

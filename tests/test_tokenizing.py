@@ -143,16 +143,46 @@ def test_processes_that_are_killed_leave_nothing_that_runs(text, tmp_path, who):
     check(load(big, tmp_path / "cache"), STORIES * 40)
 
 
-def test_a_full_disk_is_that_error(text, tmp_path):
-    program = _PROGRAM.replace(
-        "load(", "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\nload(", 1
+def test_what_a_process_cannot_write_is_that_error(text, tmp_path):
+    program = _PROGRAM.replace("20_000, 7", "2_000, 7")
+    # The processes may not write as much as a chunk has; the command itself may.
+    limited = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+start = tokenizing._Encoders._start
+def limited(self):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    start(self)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+tokenizing._Encoders._start = limited
+load("""
+    command = [sys.executable, "-c", program.replace("load(", limited, 1).replace("import load\n", "import load\n")]
+    done = subprocess.run(
+        [*command, str(text), str(tmp_path / "cache")], capture_output=True, text=True, check=False, cwd=ROOT
     )
-    program = program.replace(
-        "import load\n", "import load; import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    )
-    command = [sys.executable, "-c", program.replace("20_000", "4_000"), str(text), str(tmp_path / "cache")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert "File too large" in done.stderr
+    assert done.stderr.count("Traceback") == 1
+    assert "in _listen" in done.stderr
+    assert "File too large" in done.stderr.splitlines()[-1]
+
+
+def test_what_a_killed_process_left_behind_a_finished_text_is_removed(text, tmp_path):
+    load(text, tmp_path / "cache")
+    (folder,) = (tmp_path / "cache" / "text").glob("*[0-9a-f]")
+    left = [folder.with_name(f"{folder.name}.parts"), folder.with_name(f".{folder.name}.parts.{'0' * 16}.partial")]
+    for path in left:
+        path.mkdir()
+        (path / "000000.bin").write_bytes(b"x")
+        check(load(text, tmp_path / "cache"))
+        assert not path.exists()
+
+
+def test_a_tokenizer_that_cuts_or_fills_does_neither(text, tmp_path):
+    own = load(text, tmp_path / "cache").tokenizer
+    own.enable_truncation(4)
+    own.enable_padding(length=50)
+    path = tmp_path / "tokenizer.json"
+    own.save(str(path))
+    check(load(text, tmp_path / "cache", tokenizer=str(path)))
 
 
 def test_many_tokens_are_stored_in_four_bytes(text, tmp_path):
@@ -191,6 +221,8 @@ def test_an_end_may_be_any_token(text, tmp_path):
             "has no token <|endoft",
         ),
         (lambda own: own["model"]["vocab"].update({"▁the": len(own["model"]["vocab"])}), "is not byte-level: '▁the'"),
+        (lambda own: own.update(decoder=None), "is not byte-level"),
+        (lambda own: own["model"]["vocab"].update({"zz": own["model"]["vocab"].pop("Z")}), "for the byte 0x5a"),
     ],
 )
 def test_a_tokenizer_that_cannot_be_used_is_named(text, tmp_path, change, message):

@@ -32,6 +32,7 @@ from sqs_jax.train.step import Parameters, TrainState
 # What a checkpoint needs beside its arrays: metadata, and blocks that are not filled.
 _OVERHEAD = 2**18
 _PROGRESS = "progress/metadata"
+_FOREVER = 10**6  # seconds: a disk may be slow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,12 +309,14 @@ def _write_arrays(path: Path, tree: Any) -> None:
 @contextlib.contextmanager
 def _writing(path: Path, tree: Any) -> Iterator[None]:
     """Copies arrays to the host, and writes them in threads. Leaving waits for these."""
-    with contextlib.closing(ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())) as writer:
-        with write_errors(path):
-            writer.save(path, args=ocp.args.StandardSave(tree))
+    forever = ocp.options.AsyncOptions(timeout_secs=_FOREVER)
+    with (
+        write_errors(path),
+        contextlib.closing(ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler(), async_options=forever)) as writer,
+    ):
+        writer.save(path, args=ocp.args.StandardSave(tree))
         yield
-        with write_errors(path):
-            writer.wait_until_finished()
+        writer.wait_until_finished()
 
 
 def check_architecture(saved: Any, needed: Parameters, checkpoint: Any) -> None:

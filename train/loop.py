@@ -134,10 +134,10 @@ def _fit(
     """Trains from the last checkpoint to the end."""
     clock = Clock(saving)
     pausing = processes.Agreement(lambda: signals.received or (_SAVE if clock.is_due() else None))
-    kept: dict[str, Any] = {"keep": saving.keep, "in_background": saving.async_checkpoints}
-    with Checkpoints(run.checkpoints, has_validation=config.validation > 0, **kept) as checkpoints:
+    with _checkpoints(config, run, saving) as checkpoints:
         state, progress = checkpoints.restore_last(task.begin(run.path, lambda: signals.received))
         _write_metrics(run, progress)
+        saved, begun, before = int(state.step), time.perf_counter(), progress
         while (first := int(state.step)) < (task.ends or [0])[-1]:
             start, round_end = time.perf_counter(), next(end for end in task.ends if end > first)
             shown.at(first)
@@ -145,11 +145,12 @@ def _fit(
             training = time.perf_counter() - start
             step = int(state.step)
             _check_finite(divergence(losses, step, parameters_finite=all_finite(state)), run)
-            progress = progress.trained(losses, training)
+            progress = trained = progress.trained(losses, training)
             if step < round_end:  # a pause, or a step after which is saved
                 reason = pausing.now()
-                if step > first:
+                if step > saved:
                     checkpoints.save(task.checkpoint_number(step), state, progress)
+                    saved = step
                 _go_on(reason, clock, pausing)
                 continue
             row = metrics_row(task.epoch(step), step, task.learning_rate(step - 1), progress.losses)
@@ -160,15 +161,26 @@ def _fit(
             progress = progress.evaluated(row, time.perf_counter() - start - training)
             is_last = step == task.ends[-1]
             reason = pausing.now()  # read once: what comes later stops the next round, whose state is then saved
-            is_round = progress.rounds % config.save_every == 0 or _is_best(progress.history)
-            is_saved = is_last or reason or is_round or clock.is_at(step)
-            if is_saved:
+            if is_saved := is_last or reason or clock.is_at(step) or _is_kept(progress, config.save_every):
                 checkpoints.save(task.checkpoint_number(step), state, progress)
+                saved = step
             _write_metrics(run, progress)
-            _show(config, task, report, shown, row | _speed(task, len(losses), training), time.perf_counter() - start)
+            speed = _speed(task, len(trained.losses) - len(before.losses), trained.training - before.training)
+            _show(config, task, report, shown, row | speed, time.perf_counter() - begun)
+            begun, before = time.perf_counter(), progress
             if is_saved and not is_last:
                 _go_on(reason, clock, pausing)
     return state, progress
+
+
+def _checkpoints(config: TrainConfig, run: RunFolder, saving: Saving) -> Checkpoints:
+    kept: dict[str, Any] = {"keep": saving.keep, "in_background": saving.async_checkpoints}
+    return Checkpoints(run.checkpoints, has_validation=config.validation > 0, **kept)
+
+
+def _is_kept(progress: Progress, every: int) -> bool:
+    """Whether a round is saved: one of so many, or the best so far."""
+    return progress.rounds % every == 0 or _is_best(progress.history)
 
 
 def _go_on(reason: int | None, clock: Clock, pausing: processes.Agreement) -> None:

@@ -194,7 +194,7 @@ class Agreement:
 
     def _calls_between(self) -> int:
         each = (time.monotonic() - self._asked) / max(1, self._calls)
-        return max(1, min(_MOST_CALLS, round(_AGREE_EVERY / each)))
+        return max(1, min(_MOST_CALLS, round(_AGREE_EVERY / max(each, 1e-6))))
 
 
 @contextlib.contextmanager

@@ -68,6 +68,7 @@ class Facts(TypedDict):
     sha256: str
     vocab: int
     tokenizer: NotRequired[str]
+    order: NotRequired[str]
     train: Stories
     validation: Stories
     test: Stories

@@ -114,6 +114,8 @@ def check_same_files(run: RunFolder | SweepFolder, files: dict[str, str]) -> Non
     for name, content in files.items():
         path = run.path / name
         if not path.is_file() or path.read_text(encoding="utf-8") != content:
+            if name == "text.json" and path.is_file() and '"order"' not in path.read_text(encoding="utf-8"):
+                raise InputError(f"{path} names no order: the run was begun by a version that took windows in another")
             if name == "init.json":
                 raise InputError(f"{path} names other weights: the run of `init_from` was changed, or this file was")
             raise InputError(f"{path} is not what the data gives: the run was begun with other data, or it was changed")

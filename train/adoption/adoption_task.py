@@ -29,7 +29,7 @@ from sqs_jax.train.layout import along_batch, check_devices, make_mesh, replicat
 from sqs_jax.train.optimizer import learning_rate
 from sqs_jax.train.run_folder import RunFolder
 from sqs_jax.train.step import Parameters, TrainState, run_steps
-from sqs_jax.train.text.order import batch_numbers
+from sqs_jax.train.text.order import ORDER, batch_numbers
 
 
 class AdoptionTask:
@@ -66,7 +66,7 @@ class AdoptionTask:
         """The content of `text.json`: what the model is trained and measured on."""
         parts = {"train": self._train, "validation": self._validation, "test": self._test}
         checksum = hashlib.sha256(b"".join(part.tobytes() for part in parts.values())).hexdigest()
-        facts = {"sha256": checksum, "model": self._model.name}
+        facts = {"sha256": checksum, "model": self._model.name, "order": ORDER}
         return json.dumps(facts | {name: int(part.size) for name, part in parts.items()}, indent=2) + "\n"
 
     def _frozen_parts(self) -> network.Frozen:

@@ -91,6 +91,8 @@ def main(args: Sequence[str] | None = None) -> None:
             if isinstance(config, AdoptConfig):  # a run that is resumed
                 from sqs_jax.train.cli.adopt import run
 
+                if flags := [*_given(Layout, paths), *_given(Saving, paths), *_given(Processes, paths)]:
+                    raise InputError(f"{flags[0]} is not for the adoption of a model")
                 run(config, run_dir, paths)
             else:
                 _run(config, run_dir, paths)
@@ -190,13 +192,23 @@ def _trained(config: ImageConfig | TextConfig, run_dir: Path, paths: Settings) -
         fail(str(error), 1)
     except Stopped as stop:
         part()  # all have stopped at the same step
-        command = f"{_program()} --run-dir {shlex.quote(str(run_dir))} --resume"
+        given = " ".join(
+            [f"--run-dir {shlex.quote(str(run_dir))} --resume", *_given(Layout, paths), *_given(Saving, paths)]
+        )
+        command = f"{_program()} {given}"
         fail(f"{stop}; go on with: {command}", 128 + stop.number)
 
 
 def _part(kind: Any, settings: Settings) -> Any:
     """The settings of one kind."""
     return kind(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(kind)})
+
+
+def _given(kind: Any, settings: Settings) -> list[str]:
+    """The flags of the settings of one kind that are not the defaults."""
+    own, plain = (dataclasses.asdict(each) for each in (_part(kind, settings), kind()))
+    changed = {name.replace("_", "-"): value for name, value in own.items() if value != plain[name]}
+    return [f"--{name}" if value is True else f"--{name} {value}" for name, value in changed.items()]
 
 
 def _described(config: ImageConfig | TextConfig) -> str:

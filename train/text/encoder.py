@@ -11,7 +11,6 @@ does.
 """
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -58,7 +57,6 @@ def _frames(stream: IO[bytes]) -> Iterator[Any]:
 def _main(tokenizer_path: str, end: str, dtype: str) -> None:
     from tokenizers import Tokenizer
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that feeds this one decides
     tokenizer = Tokenizer.from_file(tokenizer_path)
     tokenizer.encode_special_tokens = True
 

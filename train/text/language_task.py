@@ -32,7 +32,7 @@ from sqs_jax.train.step import (
     with_parameters,
 )
 from sqs_jax.train.text.language_model import fingerprint, make_model, make_score, make_step
-from sqs_jax.train.text.order import batch_numbers
+from sqs_jax.train.text.order import ORDER, batch_numbers
 from sqs_jax.train.text.token_stream import Stream, count_windows, load_text, windows
 from sqs_jax.train.text.tokenizer import decode, end_of
 from sqs_jax.transformer import Transformer
@@ -82,7 +82,7 @@ class LanguageTask:
         """The content of `text.json`: what the model is trained on."""
         text = self._text
         facts: dict[str, Any] = {"sha256": text.sha256, "vocab": text.tokenizer.get_vocab_size()}
-        facts["tokenizer"] = fingerprint(text.tokenizer)
+        facts |= {"tokenizer": fingerprint(text.tokenizer), "order": ORDER}
         for part in ("train", "validation", "test"):
             stream = getattr(text, part)
             facts[part] = {"stories": stream.stories, "tokens": len(stream.tokens) - 1, "bytes": stream.bytes}

@@ -4,6 +4,8 @@ import functools
 
 import numpy as np
 
+ORDER = "feistel"
+"""The name of this order; a run says which it was begun with."""
 _ROUNDS = 8
 # The constants of splitmix64 (Steele, Lea and Flood 2014).
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)

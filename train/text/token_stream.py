@@ -25,6 +25,7 @@ from sqs_jax.train.text.tokenizing import dtype_of, write_stream
 
 # Part of the cache's path: a change of what is stored there raises it.
 _VERSION = "3"
+_IDENTITY = "2"  # part of a text's checksum, which runs quote: it stays
 
 
 class Stream(NamedTuple):
@@ -85,14 +86,15 @@ def load_text(
     if config.init_from or config.tokenizer:
         given = tokenizer or read_tokenizer(_tokenizer_of(config))
     vocab = given.to_str() if given else config.vocab
-    key = json.dumps([identity, vocab, *held, _VERSION])
-    key = hashlib.sha256(key.encode()).hexdigest()
-    folder = cache_dir / "text" / key[:32]
-    if not folder.is_dir():
+    key = hashlib.sha256(json.dumps([identity, vocab, *held, _IDENTITY]).encode()).hexdigest()
+    folder = cache_dir / "text" / f"{key[:32]}-{_VERSION}"
+    if not folder.is_dir() or any(folder.parent.glob(f"*{folder.name}.*part*")):  # what a killed process left
         with exclusive(folder):
+            files.clean(folder.parent, folder.name)
             if not folder.is_dir():
-                files.clean(folder.parent, folder.name)
                 _tokenize(folder, config, given, *read())
+            elif (parts := _parts(folder)).is_dir():
+                files.remove(parts)
     return _open(config, key, folder)
 
 
@@ -126,7 +128,7 @@ def _tokenize(folder: Path, config: TextConfig, tokenizer: Any, training, test):
         count = sum(1 for _ in training)
         raise InputError(f"{config.text or config.data} has {count} stories, and {what} {sum(held)} of them out")
     display.line(f"tokenizing {config.text or config.data}, once, into {folder}")
-    parts = folder.with_name(f"{folder.name}.parts")
+    parts = _parts(folder)
     if tokenizer is None and (parts / "tokenizer.json").is_file():
         tokenizer = read_tokenizer(parts / "tokenizer.json")  # it was begun with this one
     elif tokenizer is None:
@@ -135,6 +137,11 @@ def _tokenize(folder: Path, config: TextConfig, tokenizer: Any, training, test):
     with files.appearing(folder) as partial:
         write_stream(partial, parts, tokenizer, training, test or (), held)
     files.remove(parts)
+
+
+def _parts(folder: Path) -> Path:
+    """Where the chunks of a text lie until all are there."""
+    return folder.with_name(f"{folder.name}.parts")
 
 
 def _all_but_last(stories: Iterable[str], count: int) -> Iterator[str]:

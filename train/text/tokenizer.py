@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sqs_jax.messages import InputError, quoted
-from sqs_jax.pretrained.vocabulary import BYTES, encode_text, read_any_tokenizer
+from sqs_jax.pretrained.vocabulary import BYTES, encode_text, read_any_tokenizer, spells_bytes
 from sqs_jax.train.text.corpus import END_OF_TEXT
 
 _TRAINING_BYTES = 64 * 2**20  # text that a tokenizer is trained on, at most
@@ -64,9 +64,15 @@ def read_tokenizer(path: Path) -> Any:
         raise InputError(f"the tokenizer {path} has no token {END_OF_TEXT}, which ends a text")
     if sorted(names.values()) != list(range(len(names))):
         raise InputError(f"the tokenizer {path} is damaged: of its {len(names)} tokens one is missing")
+    if not spells_bytes(tokenizer):
+        raise InputError(f"the tokenizer {path} is not byte-level")
     for name, token in names.items():
         if token not in added and not BYTES.keys() >= set(name):
             raise InputError(f"the tokenizer {path} is not byte-level: {quoted(name)} spells no bytes")
+    if missing := BYTES.keys() - names.keys():
+        raise InputError(f"the tokenizer {path} has no token for the byte {BYTES[min(missing)]:#04x}")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return _literal(tokenizer)
 
 

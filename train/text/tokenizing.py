@@ -179,7 +179,7 @@ class _Encoders:
     def __init__(self, tokenizer: Path, end: int, dtype: str, progress: _Progress):
         program = Path(encoder.__file__)
         self._command = [sys.executable, "-P", str(program), str(tokenizer), str(end), dtype]
-        self._progress, self._lines = progress, queue.SimpleQueue()
+        self._progress, self._lines, self._parts = progress, queue.SimpleQueue(), tokenizer.parent
         self._all: list[subprocess.Popen[bytes]] = []
         self._idle: list[subprocess.Popen[bytes]] = []
 
@@ -217,7 +217,11 @@ class _Encoders:
         environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         for _ in range(min(cores, _MOST_PROCESSES)):
-            process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+            # Ctrl-C in a terminal is for the process that feeds them alone.
+            group = 0 if os.name == "posix" else None
+            process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, process_group=group
+            )
             self._all.append(process)
             self._idle.append(process)
             threading.Thread(target=self._hear, args=(process,), daemon=True).start()
@@ -237,7 +241,7 @@ class _Encoders:
             self._idle.append(process)
         elif found := re.fullmatch(r"failed (\d+)\n", line):
             number = int(found[1]) or errno.EIO
-            raise OSError(number, os.strerror(number), self._command[3])
+            raise OSError(number, os.strerror(number), str(self._parts))
         else:
             raise ChildProcessError(errno.ECHILD, f"a process that tokenizes ended early, with {process.wait()}")
 
