@@ -6,6 +6,7 @@ JAX's coordination service carries it all. Of one process every function returns
 import atexit
 import contextlib
 import dataclasses
+import math
 import os
 import secrets
 import subprocess
@@ -60,7 +61,8 @@ def start(settings: Processes) -> None:
         jax.distributed.initialize(**by_hand, heartbeat_timeout_seconds=2 * settings.heartbeat + 30)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the processes did not find each other: {one_line(error)}") from None
-    threading.Thread(target=_watch, args=(settings.heartbeat,), daemon=True).start()
+    for watch in (_watch, _watch_service):
+        threading.Thread(target=watch, args=(settings.heartbeat,), daemon=True).start()
     _say_where_killed()
     display.line(
         f"process {jax.process_index()} of {jax.process_count()}, with {jax.local_device_count()} of the "
@@ -103,6 +105,7 @@ def is_main() -> bool:
     return not are_several() or jax.process_index() == 0
 
 
+_answered = [math.inf]  # when the service last answered
 _farewells: list[Any] = []
 _counts: dict[str, int] = {}
 _ended = threading.Event()
@@ -244,6 +247,7 @@ def _leave(code: int) -> NoReturn:
 def _watch(heartbeat: int) -> None:
     """Gives signs of life, and ends this process where another one failed, or gives none."""
     index, beats, seen = jax.process_index(), 0, {}
+    _answered[0] = time.monotonic()
     while not _ended.is_set():
         beats += 1
         try:
@@ -254,7 +258,7 @@ def _watch(heartbeat: int) -> None:
             if _ended.wait(_BEAT):
                 return
             _say_and_leave("process 0 is gone")
-        now = time.monotonic()
+        now = _answered[0] = time.monotonic()
         if failed:
             which, code = failed[0][0].rpartition("/")[2], int(failed[0][1])
             if which != str(index):
@@ -267,6 +271,15 @@ def _watch(heartbeat: int) -> None:
             elif now - seen[key][1] > heartbeat:
                 _say_and_leave(f"process {key.rpartition('/')[2]} has given no sign of life for {heartbeat} s")
         _ended.wait(_BEAT)
+
+
+def _watch_service(heartbeat: int) -> None:
+    """Ends this process where the service answers no more, and `_watch` waits for it: process 0 has stopped."""
+    late = 0
+    while not _ended.wait(_BEAT):
+        late = late + 1 if time.monotonic() - _answered[0] > heartbeat else 0
+        if late > 2:  # at once after this process itself was stopped the answer may be on its way
+            _say_and_leave(f"process 0 has given no sign of life for {heartbeat} s")
 
 
 def _say_and_leave(what: str) -> NoReturn:
