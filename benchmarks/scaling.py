@@ -264,7 +264,7 @@ Memory and collectives are the compiler's; nothing ran.
 
 All chips along fsdp. The next model of the ladder does not fit, or its state alone is too large.
 
-{markdown_table(("slice", "GiB a chip", "largest", "state", "peak", "next"), largest)}
+{markdown_table(("slice", "GiB for a program", "largest", "state", "peak", "next"), largest)}
 
 {markdown_table(("model", "layers", "width", "heads", "hidden", "10⁹ parameters"), models)}
 
@@ -310,7 +310,7 @@ def _largest(rows: list[dict[str, Any]], name: str) -> list[str]:
         what = f"{after[0]} needs {_gib(peak)}" if peak else f"{after[0]} does not fit"
     elif after:
         what = f"{after[0]}: a state of {12 * MODELS[after[0]].parameters / SLICES[name] / GIB:.2f}"
-    return [name, f"{memory:.3g}", largest, _gib(own[largest]["state"]), _gib(own[largest]["peak"]), what]
+    return [name, f"{memory:.4g}", largest, _gib(own[largest]["state"]), _gib(own[largest]["peak"]), what]
 
 
 if __name__ == "__main__":
