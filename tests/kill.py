@@ -84,8 +84,15 @@ def _run_several(flags: list[str], seconds: float | None, rng: random.Random) ->
     devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "train", *flags, "--heartbeat", "6", "--coordinator", f"127.0.0.1:{port}"]
     command += ["--processes", "2", "--process"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": os.environ | devices}
-    pair = [subprocess.Popen([*command, str(index)], **pipes) for index in (0, 1)]
+    logs = [Path(os.environ["SQS_CACHE_DIR"]).with_name(f"stdout{index}") for index in (0, 1)]
+    pair = []
+    for index, log in enumerate(logs):
+        with log.open("w") as out:
+            pipes = {"stdout": out, "stderr": subprocess.PIPE, "text": True, "env": os.environ | devices}
+            pair.append(subprocess.Popen([*command, str(index)], **pipes))
+    # Before they have found each other, each waits for the others, which may come minutes later.
+    while any(process.poll() is None for process in pair) and not all(" of 2, with" in log.read_text() for log in logs):
+        time.sleep(0.02)
     deadline = time.monotonic() + (seconds or 600)
     while any(process.poll() is None for process in pair) and time.monotonic() < deadline:
         time.sleep(0.02)
