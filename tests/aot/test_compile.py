@@ -200,7 +200,7 @@ def test_the_sharded_layer_compiles_for_a_2_by_2_slice(v5e, residuals, fsdp):
     assert text.count("tpu_custom_call") >= 2
     assert "all-reduce" in text  # of the gradients
     gathers = len(re.findall(r" all-gather(-start)?\(", text))
-    assert gathers == (2 if fsdp else 0)
+    assert (gathers > 0) == (fsdp is not None)
 
 
 # That each compiler can fail.
