@@ -1,6 +1,6 @@
 """What it takes to tokenize a text of some GiB, and to open it again.
 
-    python -m benchmarks.large_text [--gib 2] [--folder /tmp/large]
+    python -m benchmarks.large_text [--gib 2] [--folder runs/large-text]
 
 Makes a text of stories, tokenizes it in a process of its own, as `python -m train --text` does, and opens it in
 another. Memory is that of all processes together, each page shared out among those that have it (PSS), looked at every
@@ -30,7 +30,7 @@ class Settings:
 
     gib: float = 2.0
     """Size of the text."""
-    folder: Path = Path("/tmp/large-text")
+    folder: Path = Path("runs/large-text")
     """For the text and the cache; what is there is used again."""
     load: bool = False
     """Load the text, and print what that took: what the processes of their own do."""

@@ -13,6 +13,7 @@ from sqs_jax.train.config import AdoptConfig, ImageConfig, TextConfig, TrainConf
 from sqs_jax.train.presets import OWN, preset
 
 ADOPTED_GATES = ("sqs", "bilinear", "own")
+_PATHS = ("init_from", "text", "tokenizer")  # fields that name a path, where a configuration has them
 
 
 def checked(config: TrainConfig) -> Any:
@@ -24,14 +25,10 @@ def checked(config: TrainConfig) -> Any:
     if isinstance(config, AdoptConfig):
         model = config.model if config.model.startswith("hf:") else str(Path(config.model).absolute())
         return dataclasses.replace(config, text=str(Path(config.text).absolute()), model=model)
-    if config.init_from:
-        config = dataclasses.replace(config, init_from=str(Path(config.init_from).absolute()))
+    paths = {name: str(Path(path).absolute()) for name in _PATHS if (path := getattr(config, name, ""))}
     if isinstance(config, ImageConfig) and config.data.startswith(OWN):
-        return dataclasses.replace(config, data=OWN + str(Path(config.data.removeprefix(OWN)).absolute()))
-    if isinstance(config, TextConfig):
-        paths = {name: str(Path(path).absolute()) for name in ("text", "tokenizer") if (path := getattr(config, name))}
-        return dataclasses.replace(config, **paths)
-    return config
+        paths["data"] = OWN + str(Path(config.data.removeprefix(OWN)).absolute())
+    return dataclasses.replace(config, **paths)
 
 
 def check(config: TrainConfig) -> None:
@@ -46,7 +43,7 @@ def check(config: TrainConfig) -> None:
     check_options(config)
     _check_sqs(config)
     _check_restarts(config)
-    for name in ("init_from", "tokenizer"):
+    for name in _PATHS:
         if not is_text(path := getattr(config, name, "")):
             raise InputError(f"`{name}` is {quoted(path)}: a path in UTF-8 is needed")
     if config.learnable and (config.gate != "sqs" or config.c == 0 or config.lam == 0):
@@ -115,8 +112,6 @@ def _check_text(config: TextConfig):
         raise InputError("`tokenizer` and `init_from` exclude each other: with a run its tokenizer is taken")
     if config.data == "text" and not config.text:
         raise InputError("`data` is 'text' without a file: --text FILE is needed")
-    if not is_text(config.text):
-        raise InputError(f"`text` is {quoted(config.text)}: a path in UTF-8 is needed")
     if config.text and config.data != "text":
         raise InputError(
             f"`text` is {quoted(config.text)} and `data` {config.data!r}: a file goes with the data 'text'"
