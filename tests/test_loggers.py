@@ -18,6 +18,7 @@ def runs():
         patch.setenv("WANDB_SILENT", "true")
         for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
             exec(compile(block, str(PAGE), "exec"), names)
+        names["wandb"].teardown()  # a finished run may still be on its way to the disk: its process ends here
     return names["runs"]
 
 
