@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from sqs_jax import display
+from sqs_jax import compile_cache, display
 from sqs_jax.messages import InputError, one_line, quoted
 from sqs_jax.options import plain_type, types_of, value_of
 from sqs_jax.start import missing
@@ -20,6 +20,7 @@ ANALYSIS = ("python", "-m", "sqs_jax.analysis")
 
 _HELP = {"-h", "--help"}
 _QUIET = {"-q", "--quiet"}
+_EARLY = {compile_cache.FLAG}  # what counts before flags are read
 _VERSION = "--version"
 
 
@@ -53,7 +54,7 @@ def given(kinds: Sequence[Any], args: Sequence[str], *, prog: str) -> dict[str, 
     if _VERSION in joined:
         print_version()
     display.quiet(not _QUIET.isdisjoint(joined))
-    options, rest = parser.parse_known_args([word for word in joined if word not in _HELP | _QUIET])
+    options, rest = parser.parse_known_args([word for word in joined if word not in _HELP | _QUIET | _EARLY])
     words = [word for word in rest if not _is_flag(word)]
     unknown = [word for word in rest if _is_flag(word)]
     values = vars(options)
@@ -110,6 +111,7 @@ def _parser(groups: Sequence[Any], prog: str, description: str = "") -> tuple[_P
     )
     parser.add_argument("-h", "--help", action="store_true", help="Show this help.")
     parser.add_argument("-q", "--quiet", action="store_true", help="Show results alone, no progress.")
+    parser.add_argument(compile_cache.FLAG, action="store_true", help="Compile all anew, and keep nothing of it.")
     parser.add_argument(_VERSION, action="store_true", help="Show the versions of this package and of JAX.")
     positionals, names = {}, set()
     for group in groups:

@@ -8,7 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
-from sqs_jax import display, files
+from sqs_jax import compile_cache, display, files
 
 EXTRA = "train"
 _COMMANDS = ("train", "analysis", "kernels")
@@ -16,13 +16,16 @@ _ANSWERS = {"-h", "--help", "--version", "-q", "--quiet"}  # what asks for no pr
 
 
 def watch() -> None:
-    """Where this process is one of our commands, and only there: catches Ctrl-C, and shows that something happens.
+    """Where this process is one of our commands, and only there: catches Ctrl-C, shows that something happens, and
+    has JAX keep what it compiles.
 
     Called before JAX is imported, which takes a second.
     """
     if _is_command():
         catch_interrupts("interrupted")
         display.begin(moving=_shows_progress())
+        if compile_cache.FLAG not in sys.argv:
+            compile_cache.begin()
 
 
 def _shows_progress() -> bool:

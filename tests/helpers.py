@@ -1,5 +1,8 @@
 """What tests share: random layers and the network in float64 by numpy, quiet training, and the answer to a mistake."""
 
+import os
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +10,8 @@ import pytest
 from sqs_jax import GATES
 from sqs_jax.analysis import GLUWeights
 from sqs_jax.train import train
+from sqs_jax.train.text.corpus import END_OF_TEXT
+from sqs_jax.train.text.embedded_stories import stories
 
 
 def network(d=12, h=10, outputs=4, seed=0, biases=False, embed=0):
@@ -36,6 +41,19 @@ def logits64(weights, x, gate):
     s = np.asarray(GATES[gate](jnp.asarray(u, jnp.float32)), np.float64)
     linear = (0 if skip is None else z @ skip) + (0 if out_bias is None else out_bias)
     return (a * s) @ out + linear, a, u, s
+
+
+def on_devices(count: int) -> dict[str, str]:
+    """The environment of a process that has so many devices of its CPU."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    return dict(os.environ) | {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
+
+
+def few_stories(folder: Path, count: int = 40) -> str:
+    """A text of a few of the embedded stories, whose validation and test are soon over."""
+    path = folder / "few.txt"
+    path.write_text(END_OF_TEXT.join(stories(count)))
+    return str(path)
 
 
 def quiet(*_):

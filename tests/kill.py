@@ -18,6 +18,8 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+from tests.helpers import on_devices
+
 _LIMIT = 30  # seconds that no process outlives another
 _SMALL = ["--width", "16", "--hidden", "16"]
 # A command, the flag of its folder, and the files that must be equal in the end.
@@ -81,14 +83,13 @@ def _run_several(flags: list[str], seconds: float | None, rng: random.Random) ->
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "train", *flags, "--heartbeat", "6", "--coordinator", f"127.0.0.1:{port}"]
     command += ["--processes", "2", "--process"]
     logs = [Path(os.environ["SQS_CACHE_DIR"]).with_name(f"stdout{index}") for index in (0, 1)]
     pair = []
     for index, log in enumerate(logs):
         with log.open("w") as out:
-            pipes = {"stdout": out, "stderr": subprocess.PIPE, "text": True, "env": os.environ | devices}
+            pipes = {"stdout": out, "stderr": subprocess.PIPE, "text": True, "env": on_devices(2)}
             pair.append(subprocess.Popen([*command, str(index)], **pipes))
     # Before they have found each other, each waits for the others, which may come minutes later.
     while any(process.poll() is None for process in pair) and not all(" of 2, with" in log.read_text() for log in logs):

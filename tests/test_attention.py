@@ -1,7 +1,6 @@
 """Attention by the kernels of devices: which device takes which, and the same numbers as the formula's."""
 
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -15,6 +14,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from sqs_jax import attention, kernels
 from sqs_jax.attention import attention_on, causal_attention
 from sqs_jax.transformer import TransformerConfig
+from tests.helpers import on_devices
 
 
 class Device:
@@ -149,9 +149,8 @@ _ON_DEVICES = """
 
 
 def test_a_mesh_parts_sequences_and_heads():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", textwrap.dedent(_ON_DEVICES)]
-    done = subprocess.run(command, env=dict(os.environ) | flags, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=on_devices(8), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     worst, spec = json.loads(done.stdout)
     assert worst < 0.02

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -21,6 +20,7 @@ from sqs_jax.train.layout import make_mesh
 from sqs_jax.train.noise import add_pixel_noise, noise_key
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
 from sqs_jax.train.step import TrainState, initial_rngs, parameters, step_key, with_parameters
+from tests.helpers import on_devices
 
 GOLDEN_LOSS = 0.9916116
 SMALL = ImageConfig(width=8, hidden=6, batch_size=16, lr=1e-2, noise_std=0.0, epochs=4, validation=0)
@@ -219,10 +219,8 @@ _ON_DEVICES = """
 def test_the_same_numbers_on_1_and_on_8_devices():
     results = []
     for count in (1, 8):
-        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_PLATFORMS": "cpu"}
-        environment = dict(os.environ) | flags
         command = [sys.executable, "-c", textwrap.dedent(_ON_DEVICES)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, env=on_devices(count), capture_output=True, text=True, check=True)
         results.append(json.loads(done.stdout))
     assert [result[0] for result in results] == [1, 8]
     for one, eight in zip(results[0][1:], results[1][1:], strict=True):

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up: a module imports what stands in its own line or above it. A folder stands for what is in it.
 ORDER = (
     ("messages", "files", "cache", "display", "versions"),
+    ("compile_cache",),
     ("start",),
     ("options", "command_line"),
     ("kernels",),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from sqs_jax.train.cli.train import main
 from sqs_jax.train.config_file import from_json
 from sqs_jax.train.images import dataset, image_task
 from sqs_jax.train.interrupt import Stopped
-from tests.helpers import quiet, trained
+from tests.helpers import on_devices, quiet, trained
 
 FLAGS = ["--no-report", "--epochs", "40", "--save-every", "1", "--width", "16", "--hidden", "16"]
 CONFIG = ImageConfig(epochs=40, save_every=1, width=16, hidden=16)
@@ -159,10 +158,6 @@ def test_a_killed_run_resumes_exactly_even_from_inside_a_checkpoint(moment, refe
 
 
 def test_a_run_on_8_devices_gives_the_same_numbers(tmp_path):
-    environment = dict(os.environ) | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
     command = [
         sys.executable,
         "-m",
@@ -176,6 +171,7 @@ def test_a_run_on_8_devices_gives_the_same_numbers(tmp_path):
         "16",
         "--run-dir",
     ]
+    environment = on_devices(8)
     subprocess.run([*command, tmp_path / "eight"], env=environment, check=True, capture_output=True)
     refused = subprocess.run(
         [*command, tmp_path / "odd", "--batch-size", "100"], env=environment, capture_output=True, text=True

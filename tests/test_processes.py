@@ -1,7 +1,7 @@
 """Several real processes that train one network: the same numbers, and an end for all where one is stopped or fails."""
 
+import dataclasses
 import json
-import os
 import re
 import signal
 import socket
@@ -17,14 +17,24 @@ import pytest
 from sqs_jax.train import TextConfig, train
 from sqs_jax.train.checkpoint import restore_params
 from sqs_jax.train.cli.train import main
+from sqs_jax.train.config_file import to_json
 from sqs_jax.train.processes import Agreement, are_several, from_main, is_main, main_first
-from tests.helpers import quiet, wrong
+from tests.helpers import few_stories, on_devices, quiet, wrong
 
 TEXT = TextConfig(
-    vocab=320, context=32, width=32, heads=4, steps=60, warmup=2, batch_size=8, evaluate_every=10, samples=1
+    data="text",
+    validation=4,
+    test=4,
+    vocab=320,
+    context=32,
+    width=32,
+    heads=4,
+    steps=60,
+    warmup=2,
+    batch_size=8,
+    evaluate_every=10,
+    samples=1,
 )
-FLAGS = ["stories", "--vocab", "320", "--context", "32", "--width", "32", "--steps", "60", "--warmup", "2",
-         "--evaluate-every", "10", "--samples", "1", "--no-report"]  # fmt: skip
 LIMIT = 30  # seconds that none outlives another
 
 
@@ -33,16 +43,18 @@ def started(folder: Path, *flags: str, prepare=("", ""), folders=None):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = dict(os.environ) | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    config = folder.parent / "config.json"
+    config.write_text(to_json(dataclasses.replace(TEXT, text=few_stories(folder.parent))))
     pair = []
     for index in (0, 1):
         code = f"{prepare[index]}\nfrom sqs_jax.train.cli.train import main\nmain()"
-        line = [*(FLAGS if "--resume" not in flags else ["--no-report"]), *flags, "--heartbeat", "8",
+        begun = [] if "--resume" in flags else ["--config", str(config)]
+        line = [*begun, *flags, "--no-report", "--heartbeat", "8",
                 "--run-dir", str((folders or (folder, folder))[index]),
                 "--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", str(index)]  # fmt: skip
         command = [sys.executable, "-c", code, *line]
         pair.append(
-            subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            subprocess.Popen(command, env=on_devices(2), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         )
     return pair
 
@@ -80,7 +92,7 @@ def whole(tmp_path_factory):
 
 def test_two_processes_come_to_the_numbers_of_one(whole, tmp_path):
     folder, said = whole
-    train(TEXT, tmp_path / "run", report=quiet)
+    train(dataclasses.replace(TEXT, text=few_stories(tmp_path)), tmp_path / "run", report=quiet)
     np.testing.assert_allclose(losses(folder)[:2], losses(tmp_path / "run")[:2], atol=5e-6, rtol=0)
     np.testing.assert_allclose(losses(folder), losses(tmp_path / "run"), atol=1e-4, rtol=0)
     assert "process 0 of 2, with 2 of the 4 devices" in said[0][0]
@@ -117,7 +129,7 @@ def test_killed_and_stopped_it_goes_on_to_the_same_bits(whole, tmp_path):
     assert codes[0] == 1
     assert "the same commands with --resume go on" in said[0][1]
     pair = started(folder, "--resume", "--fsdp", "4")
-    wait_for(folder, 3, pair)
+    wait_for(folder, 2, pair)
     pair[1].send_signal(signal.SIGTERM)
     codes, said = ended(pair)
     assert codes == [143, 143], said

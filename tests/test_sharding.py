@@ -1,7 +1,6 @@
 """The layer over a mesh of 8 virtual devices: by the helper, and inside a `shard_map` of the user's own."""
 
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -12,6 +11,7 @@ import pytest
 from jax.sharding import AxisType
 
 from sqs_jax import sharded_gated_linear
+from tests.helpers import on_devices
 
 _ON_DEVICES = """
     import functools, itertools, json
@@ -72,9 +72,8 @@ _ON_DEVICES = """
 
 
 def test_value_and_gradient_on_8_devices():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", textwrap.dedent(_ON_DEVICES)]
-    done = subprocess.run(command, env=dict(os.environ) | flags, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=on_devices(8), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     count, worst, specs = json.loads(done.stdout)
     assert count == 8

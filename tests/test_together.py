@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 
@@ -16,6 +15,7 @@ from sqs_jax.train.images.image_task import load_images, place_images
 from sqs_jax.train.layout import make_mesh, replicated
 from sqs_jax.train.sweep import together
 from sqs_jax.train.sweep.together import epoch_seconds, memory_of, program_of, train_together
+from tests.helpers import on_devices
 from tests.test_sweep import BASE, quiet
 
 
@@ -137,9 +137,8 @@ print(json.dumps([[row["validation_loss"] for row in member.history] for member 
 def test_a_group_is_spread_over_the_devices(images):
     configs = [dataclasses.replace(BASE, seed=seed, lam=0.1 * (seed + 1)) for seed in range(3)]
     one = [[row["validation_loss"] for row in member.history] for member in train_together(configs, images)]
-    environment = dict(os.environ) | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     command = [sys.executable, "-c", _ON_DEVICES]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    run = subprocess.run(command, env=on_devices(2), capture_output=True, text=True, check=True)
     np.testing.assert_allclose(json.loads(run.stdout.splitlines()[-1]), one, rtol=2e-4)
 
 

@@ -61,6 +61,9 @@ def start(settings: Processes) -> None:
         jax.distributed.initialize(**by_hand, heartbeat_timeout_seconds=2 * settings.heartbeat + 30)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the processes did not find each other: {one_line(error)}") from None
+    if jax.local_devices()[0].platform == "cpu":
+        # Collectives of CPUs in programs that come from the cache were seen to wait for one another for ever.
+        jax.config.update("jax_enable_compilation_cache", False)
     for watch in (_watch, _watch_service):
         threading.Thread(target=watch, args=(settings.heartbeat,), daemon=True).start()
     _say_where_killed()

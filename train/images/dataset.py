@@ -54,10 +54,10 @@ def load(name: str, data_dir: Path | None = None, cache_dir: Path | None = None,
     and for a `tfds:<name>` that is not such a set or needs TensorFlow. Safe to call from several
     processes at once, and after a call that was killed.
     """
-    if name == "digits":
-        return _digits()
     stock = name.removeprefix("tfds:") if name.startswith("tfds:") else None
-    if not (stock or data_dir) and os.environ.get("SQS_DATA_DIR"):
+    if name == "digits":
+        data_dir = None
+    elif not (stock or data_dir) and os.environ.get("SQS_DATA_DIR"):
         data_dir = Path(os.environ["SQS_DATA_DIR"])
     if data_dir and not data_dir.is_dir():
         raise InputError(f"`data_dir` is {data_dir}: no such folder")
@@ -66,6 +66,8 @@ def load(name: str, data_dir: Path | None = None, cache_dir: Path | None = None,
         key, read = own_place(name, size), lambda *_: read_own(name, size)
     elif stock:
         key, read = _stock_place(stock, data_dir), functools.partial(_stock, stock)
+    elif name == "digits":
+        key, read = Path(name, VERSION), _digits
     else:
         key, read = Path(name, VERSION), functools.partial(_own, SOURCES[name])
     folder = cache_dir / "arrays" / key
@@ -100,8 +102,11 @@ def split_validation(size: int, validation: int) -> tuple[np.ndarray, np.ndarray
     return np.sort(order[validation:]), np.sort(order[:validation])
 
 
-def _digits() -> Dataset:
-    """scikit-learn's embedded 8×8 digits: 1,437 for training and 360 for the test, drawn class by class."""
+def _digits(data_dir: Path | None, cache_dir: Path):
+    """scikit-learn's embedded 8×8 digits: 1,437 for training and 360 for the test, drawn class by class.
+
+    Kept as other sets are: importing scikit-learn takes a second.
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -109,7 +114,7 @@ def _digits() -> Dataset:
     images = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     train, test = train_test_split(np.arange(len(labels)), test_size=360, stratify=labels, random_state=0)
     labels = labels.astype(np.int32)
-    return Dataset("digits", DIGITS, images[train], labels[train], images[test], labels[test])
+    return {name: (images[part], labels[part]) for name, part in (("train", train), ("test", test))}, DIGITS
 
 
 def _own(source: Source, data_dir: Path | None, cache_dir: Path):

@@ -1,0 +1,187 @@
+"""What a user waits for: seconds from Enter to the first epoch and to the end, the first time and the second.
+
+    python -m benchmarks.start [--only train mnist report] [--repeats 3]
+
+The first time nothing is in the cache: no data set is prepared, no program compiled. The second time, of which the
+median is shown, both are there. Then each command runs once more and says what its time goes to: `imports` (Python's
+own count, which slows them a little), `compiling` (tracing, lowering, and compiling or loading), `steps` (of training,
+by its summary), and the rest: data, files, pictures. Writes benchmarks/results/start-<platform>.json and
+docs/results/start.md.
+"""
+
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import PAGES, RESULTS, ROOT, markdown_table, parsed
+
+# A command is (its words, what it makes, the command that must have run before).
+COMMANDS: dict[str, tuple[list[str], str, str | None]] = {
+    "train": (["train", "--no-report", "--run-dir", "{}"], "run", None),
+    "train, report": (["train", "--run-dir", "{}"], "run", None),
+    "mnist": (["train", "mnist", "--no-report", "--epochs", "3", "--run-dir", "{}"], "run", None),
+    "report": (["analysis", "report", "{}"], "page", "mnist"),
+    "sweep": (
+        ["train", "sweep", "digits", "--gate", "sqs,bilinear,relu,gelu,silu", "--seeds", "5", "--sweep-dir", "{}"],
+        "sweep",
+        None,
+    ),
+    "stories": (["train", "stories", "--steps", "100", "--no-report", "--run-dir", "{}"], "run", None),
+}
+PARTS = ("imports", "compiling", "steps", "rest")
+_LOGGED = re.compile(
+    r"WARNING:(\S+ \S+?):jax\S*: Finished (?:tracing|jaxpr to MLIR|XLA compilation).* in ([\d.e-]+) sec"
+)
+
+
+def main(only: tuple[str, ...] = tuple(COMMANDS), repeats: int = 3) -> None:
+    """Measures and writes.
+
+    Args:
+        only: Commands: train, "train, report", mnist, report, sweep, stories.
+        repeats: Second times.
+    """
+    if unknown := [name for name in only if name not in COMMANDS]:
+        sys.exit(f"error: `only` is {unknown[0]!r}: one of {', '.join(map(repr, COMMANDS))} is needed")
+    measured = {}
+    for name in only:
+        with tempfile.TemporaryDirectory() as folder:
+            measured[name] = measure(name, Path(folder), repeats)
+        print(name, measured[name], flush=True)
+    _write(measured, repeats)
+
+
+def measure(name: str, folder: Path, repeats: int) -> dict[str, Any]:
+    """Seconds to the first epoch and to the end: (first time, median of the second times), and the parts of one."""
+    words, makes, before = COMMANDS[name]
+    if before:
+        timed(_words(COMMANDS[before][0], folder), folder)
+        shutil.rmtree(folder / "cache" / "compiled")
+    times = []
+    for _ in range(1 + repeats):
+        _cleared(folder, makes)
+        times.append(timed(_words(words, folder), folder))
+    _cleared(folder, makes)
+    parts = parts_of(_words(words, folder), folder)
+    later = [[run[i] for run in times[1:]] for i in range(2)]
+    both = {
+        kind: (times[0][i], statistics.median(later[i]) if times[0][i] is not None else None)
+        for i, kind in enumerate(("first_epoch", "end"))
+    }
+    return {"command": f"python -m {' '.join(words).replace('{}', 'DIR')}", **both, "all": times, "parts": parts}
+
+
+def timed(words: Sequence[str], folder: Path) -> tuple[float | None, float]:
+    """Seconds until the first row of metrics is there, None where there is none, and until the command has ended."""
+    begin, first = time.perf_counter(), None
+    process = subprocess.Popen(
+        [sys.executable, "-m", *words], cwd=ROOT, env=environment(folder), stdout=subprocess.DEVNULL
+    )
+    while process.poll() is None:
+        if first is None and _has_metrics(folder):
+            first = time.perf_counter() - begin
+        time.sleep(0.005)
+    end = time.perf_counter() - begin
+    if process.returncode:
+        sys.exit(f"error: python -m {' '.join(words)} ended with {process.returncode}")
+    return (None if words[0] == "analysis" else first), end
+
+
+def parts_of(words: Sequence[str], folder: Path) -> dict[str, float]:
+    """Seconds of a command by what they go to: `PARTS`."""
+    settings = environment(folder) | {"JAX_LOG_COMPILES": "1"}
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", *words], cwd=ROOT, env=settings, capture_output=True, text=True
+    )
+    end = time.perf_counter() - begin
+    imports = sum(int(each) for each in re.findall(r"^import time: +(\d+) \|", done.stderr, re.MULTILINE)) / 1e6
+    programs = re.findall(r"Finished XLA compilation", done.stderr)
+    compiling = union(
+        (datetime.fromisoformat(at.replace(",", ".")).timestamp(), float(seconds))
+        for at, seconds in _LOGGED.findall(done.stderr)
+    )
+    summaries = [json.loads(path.read_text()) for path in (folder / "made").rglob("summary.json")]
+    steps = sum(summary["seconds"] for summary in summaries) if words[0] == "train" else 0.0
+    parts = {"imports": imports, "compiling": compiling, "steps": steps}
+    return parts | {"rest": end - sum(parts.values()), "programs": len(programs)}
+
+
+def union(spans: Iterable[tuple[float, float]]) -> float:
+    """The time that spans cover, each (its end, its length): one that lies in another does not count twice."""
+    covered, reached = 0.0, -float("inf")
+    for begin, end in sorted((end - length, end) for end, length in spans):
+        covered += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return covered
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The user's, with a cache of its own, and without settings of JAX."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    return kept | {"SQS_CACHE_DIR": str(folder / "cache")}
+
+
+def _words(words: Sequence[str], folder: Path) -> list[str]:
+    return [word.replace("{}", str(folder / "made")) for word in words]
+
+
+def _cleared(folder: Path, makes: str) -> None:
+    """Removes what a command makes, so that it can run again."""
+    if makes == "page":
+        (folder / "made" / "report.html").unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder / "made", ignore_errors=True)
+
+
+def _has_metrics(folder: Path) -> bool:
+    return any(path.stat().st_size for path in (folder / "made").glob("**/metrics.jsonl"))
+
+
+def _write(measured: dict[str, Any], repeats: int) -> None:
+    from sqs_jax.train.run_folder import described, provenance
+
+    about = provenance()
+    result = {"command": f"python -m benchmarks.start --repeats {repeats}", "commands": measured, **about}
+    path = RESULTS / f"start-{about['device']['platform']}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+    def pair(values):
+        return ["", ""] if values[0] is None else [f"{value:.1f}" for value in values]
+
+    rows = [
+        (
+            f"`{one['command']}`",
+            *pair(one["first_epoch"]),
+            *pair(one["end"]),
+            *(f"{one['parts'][part]:.1f}" for part in PARTS),
+        )
+        for one in measured.values()
+    ]
+    heads = ("command", "first epoch, first time", "second", "end, first time", "second", *PARTS)
+    (PAGES / "start.md").write_text(f"""# What a user waits for
+
+`python -m benchmarks.start --repeats {repeats}`: seconds from Enter to the first epoch (of text: the first evaluation)
+and to the end. The first time nothing is prepared or compiled; the second is the median of {repeats}. The last four
+columns are what a second time goes to, from a run that counts: imports, compiling (tracing, lowering, and loading what
+is compiled), steps, and the rest.
+
+{markdown_table(heads, rows)}
+
+Machine: {described(about)}. Commit: {about["git"]}.
+""")
+    print(path, PAGES / "start.md", sep="\n")
+
+
+if __name__ == "__main__":
+    parsed(main)
