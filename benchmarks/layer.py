@@ -10,7 +10,7 @@ benchmarks/results/layer-<platform>.json and docs/results/layer.md.
 import functools
 import json
 import statistics
-from typing import Literal
+from typing import Any, Literal
 
 from benchmarks.common import PAGES, RESULTS, markdown_table, parsed
 from benchmarks.memory import plain
@@ -58,10 +58,9 @@ def compare(shape: tuple[int, int, int], dtype: str, rounds: int) -> list[dict]:
     arrays = operands("gated_linear", shape, dtype)
     calls = calls_in_a_program(shape)
     programs = {name: passes(function, calls) for name, function in CONTENDERS.items()}
-    temporary = {
-        name: passes(function)["training"].lower(*arrays).compile().memory_analysis().temp_size_in_bytes
-        for name, function in CONTENDERS.items()
-    }
+    compiled = {name: passes(function)["training"].lower(*arrays).compile() for name, function in CONTENDERS.items()}
+    memory: dict[str, Any] = {name: program.memory_analysis() for name, program in compiled.items()}
+    temporary = {name: facts.temp_size_in_bytes for name, facts in memory.items()}
     rows = []
     for part in PASSES:
         times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
@@ -107,9 +106,9 @@ def page(command: str, measured: list[dict], about: dict) -> str:
     ]
     return f"""# The layer by XLA, beside plain jax.numpy
 
-`{command}`: `gated_linear` with SQS, by XLA, and the formula written down for autodiff, in turns. The ratio is the median
-of the rounds' (least to most): above 1 `gated_linear` is faster. MiB: temporaries of the gradient of one layer, by the
-compiler. {{doc}}`memory` has what is kept of many layers.
+`{command}`: `gated_linear` with SQS, by XLA, and the formula written down for autodiff, in turns. The ratio is the
+median of the rounds (least to most): above 1 `gated_linear` is faster. MiB: temporaries of the gradient of one layer,
+by the compiler. {{doc}}`memory` has what is kept of many layers.
 
 {markdown_table(heads, lines)}
 

@@ -17,6 +17,9 @@ from sqs_jax.kernels.xla import arithmetic_dtype
 # Powers up to this one are products.
 _LARGEST_WHOLE = 2**10
 _ONE = 1.0
+# Between these λ, and c up to the largest, sqs with p = 1 has its limit, to the last digit, long before λr overflows.
+_MODERATE = (2.0**-30, 2.0**30)
+_FAR = 2.0**90
 
 
 def sqs(
@@ -58,9 +61,10 @@ def sqs(
     x, c, lam, p = _check(x, c, lam, p)
     gate: Any = SQS(numbers[0], numbers[1], p)
     plan = kernels.plan("sqs", implementation, x, kernels.rows(x), gate, gate.no_kernel)
-    if plan:
-        return rules.activation(x, SQS(float(gate.c), float(gate.lam), p), plan)
-    return _sqs(p, x, c, lam)
+    if not all(isinstance(number, int | float) for number in numbers):
+        return _sqs(p, x, c, lam)
+    fixed = SQS(float(gate.c), float(gate.lam), p)
+    return rules.activation(x, fixed, plan) if plan else _fixed(fixed, x)
 
 
 def sqs_slope(x: ArrayLike, *, c: ArrayLike = 0.01, lam: ArrayLike = 0.5, p: float = 1) -> jax.Array:
@@ -124,6 +128,22 @@ class SQS:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _fixed(gate, x):
+    """Of numbers: what is known of them when the program is built need not be asked in it."""
+    return gate.value(x.astype(arithmetic_dtype(x.dtype))).astype(x.dtype)
+
+
+@_fixed.defjvp
+def _fixed_jvp(gate, primals, tangents):
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # as in `_sqs_jvp`
+    def tangent(x, t):
+        wide = arithmetic_dtype(x.dtype)
+        return (gate.slope(x.astype(wide)) * t.astype(wide)).astype(x.dtype)
+
+    return _fixed(gate, *primals), tangent(*primals, *tangents)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _sqs(p, x, c, lam):
     return _value(*_widen(x, c, lam), p).astype(x.dtype)
 
@@ -152,7 +172,10 @@ def _partials(x, c, lam, p, needed):
 
 def _value(x, c, lam, p):
     r = jnp.abs(x)
-    if p == 1:
+    if p == 1 and _are_moderate(c, lam):
+        near = jnp.where(r > _FAR, _FAR, r)  # NaN stays, on any device
+        value = (near - c) / (1 + lam * near)
+    elif p == 1:
         t = _shrink(r, lam, p)
         # Where λr overflows the 1 beside it is nothing, and r cancels: the plain quotient would be inf / inf.
         far = t == jnp.inf
@@ -161,7 +184,13 @@ def _value(x, c, lam, p):
     else:
         finite = jnp.where(r == jnp.inf, 1, r)
         value = jnp.where(r == jnp.inf, _unless_0(lam, jnp.inf, 0.0), _over_decay(finite - c, finite, lam, p))
-    return jnp.where(x == 0, x, jnp.where(x < 0, -value, value))
+    # The quotient is used once: XLA would write one that is used twice to memory.
+    return jnp.where(x == 0, x, value * jnp.where(x < 0, -1, 1).astype(x.dtype))
+
+
+def _are_moderate(c, lam) -> bool:
+    smallest, largest = _MODERATE
+    return isinstance(c, float) and isinstance(lam, float) and smallest <= lam <= largest and c <= largest
 
 
 def _slope(x, c, lam, p):

@@ -64,7 +64,8 @@ def _normal_cdf(u):
     z = jnp.abs(u)
     t = 1 / (1 + 0.32 * z)
     tail = t * jnp.exp(-0.5 * z * z) * functools.reduce(lambda total, q: total * t + q, reversed(_NORMAL_TAIL))
-    return jnp.where(u < 0, tail, 1 - tail)
+    # `tail` is used once: XLA would write a quotient that is used twice to memory.
+    return jnp.where(u < 0, 0, 1).astype(u.dtype) - jnp.where(u < 0, -1, 1).astype(u.dtype) * tail
 
 
 # Beyond it the factors of u are 0 or 1 to the last digit: a larger u, inf among them, is taken for it, so that 0·inf,
