@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +38,8 @@ COMMANDS: dict[str, tuple[list[str], str, str | None]] = {
     "stories": (["train", "stories", "--steps", "100", "--no-report", "--run-dir", "{}"], "run", None),
 }
 PARTS = ("imports", "compiling", "steps", "rest")
-_LOGGED = re.compile(
-    r"WARNING:(\S+ \S+?):jax\S*: Finished (?:tracing|jaxpr to MLIR|XLA compilation).* in ([\d.e-]+) sec"
-)
+_IMPORTED = re.compile(r"import time: +(\d+) \|")
+_COMPILED = re.compile(r"Finished (?:tracing|jaxpr to MLIR|XLA compilation).* in ([\d.e-]+) sec")
 
 
 def main(only: tuple[str, ...] = tuple(COMMANDS), repeats: int = 3) -> None:
@@ -100,21 +98,28 @@ def timed(words: Sequence[str], folder: Path) -> tuple[float | None, float]:
 def parts_of(words: Sequence[str], folder: Path) -> dict[str, float]:
     """Seconds of a command by what they go to: `PARTS`."""
     settings = environment(folder) | {"JAX_LOG_COMPILES": "1"}
-    begin = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", *words], cwd=ROOT, env=settings, capture_output=True, text=True
+    begin, imports, spans, programs = time.perf_counter(), 0.0, [], 0
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", *words],
+        cwd=ROOT,
+        env=settings,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    end = time.perf_counter() - begin
-    imports = sum(int(each) for each in re.findall(r"^import time: +(\d+) \|", done.stderr, re.MULTILINE)) / 1e6
-    programs = re.findall(r"Finished XLA compilation", done.stderr)
-    compiling = union(
-        (datetime.fromisoformat(at.replace(",", ".")).timestamp(), float(seconds))
-        for at, seconds in _LOGGED.findall(done.stderr)
-    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := _IMPORTED.match(line):
+            imports += int(found[1]) / 1e6
+        elif found := _COMPILED.search(line):
+            spans.append((time.perf_counter(), float(found[1])))
+            programs += "XLA compilation" in line
+    process.wait()
+    end, compiling = time.perf_counter() - begin, union(spans)
     summaries = [json.loads(path.read_text()) for path in (folder / "made").rglob("summary.json")]
     steps = sum(summary["seconds"] for summary in summaries) if words[0] == "train" else 0.0
     parts = {"imports": imports, "compiling": compiling, "steps": steps}
-    return parts | {"rest": end - sum(parts.values()), "programs": len(programs)}
+    return parts | {"rest": end - sum(parts.values()), "programs": programs}
 
 
 def union(spans: Iterable[tuple[float, float]]) -> float:

@@ -1,5 +1,7 @@
 """The versions of this package and of those that its numbers depend on."""
 
+import contextlib
+import functools
 import importlib
 import importlib.metadata
 import platform
@@ -9,7 +11,14 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-d
 
 def versions() -> dict[str, str]:
     """Versions by name, as far as a package is installed; of Python, too."""
-    found = {dist.name.lower().replace("_", "-"): dist.version for dist in importlib.metadata.distributions()}
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:  # each by its name: to list all that is installed takes half a second
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
     own = importlib.import_module("sqs_jax").__version__  # a clone that is used as it is has no metadata
-    known = {name: found[name] for name in _PACKAGES if name in found}
-    return {"python": platform.python_version(), "sqs-jax": own} | known
+    return {"python": platform.python_version(), "sqs-jax": own} | found

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import gpu, peers, scaling
+from benchmarks import gpu, peers, scaling, start
 from benchmarks.common import parsed
 from sqs_jax import gated_linear, kernels
 from sqs_jax.transformer import Transformer, TransformerConfig
@@ -172,3 +173,20 @@ def test_the_parameters_of_a_model_are_counted():
     config = TransformerConfig(vocab=scaling.VOCAB, layers=3, width=64, heads=4, hidden=96)
     network = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
     assert sizes.parameters == sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network)))
+
+
+def test_spans_that_lie_in_others_do_not_count_twice():
+    assert start.union([(3.0, 2.0), (2.5, 1.0), (3.5, 1.0), (6.0, 0.5)]) == 3.0
+    assert start.union([]) == 0
+
+
+def test_a_command_is_told_by_what_its_time_goes_to(tmp_path):
+    words = ["train", "--epochs", "1", "--no-report", "--run-dir", str(tmp_path / "made")]
+    first, end = start.timed(words, tmp_path)
+    assert first is not None
+    assert 0 < first < end
+    shutil.rmtree(tmp_path / "made")
+    parts = start.parts_of(words, tmp_path)
+    assert parts.pop("programs") > 5
+    assert min(parts.values()) > 0
+    assert set(parts) == set(start.PARTS)
