@@ -108,13 +108,13 @@ def parts_of(words: Sequence[str], folder: Path) -> dict[str, float]:
         text=True,
     )
     assert process.stderr is not None
-    for line in process.stderr:
-        if found := _IMPORTED.match(line):
-            imports += int(found[1]) / 1e6
-        elif found := _COMPILED.search(line):
-            spans.append((time.perf_counter(), float(found[1])))
-            programs += "XLA compilation" in line
-    process.wait()
+    with process:
+        for line in process.stderr:
+            if found := _IMPORTED.match(line):
+                imports += int(found[1]) / 1e6
+            elif found := _COMPILED.search(line):
+                spans.append((time.perf_counter(), float(found[1])))
+                programs += "XLA compilation" in line
     end, compiling = time.perf_counter() - begin, union(spans)
     summaries = [json.loads(path.read_text()) for path in (folder / "made").rglob("summary.json")]
     steps = sum(summary["seconds"] for summary in summaries) if words[0] == "train" else 0.0
