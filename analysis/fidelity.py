@@ -283,4 +283,6 @@ def _compare(y, predicted, labels) -> Fidelity:
 
 def network_predictor(weights: GLUWeights, gate: str | Gate) -> Callable[[np.ndarray], np.ndarray]:
     """The network as a function from inputs (n, inputs) to classes (n,), through this layer."""
-    return lambda x: _network(weights, x, None, gate)[0].argmax(1)
+    check_weights(weights)  # once: it waits for the device
+    sigma, wide = static_gate(gate), at_least_float32(weights)
+    return lambda x: np.concatenate([np.asarray(_logits(wide, part, sigma)).argmax(1) for part in _batches(wide, x)])

@@ -2,7 +2,7 @@
 
     python -m benchmarks.start [--only train mnist report] [--repeats 3]
 
-The first time nothing is in the cache: no data set is prepared, no program compiled. The second time, of which the
+The first time no program is compiled and, but for the report, no data set is prepared. The second time, of which the
 median is shown, both are there. Then each command runs once more and says what its time goes to: `imports` (Python's
 own count, which slows them a little), `compiling` (tracing, lowering, and compiling or loading), `steps` (of training,
 by its summary), and the rest: data, files, pictures. Writes benchmarks/results/start-<platform>.json and
@@ -12,6 +12,7 @@ docs/results/start.md.
 import json
 import os
 import re
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -115,6 +116,8 @@ def parts_of(words: Sequence[str], folder: Path) -> dict[str, float]:
             elif found := _COMPILED.search(line):
                 spans.append((time.perf_counter(), float(found[1])))
                 programs += "XLA compilation" in line
+    if process.returncode:
+        sys.exit(f"error: python -m {' '.join(words)} ended with {process.returncode}")
     end, compiling = time.perf_counter() - begin, union(spans)
     summaries = [json.loads(path.read_text()) for path in (folder / "made").rglob("summary.json")]
     steps = sum(summary["seconds"] for summary in summaries) if words[0] == "train" else 0.0
@@ -132,8 +135,8 @@ def union(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The user's, with a cache of its own, and without settings of JAX."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    """The user's, with a cache of its own, and of JAX's settings the device alone."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_") or "PLATFORM" in name}
     return kept | {"SQS_CACHE_DIR": str(folder / "cache")}
 
 
@@ -150,14 +153,17 @@ def _cleared(folder: Path, makes: str) -> None:
 
 
 def _has_metrics(folder: Path) -> bool:
-    return any(path.stat().st_size for path in (folder / "made").glob("**/metrics.jsonl"))
+    paths = [folder / "made" / "metrics.jsonl", *(folder / "made" / "members").glob("[!.]*/metrics.jsonl")]
+    return any(path.is_file() and path.stat().st_size for path in paths)
 
 
 def _write(measured: dict[str, Any], repeats: int) -> None:
     from sqs_jax.train.run_folder import described, provenance
 
     about = provenance()
-    result = {"command": f"python -m benchmarks.start --repeats {repeats}", "commands": measured, **about}
+    some = "" if set(measured) == set(COMMANDS) else f" --only {shlex.join(measured)}"
+    command = f"python -m benchmarks.start --repeats {repeats}{some}"
+    result = {"command": command, "commands": measured, **about}
     path = RESULTS / f"start-{about['device']['platform']}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -176,10 +182,10 @@ def _write(measured: dict[str, Any], repeats: int) -> None:
     heads = ("command", "first epoch, first time", "second", "end, first time", "second", *PARTS)
     (PAGES / "start.md").write_text(f"""# What a user waits for
 
-`python -m benchmarks.start --repeats {repeats}`: seconds from Enter to the first epoch (of text: the first evaluation)
-and to the end. The first time nothing is prepared or compiled; the second is the median of {repeats}. The last four
-columns are what a second time goes to, from a run that counts: imports, compiling (tracing, lowering, and loading what
-is compiled), steps, and the rest.
+`{command}`: seconds from Enter to the first epoch (of text: the first evaluation)
+and to the end. The first time nothing is compiled and, but for the report, no data set is prepared; the second is the
+median of {repeats}. The last four columns are what a second time goes to, from a run that counts: imports, compiling
+(tracing, lowering, and loading what is compiled), steps, and the rest.
 
 {markdown_table(heads, rows)}
 

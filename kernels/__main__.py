@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any, NoReturn
 
-from sqs_jax import GATES, display, kernels
+from sqs_jax import GATES, compile_cache, display, kernels
 from sqs_jax.messages import one_line
 
 
@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
         "tune", help="measure this device, and use what is faster from then on"
     )
     grid_flags(tune)
+    tune.add_argument(compile_cache.FLAG, action="store_true", help=compile_cache.HELP)
     tune.add_argument("--gate", choices=tuple(GATES), default="sqs", help="default: sqs")
     options = parser.parse_args(arguments)
     try:

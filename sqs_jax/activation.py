@@ -17,8 +17,8 @@ from sqs_jax.kernels.xla import arithmetic_dtype
 # Powers up to this one are products.
 _LARGEST_WHOLE = 2**10
 _ONE = 1.0
-# Between these λ, and c up to the largest, sqs with p = 1 has its limit, to the last digit, long before λr overflows.
-_MODERATE = (2.0**-30, 2.0**30)
+# With λ and c of this size sqs has its limit, for p = 1 to the last digit, long before λr overflows.
+_ORDINARY = (2.0**-30, 2.0**30)
 _FAR = 2.0**90
 
 
@@ -61,10 +61,11 @@ def sqs(
     x, c, lam, p = _check(x, c, lam, p)
     gate: Any = SQS(numbers[0], numbers[1], p)
     plan = kernels.plan("sqs", implementation, x, kernels.rows(x), gate, gate.no_kernel)
-    if not all(isinstance(number, int | float) for number in numbers):
-        return _sqs(p, x, c, lam)
-    fixed = SQS(float(gate.c), float(gate.lam), p)
-    return rules.activation(x, fixed, plan) if plan else _fixed(fixed, x)
+    if plan:
+        return rules.activation(x, SQS(float(gate.c), float(gate.lam), p), plan)
+    if _are_numbers(*numbers):
+        return _fixed(SQS(float(gate.c), float(gate.lam), p), x)
+    return _sqs(p, x, c, lam)
 
 
 def sqs_slope(x: ArrayLike, *, c: ArrayLike = 0.01, lam: ArrayLike = 0.5, p: float = 1) -> jax.Array:
@@ -172,7 +173,7 @@ def _partials(x, c, lam, p, needed):
 
 def _value(x, c, lam, p):
     r = jnp.abs(x)
-    if p == 1 and _are_moderate(c, lam):
+    if p == 1 and _are_numbers(c, lam) and lam > 0:
         near = jnp.where(r > _FAR, _FAR, r)  # NaN stays, on any device
         value = (near - c) / (1 + lam * near)
     elif p == 1:
@@ -188,9 +189,10 @@ def _value(x, c, lam, p):
     return jnp.where(x == 0, x, value * jnp.where(x < 0, -1, 1).astype(x.dtype))
 
 
-def _are_moderate(c, lam) -> bool:
-    smallest, largest = _MODERATE
-    return isinstance(c, float) and isinstance(lam, float) and smallest <= lam <= largest and c <= largest
+def _are_numbers(*parameters) -> bool:
+    """Whether parameters are plain numbers, and 0 or far, with their products, from what float32 has no number for."""
+    smallest, largest = _ORDINARY
+    return all(isinstance(each, int | float) and (each == 0 or smallest <= each <= largest) for each in parameters)
 
 
 def _slope(x, c, lam, p):
@@ -204,7 +206,7 @@ def _slope(x, c, lam, p):
         q, product = 1 / near, lam * c
         slope = (1 + product) * q * q
         if not isinstance(product, float) or product > 1e38:  # a kernel's numbers are plain ones, and need no choice
-            slope = jnp.where(product < jnp.inf, slope, q * q + (lam / near) * (c / near))
+            slope = jnp.where(product <= float(jnp.finfo(x.dtype).max), slope, q * q + (lam / near) * (c / near))
         slope = jnp.where(far, _over_decay(c, finite, lam, p) / jnp.where(far, finite, 1), slope)
     else:
         share = _share(finite, lam, p)

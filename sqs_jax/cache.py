@@ -1,4 +1,4 @@
-"""The folder for prepared data and measurements."""
+"""The folder for prepared data, measurements and compiled programs."""
 
 import os
 from pathlib import Path

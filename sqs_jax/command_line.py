@@ -111,7 +111,7 @@ def _parser(groups: Sequence[Any], prog: str, description: str = "") -> tuple[_P
     )
     parser.add_argument("-h", "--help", action="store_true", help="Show this help.")
     parser.add_argument("-q", "--quiet", action="store_true", help="Show results alone, no progress.")
-    parser.add_argument(compile_cache.FLAG, action="store_true", help="Compile all anew, and keep nothing of it.")
+    parser.add_argument(compile_cache.FLAG, action="store_true", help=compile_cache.HELP)
     parser.add_argument(_VERSION, action="store_true", help="Show the versions of this package and of JAX.")
     positionals, names = {}, set()
     for group in groups:

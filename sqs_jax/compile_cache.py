@@ -7,19 +7,23 @@ import contextlib
 import hashlib
 import os
 import platform
-import shutil
 import stat
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from sqs_jax.cache import default_cache_dir
 
 FLAG = "--no-compile-cache"
+HELP = "Compile all anew, and keep nothing of it."
 LARGEST = 2**29
 """Bytes of the programs of all machines together, at the beginning of a command."""
 
 _FOLDER, _SWITCH = "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"
-_SHORTEST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+_SETTINGS = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # JAX's own, a second, is longer than most of our programs take
+    "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",  # of GPUs: where those cannot be written, nothing is compiled
+}
 # What tells one kind of processor from another, on x86 and on ARM.
 _FEATURES = {
     "vendor_id", "cpu family", "model", "model name", "stepping", "flags",
@@ -27,12 +31,15 @@ _FEATURES = {
 }  # fmt: skip
 
 
-def begin() -> None:
+def begin(arguments: Sequence[str]) -> None:
     """Switches the cache on, by JAX's environment variables: called before JAX is imported.
 
-    Does nothing where the user has set or switched off JAX's cache. A folder that cannot be made or written costs
-    nothing but the time of compiling.
+    Off where the arguments of the command have `FLAG`. Does nothing where the user has set or switched off JAX's
+    cache. A folder that cannot be made or written costs nothing but the time of compiling.
     """
+    if FLAG in (argument.replace("_", "-") for argument in arguments):
+        os.environ[_SWITCH] = "false"
+        return
     if _FOLDER in os.environ or _SWITCH in os.environ:
         return
     try:
@@ -42,7 +49,8 @@ def begin() -> None:
     folder = everything / machine()
     bound(everything, LARGEST)
     os.environ[_FOLDER] = str(folder)
-    os.environ.setdefault(_SHORTEST, "0")  # JAX's own, a second, is longer than most of our programs take
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     _heal(folder)
 
 
@@ -61,12 +69,11 @@ def machine(described: Path = Path("/proc/cpuinfo")) -> str:
 def bound(folder: Path, largest: int) -> None:
     """Removes the programs that were not used for the longest time, until `largest` bytes are left."""
     kept = []
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # another command removes it
+    with contextlib.suppress(OSError):  # a folder that may not be read, or that another command removes
+        for path in folder.rglob("*"):
             facts = path.stat()
-            if not stat.S_ISREG(facts.st_mode):
-                continue
-            kept.append((max(facts.st_atime, facts.st_mtime), facts.st_size, path))
+            if stat.S_ISREG(facts.st_mode):
+                kept.append((max(facts.st_atime, facts.st_mtime), facts.st_size, path))
     room = largest
     for _, size, path in sorted(kept, reverse=True):
         room -= size
@@ -85,9 +92,7 @@ def _heal(folder: Path) -> None:
     def show(message, *details, **named):
         text = str(message)
         if text.startswith("Error reading persistent compilation cache entry"):
-            shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                folder.mkdir(parents=True)
+            bound(folder, 0)
         elif not text.startswith("Error writing persistent compilation cache entry"):
             shown(message, *details, **named)
 

@@ -24,8 +24,7 @@ def watch() -> None:
     if _is_command():
         catch_interrupts("interrupted")
         display.begin(moving=_shows_progress())
-        if compile_cache.FLAG not in sys.argv:
-            compile_cache.begin()
+        compile_cache.begin(sys.argv)
 
 
 def _shows_progress() -> bool:

@@ -8,7 +8,8 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Here what the compiler makes of the arithmetic is in question: they are marked `arithmetic`. All other tests wait for
+# Here what the compiler makes of the arithmetic is in question (of kernels an interpreter makes programs that no device
+# runs): they are marked `arithmetic`. All other tests wait for
 # compilers: what is compiled there runs for seconds, and most of the optimizations are off.
 _COMPILED_IN_FULL = {"activation", "dispatch", "glu", "lowering", "modules", "sharding", "transformer"}
 

@@ -85,8 +85,9 @@ def test_what_another_machine_has_compiled_is_ignored(command):
 
 def test_it_can_be_switched_off(tmp_path):
     command, theirs = Command(tmp_path), tmp_path / "theirs"
-    command("--no-compile-cache")
+    command("--no_compile_cache", JAX_COMPILATION_CACHE_DIR=str(theirs))
     assert not command.compiled.exists()
+    assert not theirs.exists()
     command(JAX_COMPILATION_CACHE_DIR=str(theirs), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
     assert not command.compiled.exists()
     assert list(theirs.iterdir())
@@ -132,6 +133,7 @@ def test_what_was_not_used_for_the_longest_time_is_removed(tmp_path):
     compile_cache.bound(tmp_path, 250)
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["b", "d"]
     compile_cache.bound(tmp_path / "nothing", 250)
+    compile_cache.bound(tmp_path / ("n" * 300), 250)  # no system has such a name
 
 
 def test_other_programs_keep_jax_as_it_is():

@@ -303,6 +303,17 @@ def test_validation_is_cut_from_training_and_the_same_for_every_run():
     np.testing.assert_array_equal(everything, np.arange(1000))
 
 
+def test_digits_are_kept_and_made_anew_where_they_cannot_be(tmp_path):
+    first, again = (data.load("digits", cache_dir=tmp_path) for _ in range(2))
+    assert isinstance(again.train_images, np.memmap)
+    (tmp_path / "file").touch()
+    without = data.load("digits", cache_dir=tmp_path / "file")
+    assert not isinstance(without.train_images, np.memmap)
+    for name in ("train_images", "train_labels", "test_images", "test_labels"):
+        arrays = [getattr(each, name) for each in (first, again, without)]
+        assert all(array.dtype == arrays[0].dtype and np.array_equal(array, arrays[0]) for array in arrays)
+
+
 def test_digits():
     digits = data.load("digits")
     assert digits.train_images.shape == (1437, 8, 8)

@@ -40,6 +40,12 @@ def test_without_measurements_xla_runs():
         assert not runs_a_kernel(lambda *z: gated_linear(*z, implementation="xla"), X, W, W)
 
 
+@pytest.mark.parametrize("lam", [0.5, np.float32(0.5), np.array(0.5), 1e35, 0])
+def test_numbers_of_any_kind_have_a_kernel(lam):
+    with kernels.interpreted("triton"):
+        assert runs_a_kernel(lambda x: sqs(x, lam=lam, implementation="pallas"), X)
+
+
 def test_a_table_decides_by_class_of_shape_dtype_and_residuals():
     rows = [
         measurement(2.0, 1.0),

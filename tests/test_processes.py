@@ -129,7 +129,7 @@ def test_killed_and_stopped_it_goes_on_to_the_same_bits(whole, tmp_path):
     assert codes[0] == 1
     assert "the same commands with --resume go on" in said[0][1]
     pair = started(folder, "--resume", "--fsdp", "4")
-    wait_for(folder, 2, pair)
+    wait_for(folder, 1 + len(losses(folder)), pair)
     pair[1].send_signal(signal.SIGTERM)
     codes, said = ended(pair)
     assert codes == [143, 143], said

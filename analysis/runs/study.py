@@ -1,7 +1,6 @@
 """All that a report measures of one layer: spectrum, fidelity, and what the eigenvectors show."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -67,8 +66,6 @@ def study(
     if outputs is not None:
         weights, samples = chosen(weights, samples, outputs)
     test, labels = all_samples.test, all_samples.test_labels
-    # What needs no device has a thread of its own.
-    features = ThreadPoolExecutor(1).submit(frechet_features, samples)
     figures, calibrations = _gains_and_fidelity(whole, gate, all_samples.train, test, labels, method)
     with display.stage("finding eigenvectors"):
         pairs = spectrum(_form(whole, calibrations[method], outputs), count=kept_pairs(weights))
@@ -79,7 +76,7 @@ def study(
     with display.stage("leaving eigenvectors out"):
         figures["ablation"] = _ablation(weights, pairs, samples, gate)
     with display.stage("comparing eigenvectors with images"):
-        figures["eigenvectors"] = _eigenvectors(pairs, samples, input_size(weights), features.result())
+        figures["eigenvectors"] = _eigenvectors(pairs, samples, input_size(weights))
     with display.stage("trying masks"):
         figures["masks"] = _masks(weights, pairs, samples, gate)
     return figures, pairs, calibrations
@@ -220,14 +217,14 @@ def _ablation(weights, pairs, samples: Samples, gate) -> dict[str, Any]:
     return {"rise": as_json(rise), "spearman": as_json(rank)}
 
 
-def _eigenvectors(pairs, samples: Samples, inputs: int, features: Callable) -> dict[str, Any]:
+def _eigenvectors(pairs, samples: Samples, inputs: int) -> dict[str, Any]:
     vectors = np.asarray(pairs.vectors[:, :_ABLATED, :inputs])
     figures = {
         "template_correlation": interpret.template_correlations(vectors, samples.train, samples.train_labels),
         "selectivity": interpret.selectivity(vectors, samples.test, samples.test_labels),
     }
     k = min(_FRECHET_RANKS, vectors.shape[1])
-    distances = frechet(_orthonormal(vectors[:, :k]), samples, features)
+    distances = frechet(_orthonormal(vectors[:, :k]), samples, frechet_features(samples))
     rows: dict[str, Any] = {name: as_json(values) for name, values in figures.items()}
     return rows | {"frechet": {name: as_json(values) for name, values in distances.items()} | {"k": k}}
 

@@ -54,10 +54,10 @@ def load(name: str, data_dir: Path | None = None, cache_dir: Path | None = None,
     and for a `tfds:<name>` that is not such a set or needs TensorFlow. Safe to call from several
     processes at once, and after a call that was killed.
     """
-    stock = name.removeprefix("tfds:") if name.startswith("tfds:") else None
     if name == "digits":
-        data_dir = None
-    elif not (stock or data_dir) and os.environ.get("SQS_DATA_DIR"):
+        return _digits(cache_dir)
+    stock = name.removeprefix("tfds:") if name.startswith("tfds:") else None
+    if not (stock or data_dir) and os.environ.get("SQS_DATA_DIR"):
         data_dir = Path(os.environ["SQS_DATA_DIR"])
     if data_dir and not data_dir.is_dir():
         raise InputError(f"`data_dir` is {data_dir}: no such folder")
@@ -66,8 +66,6 @@ def load(name: str, data_dir: Path | None = None, cache_dir: Path | None = None,
         key, read = own_place(name, size), lambda *_: read_own(name, size)
     elif stock:
         key, read = _stock_place(stock, data_dir), functools.partial(_stock, stock)
-    elif name == "digits":
-        key, read = Path(name, VERSION), _digits
     else:
         key, read = Path(name, VERSION), functools.partial(_own, SOURCES[name])
     folder = cache_dir / "arrays" / key
@@ -102,11 +100,23 @@ def split_validation(size: int, validation: int) -> tuple[np.ndarray, np.ndarray
     return np.sort(order[validation:]), np.sort(order[:validation])
 
 
-def _digits(data_dir: Path | None, cache_dir: Path):
-    """scikit-learn's embedded 8×8 digits: 1,437 for training and 360 for the test, drawn class by class.
+def _digits(cache_dir: Path | None) -> Dataset:
+    """The digits as they are kept, since importing scikit-learn takes a second; made anew where they cannot be."""
+    try:
+        folder = (cache_dir or default_cache_dir()) / "arrays" / "digits" / VERSION
+        if not folder.is_dir():
+            with exclusive(folder):
+                if not folder.is_dir():
+                    files.clean(folder.parent, folder.name)
+                    _save(folder, *_drawn_digits())
+        return _open("digits", folder)
+    except (OSError, RuntimeError):  # a folder that cannot be written, or a user without a home
+        splits, classes = _drawn_digits()
+        return Dataset("digits", classes, *splits["train"], *splits["test"])
 
-    Kept as other sets are: importing scikit-learn takes a second.
-    """
+
+def _drawn_digits():
+    """scikit-learn's embedded 8×8 digits: 1,437 for training and 360 for the test, drawn class by class."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
