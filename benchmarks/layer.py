@@ -106,9 +106,10 @@ def page(command: str, measured: list[dict], about: dict) -> str:
     ]
     return f"""# The layer by XLA, beside plain jax.numpy
 
-`{command}`: `gated_linear` with SQS, by XLA, and the formula written down for autodiff, in turns. The ratio is the
-median of the rounds (least to most): above 1 `gated_linear` is faster. MiB: temporaries of the gradient of one layer,
-by the compiler. {{doc}}`memory` has what is kept of many layers.
+`{command}`:
+`gated_linear` with SQS, by XLA, and the formula written down for autodiff, in turns. The ratio is the median of the
+rounds (least to most): above 1 `gated_linear` is faster. MiB: temporaries of the gradient of one layer, by the
+compiler. {{doc}}`memory` has what is kept of many layers.
 
 {markdown_table(heads, lines)}
 
