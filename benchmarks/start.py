@@ -166,32 +166,40 @@ def _write(measured: dict[str, Any], repeats: int) -> None:
     result = {"command": command, "commands": measured, **about}
     path = RESULTS / f"start-{about['device']['platform']}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
+    (PAGES / "start.md").write_text(page(result, described(about)))
+    print(path, PAGES / "start.md", sep="\n")
+
+
+def page(result: dict[str, Any], machine: str) -> str:
+    """The result for the docs."""
 
     def pair(values):
         return ["", ""] if values[0] is None else [f"{value:.1f}" for value in values]
 
     rows = [
         (
-            f"`{one['command']}`",
+            name,
             *pair(one["first_epoch"]),
             *pair(one["end"]),
             *(f"{one['parts'][part]:.1f}" for part in PARTS),
         )
-        for one in measured.values()
+        for name, one in result["commands"].items()
     ]
-    heads = ("command", "first epoch, first time", "second", "end, first time", "second", *PARTS)
-    (PAGES / "start.md").write_text(f"""# What a user waits for
+    commands = "\n".join(f"- {name}: `{one['command']}`" for name, one in result["commands"].items())
+    return f"""# What a user waits for
 
-`{command}`: seconds from Enter to the first epoch (of text: the first evaluation)
-and to the end. The first time nothing is compiled and, but for the report, no data set is prepared; the second is the
-median of {repeats}. The last four columns are what a second time goes to, from a run that counts: imports, compiling
-(tracing, lowering, and loading what is compiled), steps, and the rest.
+`{result["command"]}`: seconds from Enter to the first epoch (of text: the first evaluation)
+and to the end. The 1st time nothing is compiled and, but for the report (of a run on MNIST), no data set is prepared;
+the 2nd is the median of several. The last four columns are what a 2nd time goes to, from a run that counts: imports,
+compiling (tracing, lowering, and loading what is compiled), steps, and the rest: data, files, pictures, and of a report
+all that is measured.
 
-{markdown_table(heads, rows)}
+{markdown_table(("", "epoch, 1st", "2nd", "end, 1st", "2nd", *PARTS), rows)}
 
-Machine: {described(about)}. Commit: {about["git"]}.
-""")
-    print(path, PAGES / "start.md", sep="\n")
+{commands}
+
+Machine: {machine}. Commit: {result["git"]}.
+"""
 
 
 if __name__ == "__main__":
