@@ -25,19 +25,15 @@ from typing import Any
 
 from benchmarks.common import PAGES, RESULTS, ROOT, markdown_table, parsed
 
-# A command is (its words, what it makes, the command that must have run before).
-COMMANDS: dict[str, tuple[list[str], str, str | None]] = {
-    "train": (["train", "--no-report", "--run-dir", "{}"], "run", None),
-    "train, report": (["train", "--run-dir", "{}"], "run", None),
-    "mnist": (["train", "mnist", "--no-report", "--epochs", "3", "--run-dir", "{}"], "run", None),
-    "report": (["analysis", "report", "{}"], "page", "mnist"),
-    "sweep": (
-        ["train", "sweep", "digits", "--gate", "sqs,bilinear,relu,gelu,silu", "--seeds", "5", "--sweep-dir", "{}"],
-        "sweep",
-        None,
-    ),
-    "stories": (["train", "stories", "--steps", "100", "--no-report", "--run-dir", "{}"], "run", None),
+COMMANDS = {
+    "train": "train --no-report --run-dir DIR",
+    "train, report": "train --run-dir DIR",
+    "mnist": "train mnist --no-report --epochs 3 --run-dir DIR",
+    "report": "analysis report DIR",
+    "sweep": "train sweep digits --gate sqs,bilinear,relu,gelu,silu --seeds 5 --sweep-dir DIR",
+    "stories": "train stories --steps 100 --no-report --run-dir DIR",
 }
+"""What follows `python -m`. The report is of the run that `mnist` leaves."""
 PARTS = ("imports", "compiling", "steps", "rest")
 _IMPORTED = re.compile(r"import time: +(\d+) \|")
 _COMPILED = re.compile(r"Finished (?:tracing|jaxpr to MLIR|XLA compilation).* in ([\d.e-]+) sec")
@@ -62,22 +58,22 @@ def main(only: tuple[str, ...] = tuple(COMMANDS), repeats: int = 3) -> None:
 
 def measure(name: str, folder: Path, repeats: int) -> dict[str, Any]:
     """Seconds to the first epoch and to the end: (first time, median of the second times), and the parts of one."""
-    words, makes, before = COMMANDS[name]
-    if before:
-        timed(_words(COMMANDS[before][0], folder), folder)
+    words = _words(name, folder)
+    if name == "report":
+        timed(_words("mnist", folder), folder)
         shutil.rmtree(folder / "cache" / "compiled")
     times = []
     for _ in range(1 + repeats):
-        _cleared(folder, makes)
-        times.append(timed(_words(words, folder), folder))
-    _cleared(folder, makes)
-    parts = parts_of(_words(words, folder), folder)
+        _cleared(words, folder)
+        times.append(timed(words, folder))
+    _cleared(words, folder)
+    parts = parts_of(words, folder)
     later = [[run[i] for run in times[1:]] for i in range(2)]
     both = {
         kind: (times[0][i], statistics.median(later[i]) if times[0][i] is not None else None)
         for i, kind in enumerate(("first_epoch", "end"))
     }
-    return {"command": f"python -m {' '.join(words).replace('{}', 'DIR')}", **both, "all": times, "parts": parts}
+    return {"command": f"python -m {COMMANDS[name]}", **both, "all": times, "parts": parts}
 
 
 def timed(words: Sequence[str], folder: Path) -> tuple[float | None, float]:
@@ -91,8 +87,7 @@ def timed(words: Sequence[str], folder: Path) -> tuple[float | None, float]:
             first = time.perf_counter() - begin
         time.sleep(0.005)
     end = time.perf_counter() - begin
-    if process.returncode:
-        sys.exit(f"error: python -m {' '.join(words)} ended with {process.returncode}")
+    _check_ended(words, process.returncode)
     return (None if words[0] == "analysis" else first), end
 
 
@@ -116,13 +111,17 @@ def parts_of(words: Sequence[str], folder: Path) -> dict[str, float]:
             elif found := _COMPILED.search(line):
                 spans.append((time.perf_counter(), float(found[1])))
                 programs += "XLA compilation" in line
-    if process.returncode:
-        sys.exit(f"error: python -m {' '.join(words)} ended with {process.returncode}")
+    _check_ended(words, process.returncode)
     end, compiling = time.perf_counter() - begin, union(spans)
     summaries = [json.loads(path.read_text()) for path in (folder / "made").rglob("summary.json")]
     steps = sum(summary["seconds"] for summary in summaries) if words[0] == "train" else 0.0
     parts = {"imports": imports, "compiling": compiling, "steps": steps}
     return parts | {"rest": end - sum(parts.values()), "programs": programs}
+
+
+def _check_ended(words: Sequence[str], code: int) -> None:
+    if code:
+        sys.exit(f"error: python -m {' '.join(words)} ended with {code}")
 
 
 def union(spans: Iterable[tuple[float, float]]) -> float:
@@ -140,13 +139,13 @@ def environment(folder: Path) -> dict[str, str]:
     return kept | {"SQS_CACHE_DIR": str(folder / "cache")}
 
 
-def _words(words: Sequence[str], folder: Path) -> list[str]:
-    return [word.replace("{}", str(folder / "made")) for word in words]
+def _words(name: str, folder: Path) -> list[str]:
+    return [str(folder / "made") if word == "DIR" else word for word in COMMANDS[name].split()]
 
 
-def _cleared(folder: Path, makes: str) -> None:
+def _cleared(words: Sequence[str], folder: Path) -> None:
     """Removes what a command makes, so that it can run again."""
-    if makes == "page":
+    if words[0] == "analysis":
         (folder / "made" / "report.html").unlink(missing_ok=True)
     else:
         shutil.rmtree(folder / "made", ignore_errors=True)

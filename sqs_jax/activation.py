@@ -11,7 +11,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from sqs_jax import kernels
-from sqs_jax.kernels import rules
+from sqs_jax.kernels import epilogues, rules, xla
 from sqs_jax.kernels.xla import arithmetic_dtype
 
 # Powers up to this one are products.
@@ -61,11 +61,10 @@ def sqs(
     x, c, lam, p = _check(x, c, lam, p)
     gate: Any = SQS(numbers[0], numbers[1], p)
     plan = kernels.plan("sqs", implementation, x, kernels.rows(x), gate, gate.no_kernel)
-    if plan:
-        return rules.activation(x, SQS(float(gate.c), float(gate.lam), p), plan)
-    if _are_numbers(*numbers):
-        return _fixed(SQS(float(gate.c), float(gate.lam), p), x)
-    return _sqs(p, x, c, lam)
+    if not plan and not _are_numbers(*numbers):
+        return _sqs(p, x, c, lam)
+    fixed = SQS(float(gate.c), float(gate.lam), p)
+    return rules.activation(x, fixed, plan) if plan else _fixed(fixed, x)
 
 
 def sqs_slope(x: ArrayLike, *, c: ArrayLike = 0.01, lam: ArrayLike = 0.5, p: float = 1) -> jax.Array:
@@ -131,15 +130,14 @@ class SQS:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _fixed(gate, x):
     """Of numbers: what is known of them when the program is built need not be asked in it."""
-    return gate.value(x.astype(arithmetic_dtype(x.dtype))).astype(x.dtype)
+    return xla.elementwise(epilogues.activation, gate, (x,))[0]
 
 
 @_fixed.defjvp
 def _fixed_jvp(gate, primals, tangents):
     @functools.partial(jax.checkpoint, prevent_cse=False)  # as in `_sqs_jvp`
     def tangent(x, t):
-        wide = arithmetic_dtype(x.dtype)
-        return (gate.slope(x.astype(wide)) * t.astype(wide)).astype(x.dtype)
+        return xla.elementwise(epilogues.activation_gradient, gate, (x, t))[0]
 
     return _fixed(gate, *primals), tangent(*primals, *tangents)
 

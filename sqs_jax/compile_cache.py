@@ -5,6 +5,7 @@ The programs lie in `compiled/<machine>/` of the cache's folder (`SQS_CACHE_DIR`
 
 import contextlib
 import hashlib
+import itertools
 import os
 import platform
 import stat
@@ -59,8 +60,12 @@ def machine(described: Path = Path("/proc/cpuinfo")) -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = [platform.machine(), str(cores)]
     try:
-        first, _, _ = described.read_text().partition("\n\n")
-        facts += [line for line in first.splitlines() if line.partition(":")[0].strip() in _FEATURES]
+        with described.open() as lines:  # of the first processor: a machine may have hundreds
+            facts += [
+                line.rstrip("\n")
+                for line in itertools.takewhile(str.strip, lines)
+                if line.partition(":")[0].strip() in _FEATURES
+            ]
     except OSError:
         facts += [platform.platform(), platform.node()]  # no other machine's
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]

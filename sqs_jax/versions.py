@@ -1,7 +1,6 @@
 """The versions of this package and of those that its numbers depend on."""
 
 import contextlib
-import functools
 import importlib
 import importlib.metadata
 import platform
@@ -11,11 +10,6 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-d
 
 def versions() -> dict[str, str]:
     """Versions by name, as far as a package is installed; of Python, too."""
-    return dict(_versions())
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
     found = {}
     for name in _PACKAGES:  # each by its name: to list all that is installed takes half a second
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -8,9 +8,9 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Here what the compiler makes of the arithmetic is in question (of kernels an interpreter makes programs that no device
-# runs): they are marked `arithmetic`. All other tests wait for
-# compilers: what is compiled there runs for seconds, and most of the optimizations are off.
+# Here what the compiler makes of the arithmetic is in question (not of kernels: no device runs what interpreters make
+# of them). They are marked `arithmetic`. All other tests wait for compilers: what is compiled there runs for seconds,
+# and most of the optimizations are off.
 _COMPILED_IN_FULL = {"activation", "dispatch", "glu", "lowering", "modules", "sharding", "transformer"}
 
 # Of either kind the files that take minutes begin first: one that begins last keeps a single process busy to the end.

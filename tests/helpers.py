@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from sqs_jax import GATES
 from sqs_jax.analysis import GLUWeights
-from sqs_jax.train import train
+from sqs_jax.train import TextConfig, train
 from sqs_jax.train.text.corpus import END_OF_TEXT
 from sqs_jax.train.text.embedded_stories import stories
 
@@ -49,11 +50,17 @@ def on_devices(count: int) -> dict[str, str]:
     return dict(os.environ) | {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
 
 
-def few_stories(folder: Path, count: int = 40) -> str:
-    """A text of a few of the embedded stories, whose validation and test are soon over."""
-    path = folder / "few.txt"
-    path.write_text(END_OF_TEXT.join(stories(count)))
-    return str(path)
+def text_config(folder: Path | None = None, **fields) -> TextConfig:
+    """A small Transformer on a few of the embedded stories, whose validation and test are soon over.
+
+    Their file is written into `folder`.
+    """
+    if folder:
+        path = folder / "few.txt"
+        path.write_text(END_OF_TEXT.join(stories(40)))
+        fields["text"] = str(path)
+    sizes: dict[str, Any] = {"vocab": 320, "context": 32, "width": 32, "heads": 4, "batch_size": 8, "warmup": 2}
+    return TextConfig(data="text", validation=4, test=4, **sizes | fields)
 
 
 def quiet(*_):

@@ -16,36 +16,22 @@ from jax.sharding import PartitionSpec
 from sqs_jax.analysis import load_weights
 from sqs_jax.messages import InputError
 from sqs_jax.sharding import along_batch
-from sqs_jax.train import ImageConfig, TextConfig, train
+from sqs_jax.train import ImageConfig, train
 from sqs_jax.train.cli.train import main
 from sqs_jax.train.images import classifier
 from sqs_jax.train.layout import Layout, make_mesh, parted
 from sqs_jax.train.optimizer import make_optimizer
 from sqs_jax.train.step import first_state
 from sqs_jax.train.text import language_model
-from tests.helpers import few_stories, on_devices, quiet, wrong
+from tests.helpers import on_devices, quiet, text_config, wrong
 
-TEXT = TextConfig(
-    data="text",
-    validation=4,
-    test=4,
-    vocab=320,
-    context=32,
-    width=32,
-    heads=4,
-    steps=20,
-    warmup=2,
-    batch_size=8,
-    evaluate_every=4,
-    save_every=5,
-    samples=0,
-)
+TEXT = {"steps": 20, "evaluate_every": 4, "save_every": 5, "samples": 0}
 IMAGES = ImageConfig(width=16, hidden=32, epochs=2, save_every=2, validation=0, bias=True, learnable=True, warmup=2)
 
 
 @pytest.mark.parametrize("changes", [{}, {"tied": False, "learnable": True}])
 def test_every_parameter_of_a_language_model_has_a_rule(changes):
-    config = dataclasses.replace(TEXT, **changes)
+    config = text_config(**TEXT, **changes)
     model = nnx.eval_shape(lambda: language_model.make_model(config, 320))
     state = jax.eval_shape(lambda: first_state(model, make_optimizer(config, 20)))
     placed = parted(state, make_mesh())
@@ -136,7 +122,7 @@ print(json.dumps(result))
 @pytest.fixture(scope="module")
 def on_eight(tmp_path_factory):
     folder = tmp_path_factory.mktemp("eight")
-    text = dataclasses.replace(TEXT, text=few_stories(folder))
+    text = text_config(folder, **TEXT)
     command = [sys.executable, "-c", _ON_EIGHT, str(folder), repr(text), repr(IMAGES)]
     done = subprocess.run(command, env=on_devices(8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -149,7 +135,7 @@ LAYOUTS = ("1 1", "8 1", "2 2")
 @pytest.mark.parametrize("name", ["text", "images"])
 def test_losses_are_those_of_one_device(name, on_eight, tmp_path):
     folder, result = on_eight
-    config = IMAGES if name == "images" else dataclasses.replace(TEXT, text=few_stories(folder))
+    config = IMAGES if name == "images" else text_config(folder, **TEXT)
     summary = train(config, tmp_path / "run", report=quiet)
     losses = [json.loads(line)["train_loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     for layout in LAYOUTS:

@@ -1,6 +1,5 @@
 """Several real processes that train one network: the same numbers, and an end for all where one is stopped or fails."""
 
-import dataclasses
 import json
 import re
 import signal
@@ -14,27 +13,14 @@ import jax
 import numpy as np
 import pytest
 
-from sqs_jax.train import TextConfig, train
+from sqs_jax.train import train
 from sqs_jax.train.checkpoint import restore_params
 from sqs_jax.train.cli.train import main
 from sqs_jax.train.config_file import to_json
 from sqs_jax.train.processes import Agreement, are_several, from_main, is_main, main_first
-from tests.helpers import few_stories, on_devices, quiet, wrong
+from tests.helpers import on_devices, quiet, text_config, wrong
 
-TEXT = TextConfig(
-    data="text",
-    validation=4,
-    test=4,
-    vocab=320,
-    context=32,
-    width=32,
-    heads=4,
-    steps=60,
-    warmup=2,
-    batch_size=8,
-    evaluate_every=10,
-    samples=1,
-)
+TEXT = {"steps": 60, "evaluate_every": 10, "samples": 1}
 LIMIT = 30  # seconds that none outlives another
 
 
@@ -44,7 +30,7 @@ def started(folder: Path, *flags: str, prepare=("", ""), folders=None):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     config = folder.parent / "config.json"
-    config.write_text(to_json(dataclasses.replace(TEXT, text=few_stories(folder.parent))))
+    config.write_text(to_json(text_config(folder.parent, **TEXT)))
     pair = []
     for index in (0, 1):
         code = f"{prepare[index]}\nfrom sqs_jax.train.cli.train import main\nmain()"
@@ -92,7 +78,7 @@ def whole(tmp_path_factory):
 
 def test_two_processes_come_to_the_numbers_of_one(whole, tmp_path):
     folder, said = whole
-    train(dataclasses.replace(TEXT, text=few_stories(tmp_path)), tmp_path / "run", report=quiet)
+    train(text_config(tmp_path, **TEXT), tmp_path / "run", report=quiet)
     np.testing.assert_allclose(losses(folder)[:2], losses(tmp_path / "run")[:2], atol=5e-6, rtol=0)
     np.testing.assert_allclose(losses(folder), losses(tmp_path / "run"), atol=1e-4, rtol=0)
     assert "process 0 of 2, with 2 of the 4 devices" in said[0][0]

@@ -156,7 +156,7 @@ def limited(self):
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 tokenizing._Encoders._start = limited
 load("""
-    command = [sys.executable, "-c", program.replace("load(", limited, 1).replace("import load\n", "import load\n")]
+    command = [sys.executable, "-c", program.replace("load(", limited, 1)]
     done = subprocess.run(
         [*command, str(text), str(tmp_path / "cache")], capture_output=True, text=True, check=False, cwd=ROOT
     )

@@ -8,7 +8,9 @@ import importlib.util
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,16 +70,14 @@ def load(name: str, data_dir: Path | None = None, cache_dir: Path | None = None,
         key, read = _stock_place(stock, data_dir), functools.partial(_stock, stock)
     else:
         key, read = Path(name, VERSION), functools.partial(_own, SOURCES[name])
-    folder = cache_dir / "arrays" / key
-    if not folder.is_dir():
-        with exclusive(folder):
-            if not folder.is_dir():
-                files.clean(folder.parent, folder.name)
-                splits, classes = read(data_dir, cache_dir)
-                _check_labels(name, splits, classes)
-                if stock:  # what was downloaded just now has another place
-                    folder = cache_dir / "arrays" / _stock_place(stock, data_dir)
-                _save(folder, splits, classes)
+
+    def made() -> tuple[Path, Any, Any]:
+        splits, classes = read(data_dir, cache_dir)
+        _check_labels(name, splits, classes)
+        # What was downloaded just now has another place.
+        return (_stock_place(stock, data_dir) if stock else key, splits, classes)
+
+    folder = _kept(cache_dir, key, made)
     return _open(short_name(name) if name.startswith(OWN) else name, folder)
 
 
@@ -103,13 +103,8 @@ def split_validation(size: int, validation: int) -> tuple[np.ndarray, np.ndarray
 def _digits(cache_dir: Path | None) -> Dataset:
     """The digits as they are kept, since importing scikit-learn takes a second; made anew where they cannot be."""
     try:
-        folder = (cache_dir or default_cache_dir()) / "arrays" / "digits" / VERSION
-        if not folder.is_dir():
-            with exclusive(folder):
-                if not folder.is_dir():
-                    files.clean(folder.parent, folder.name)
-                    _save(folder, *_drawn_digits())
-        return _open("digits", folder)
+        key = Path("digits", VERSION)
+        return _open("digits", _kept(cache_dir or default_cache_dir(), key, lambda: (key, *_drawn_digits())))
     except (OSError, RuntimeError):  # a folder that cannot be written, or a user without a home
         splits, classes = _drawn_digits()
         return Dataset("digits", classes, *splits["train"], *splits["test"])
@@ -187,6 +182,19 @@ def _collect(name, records) -> tuple[np.ndarray, np.ndarray]:
                 raise InputError(f"{name} has images {image.dtype}{image.shape}, not all uint8{shape}")
             images[i], labels[i] = image, record["label"]
     return images.squeeze(-1) if shape[-1] == 1 else images, labels
+
+
+def _kept(cache_dir: Path, key: Path, made: Callable[[], tuple[Path, Any, Any]]) -> Path:
+    """The folder of a set's arrays; where there is none, `made()` tells its place, its splits and its classes."""
+    folder = cache_dir / "arrays" / key
+    if not folder.is_dir():
+        with exclusive(folder):
+            if not folder.is_dir():
+                files.clean(folder.parent, folder.name)
+                place, splits, classes = made()
+                folder = cache_dir / "arrays" / place
+                _save(folder, splits, classes)
+    return folder
 
 
 def _save(folder: Path, splits, classes):
