@@ -147,7 +147,10 @@ def test_nobody_waits_for_one_that_is_gone(index, numbers, tmp_path):
             process.kill()
     _, said = ended(pair)
     if signal.SIGKILL in numbers:
-        assert "process 1 was killed, or process 0 is gone; the same commands with --resume go on" in said[1][1]
+        # By JAX's service or by a collective, whichever fails first.
+        assert re.search(
+            "error: (process 1 was killed, or process 0|another process) is gone.*--resume go on", said[1][1]
+        )
     if signal.SIGSTOP in numbers:
         line = f"process {index} has given no sign of life for 8 s; the same commands with --resume go on"
         assert line in said[1 - index][1]
