@@ -8,10 +8,9 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Here what the compiler makes of the arithmetic is in question (not of kernels: no device runs what interpreters make
-# of them). They are marked `arithmetic`. All other tests wait for compilers: what is compiled there runs for seconds,
-# and most of the optimizations are off.
-_COMPILED_IN_FULL = {"activation", "dispatch", "glu", "lowering", "modules", "sharding", "transformer"}
+# Here what the compiler makes of the arithmetic is in question. All other tests wait for compilers: what is compiled
+# there runs for seconds, and most of the optimizations are off.
+_COMPILED_IN_FULL = {"activation", "dispatch", "glu", "kernels", "lowering", "modules", "sharding", "transformer"}
 
 # Of either kind the files that take minutes begin first: one that begins last keeps a single process busy to the end.
 _LONG = (
@@ -26,18 +25,14 @@ def is_compiled_in_full(path: Path) -> bool:
     return path.parent.name == "aot" or path.stem.removeprefix("test_") in _COMPILED_IN_FULL
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
-    """Marks what is compiled in full, and puts it last; of each kind long files come first."""
+    """Puts what is compiled in full last: a process changes its compiler once; of each kind long files come first."""
     places = {name: place for place, name in enumerate(_LONG)}
 
     def place(item):
         return is_compiled_in_full(item.path), places.get(item.path.stem.removeprefix("test_"), len(_LONG))
 
     items.sort(key=place)
-    for item in items:
-        if is_compiled_in_full(item.path):
-            item.add_marker("arithmetic")
 
 
 @pytest.fixture(scope="module", autouse=True)
