@@ -1,6 +1,6 @@
 """Fidelity: how much of a network its quadratic forms explain."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +36,8 @@ _RESPONSES = 2**24
 
 
 Labels = Int[ArrayLike, " n"]
+GatesInput = Callable[[np.ndarray], np.ndarray]
+Classes = Callable[[np.ndarray], np.ndarray]
 
 
 class Fidelity(NamedTuple):
@@ -72,10 +74,22 @@ def fidelity(
     Host code, as `calibrate`. Raises ValueError where they do not fit or are empty. R² is NaN where the network's
     logits are constant.
     """
+    return fidelity_all(weights, x, gate, calibrations={"": calibration}, labels=labels)[""]
+
+
+def fidelity_all(
+    weights: GLUWeights, x: Samples, gate: str | Gate, *, calibrations: Mapping[Any, Calibration], labels: Labels | None
+) -> dict[Any, Fidelity]:
+    """`fidelity` of several calibrations by name; the network itself is computed once. Raises as `fidelity`."""
+    x = _kept(x)
     y, labels = _network(weights, x, labels, gate)
-    read = calibrated(weights, calibration)
-    parts = [_quadratic(read, batch, calibration.offset) for batch in _batches(weights, x)]
-    return Fidelity(*(array[0] for array in _compare(y, np.concatenate(parts)[:, :, None], labels)))
+    reads = {name: calibrated(weights, calibration) for name, calibration in calibrations.items()}
+    parts = {name: [] for name in reads}
+    for batch in _batches(weights, x):
+        for name, read in reads.items():
+            parts[name].append(_quadratic(read, batch, calibrations[name].offset))
+    compared = {name: _compare(y, np.concatenate(parts[name])[:, :, None], labels) for name in reads}
+    return {name: Fidelity(*(array[0] for array in arrays)) for name, arrays in compared.items()}
 
 
 def deep_fidelity(
@@ -135,6 +149,7 @@ def truncation(
     """
     if not ks or min(ks) < 1 or max(ks) > pairs.values.shape[1]:
         raise ValueError(f"`ks` is {ks}: numbers from 1 to {pairs.values.shape[1]} are needed")
+    x, calibration_x = _kept(x), _kept(calibration_x)
     y, labels = _network(weights, x, labels, gate)
     reference, _ = _network(weights, calibration_x, None, gate)
     offset = np.mean(reference[:, :, None] - _cut_off(weights, pairs, calibration_x, ks, basis), axis=0)
@@ -155,6 +170,7 @@ def ablation(
     From the network's own logit o, λ_i (x·v_i)² is subtracted and its mean over x put back. Arguments as in
     `truncation`; the loss needs the labels.
     """
+    x = _kept(x)
     y, labels = _network(weights, x, labels, gate)
     if labels is None:
         raise ValueError("`labels` is None: the loss needs the classes (n,)")
@@ -171,6 +187,7 @@ def ablation(
 
 def linear_share(weights: GLUWeights, x: Samples, gate: str | Gate) -> float:
     """R² of the logits by the linear part alone, up to a constant: what the residual stream past the layer explains."""
+    x = _kept(x)
     y, _ = _network(weights, x, None, gate)
     linear = np.concatenate([np.asarray(_linear(at_least_float32(weights), batch)) for batch in _batches(weights, x)])
     left = y - linear
@@ -188,6 +205,11 @@ def r_squared(y: np.ndarray, residual: np.ndarray, axis: Any = None) -> np.ndarr
     spread = np.where(constant, 0, squares)
     spread = spread if axis == 0 else spread.sum()
     return 1 - np.sum(residual**2, axis=(0, 1) if axis is None else axis) / np.where(spread > 0, spread, np.nan)
+
+
+def _kept(x: Samples) -> Samples:
+    """Samples that can be read twice."""
+    return list(x) if isinstance(x, Iterator) else x
 
 
 def _batches(weights: GLUWeights, x: Samples) -> Iterator[jax.Array]:
@@ -281,8 +303,34 @@ def _compare(y, predicted, labels) -> Fidelity:
     return Fidelity(r2, kl, agreement, np.mean(guess == labels[:, None], axis=0), network)
 
 
-def network_predictor(weights: GLUWeights, gate: str | Gate) -> Callable[[np.ndarray], np.ndarray]:
-    """The network as a function from inputs (n, inputs) to classes (n,), through this layer."""
+def network_parts(weights: GLUWeights, gate: str | Gate) -> tuple[GatesInput, Classes, GatesInput]:
+    """The network through this layer as three functions of arrays:
+
+    1. from inputs (n, inputs) to all that is linear in them: a, u and the linear part, (n, 2 h + outputs),
+    2. from there to classes (n,),
+    3. the first without its constants: of a sum of inputs, 1 of one and 3 of the others add up.
+    """
     check_weights(weights)  # once: it waits for the device
     sigma, wide = static_gate(gate), at_least_float32(weights)
-    return lambda x: np.concatenate([np.asarray(_logits(wide, part, sigma)).argmax(1) for part in _batches(wide, x)])
+    slopes = wide._replace(w_bias=None, v_bias=None, out_bias=None)
+
+    def linear(weights: GLUWeights) -> GatesInput:
+        return lambda x: np.concatenate([np.asarray(_before(weights, part)) for part in _batches(weights, x)])
+
+    return linear(wide), lambda before: np.asarray(_classes(wide, before, sigma)), linear(slopes)
+
+
+@jax.jit
+def _before(weights, x):
+    with jax.default_matmul_precision("highest"):
+        z, a, u = hidden_layer(weights, x)
+        linear = jnp.broadcast_to(linear_part(weights, z), (len(x), weights.out.shape[1]))
+        return jnp.concatenate([a, u, linear], axis=1)
+
+
+@jax.jit(static_argnames="gate")
+def _classes(weights, before, gate):
+    h = weights.w.shape[1]
+    a, u, linear = jnp.split(before, (h, 2 * h), axis=1)
+    with jax.default_matmul_precision("highest"):
+        return ((a * gate(u)) @ weights.out + linear).argmax(1)

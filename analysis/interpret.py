@@ -85,9 +85,10 @@ def adversarial_masks(vectors: Float[ArrayLike, "outputs d"]) -> Float[np.ndarra
 def mask_success(predict: Callable[[np.ndarray], np.ndarray], masks, x, labels, norms) -> np.ndarray:
     """Share of the samples of other classes that are taken for class o when norm·mask_o is added: (outputs, norms).
 
-    `predict` maps x (n, d) to classes (n,). A mask has no sign of its own: of both, the one that succeeds more
-    at the largest norm on the first half of the samples is taken, and measured on the second half. NaN where a half
-    has no sample of another class.
+    `predict` maps x (n, d) to classes (n,). x and masks may also be what is linear in a network makes of them: of x
+    with its constants, of the masks without. A mask has no sign of its own: of both, the one that succeeds more at the
+    largest norm on the first half of the samples is taken, and measured on the second half. NaN where a half has no
+    sample of another class.
     """
     x, labels = np.asarray(x), np.asarray(labels)
     half = len(x) // 2

@@ -7,7 +7,7 @@ from scipy.special import log_softmax
 
 from sqs_jax.analysis import spectrum
 from sqs_jax.analysis.calibration import METHODS, calibrate, calibrated
-from sqs_jax.analysis.fidelity import ablation, deep_fidelity, fidelity, linear_share, truncation
+from sqs_jax.analysis.fidelity import ablation, deep_fidelity, fidelity, linear_share, network_parts, truncation
 from tests.helpers import logits64, network, samples
 
 
@@ -83,6 +83,34 @@ def test_fidelity_is_what_numpy_finds_in_float64(gate):
     assert abs(measured.network_accuracy - np.mean(labels == y.argmax(1))) <= 2 / 800
     explained = 1 - np.sum(((y - linear) - (y - linear).mean(0)) ** 2) / np.sum((y - y.mean(0)) ** 2)
     np.testing.assert_allclose(linear_share(weights, x, gate), explained, atol=1e-5)
+
+
+def test_batches_that_can_be_read_once_are_as_good_as_an_array():
+    weights, labels = network(), np.arange(300) % 4
+    x, pairs = samples(weights, 300), spectrum(weights, count=3)
+    result = calibrate(weights, x, "sqs")
+
+    def measured(given):
+        return (
+            *fidelity(weights, given(), "sqs", calibration=result, labels=labels),
+            *truncation(weights, given(), "sqs", pairs=pairs, calibration_x=given(), ks=(1, 3))[:3],
+            ablation(weights, given(), "sqs", pairs=pairs, labels=labels),
+            linear_share(weights, given(), "sqs"),
+        )
+
+    for array, batches in zip(measured(lambda: x), measured(lambda: iter([x[:100], x[100:]])), strict=True):
+        np.testing.assert_allclose(batches, array, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_network_in_parts_is_the_network_and_the_first_is_linear(residual):
+    weights = network(biases=True, embed=9, seed=2)
+    weights = weights._replace(skip=weights.out[:1] + jnp.ones((12, 1))) if residual else weights
+    before, classes, slopes = network_parts(weights, "silu")
+    x, masks = samples(weights, 500), np.random.default_rng(3).normal(size=(4, 9))
+    for mask, slope in zip(masks, slopes(masks), strict=True):
+        y = logits64(weights, x.astype(np.float64) + 2.5 * mask, "silu")[0]
+        assert np.sum(classes(before(x) + np.float32(2.5) * slope) != y.argmax(1)) <= 1  # a near tie
 
 
 @pytest.mark.parametrize("biases", [False, True])

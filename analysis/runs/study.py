@@ -11,7 +11,7 @@ from sqs_jax.analysis import interpret
 from sqs_jax.analysis.as_json import as_json
 from sqs_jax.analysis.calibration import AFFINE, METHODS, Calibration, Method, calibrate_all, calibrated
 from sqs_jax.analysis.eigen import Eigenpairs, dimension, rank_bound, spectrum, top_eigenpairs
-from sqs_jax.analysis.fidelity import Fidelity, ablation, fidelity, linear_share, network_predictor, truncation
+from sqs_jax.analysis.fidelity import Fidelity, ablation, fidelity_all, linear_share, network_parts, truncation
 from sqs_jax.analysis.interaction import GLUWeights, input_size
 from sqs_jax.analysis.runs.load import CALIBRATION_SAMPLES, Samples, drawn
 from sqs_jax.analysis.spectrum_summary import effective_rank, eigengaps
@@ -117,10 +117,8 @@ def _gains_and_fidelity(
         calibrations = calibrate_all(weights, x, gate, methods=METHODS)
     figures: dict[str, Any] = {"method": method, "calibration_samples": len(x), "test_samples": len(test)}
     with display.stage("measuring fidelity"):
-        figures["fidelity"] = {
-            name: _fidelity_row(calibration, fidelity(weights, test, gate, calibration=calibration, labels=labels))
-            for name, calibration in calibrations.items()
-        }
+        measured = fidelity_all(weights, test, gate, calibrations=calibrations, labels=labels)
+        figures["fidelity"] = {name: _fidelity_row(calibrations[name], row) for name, row in measured.items()}
         figures["linear_share"] = None if weights.skip is None else as_json(linear_share(weights, test, gate))
     return figures, calibrations
 
@@ -188,10 +186,8 @@ def layer_fidelity(weights: GLUWeights, gate: Gate, x: np.ndarray, test_x: np.nd
     """R² of a layer's own output on test samples, for each gain that needs no class: of a layer inside a network."""
     alone = weights._replace(skip=None, out_bias=None)
     calibrations = calibrate_all(alone, x, gate, methods=("identity", "bussgang", "output"))
-    return {
-        name: as_json(fidelity(alone, test_x, gate, calibration=calibration).r2)
-        for name, calibration in calibrations.items()
-    }
+    measured = fidelity_all(alone, test_x, gate, calibrations=calibrations, labels=None)
+    return {name: as_json(row.r2) for name, row in measured.items()}
 
 
 def _fidelity_row(calibration: Calibration, measured: Fidelity) -> dict[str, Any]:
@@ -255,10 +251,11 @@ def _masks(weights, pairs, samples: Samples, gate) -> dict[str, Any]:
     length = float(np.mean(np.linalg.norm(samples.test, axis=1)))
     indices = np.random.default_rng(1).permutation(drawn(len(samples.test), _FRECHET_SAMPLES))  # halves of all classes
     test, labels = samples.test[indices], samples.test_labels[indices]
-    predict = network_predictor(weights, gate)
+    before, classes, slopes = network_parts(weights, gate)
+    x = before(test)
     norms = [share * length for share in _NORMS]
     success = {
-        name: interpret.mask_success(predict, rows, test, labels, norms)
+        name: interpret.mask_success(classes, slopes(rows), x, labels, norms)
         for name, rows in (("eigenvectors", masks), ("random", random))
     }
     figures: dict[str, Any] = {name: as_json(rows) for name, rows in success.items()}
