@@ -20,6 +20,7 @@ from sqs_jax.analysis import gains
 from sqs_jax.analysis.gains import Terms
 from sqs_jax.analysis.interaction import (
     GLUWeights,
+    all_finite,
     at_least_float32,
     check_weights,
     hidden_layer,
@@ -283,8 +284,14 @@ def _float64() -> Iterator[None]:
         yield
 
 
+def even_slices(count: int, largest: int = BATCH) -> Iterator[slice]:
+    """`count` rows in as few parts of at most `largest` as there can be, as even as can be: few sizes to compile."""
+    rows = -(-count // max(1, -(-count // largest)))
+    return (slice(start, start + rows) for start in range(0, count, max(1, rows)))
+
+
 def as_batches(weights: GLUWeights, x: Samples) -> Callable[[], Iterator[jax.Array]]:
-    """A function that iterates over x anew, in batches (n, inputs) of at most 2048 rows.
+    """A function that iterates over x anew, in even batches (n, inputs) of at most 2048 rows.
 
     Raises ValueError where x does not fit the weights.
     """
@@ -298,9 +305,9 @@ def as_batches(weights: GLUWeights, x: Samples) -> Callable[[], Iterator[jax.Arr
         for part in parts:
             if np.ndim(part) != 2 or np.shape(part)[1] != inputs:
                 raise ValueError(f"`x` has shape {np.shape(part)}: (n, {inputs}) is needed")
-            for start in range(0, len(part), BATCH):
-                batch = jnp.asarray(part[start : start + BATCH], weights.w.dtype)
-                if not jnp.all(jnp.isfinite(batch)):
+            for rows in even_slices(len(part)):
+                batch = jnp.asarray(part[rows], weights.w.dtype)
+                if not all_finite(batch):
                     raise ValueError("`x` holds numbers that are NaN or infinite: finite ones are needed")
                 yield batch
 

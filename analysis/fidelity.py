@@ -83,12 +83,11 @@ def fidelity_all(
     """`fidelity` of several calibrations by name; the network itself is computed once. Raises as `fidelity`."""
     x = _kept(x)
     y, labels = _network(weights, x, labels, gate)
-    reads = {name: calibrated(weights, calibration) for name, calibration in calibrations.items()}
-    parts = {name: [] for name in reads}
+    parts = {name: [] for name in calibrations}
     for batch in _batches(weights, x):
-        for name, read in reads.items():
-            parts[name].append(_quadratic(read, batch, calibrations[name].offset))
-    compared = {name: _compare(y, np.concatenate(parts[name])[:, :, None], labels) for name in reads}
+        for name, calibration in calibrations.items():
+            parts[name].append(_quadratic(weights, calibration, batch))
+    compared = {name: _compare(y, np.concatenate(part)[:, :, None], labels) for name, part in parts.items()}
     return {name: Fidelity(*(array[0] for array in arrays)) for name, arrays in compared.items()}
 
 
@@ -120,10 +119,9 @@ def deep_fidelity(
     quadratic = list(inner)
     for weights, calibration, gate in zip(layers[:-1], calibrations[:-1], gates[:-1], strict=True):
         inner = [_logits(at_least_float32(weights), batch, static_gate(gate)) for batch in inner]
-        quadratic = [_quadratic(calibrated(weights, calibration), batch, calibration.offset) for batch in quadratic]
+        quadratic = [_quadratic(weights, calibration, batch) for batch in quadratic]
     y, labels = _network(layers[-1], inner, labels, gates[-1])
-    read, offset = calibrated(layers[-1], calibrations[-1]), calibrations[-1].offset
-    predicted = np.concatenate([np.asarray(_quadratic(read, batch, offset)) for batch in quadratic])
+    predicted = np.concatenate([np.asarray(_quadratic(layers[-1], calibrations[-1], batch)) for batch in quadratic])
     return Fidelity(*(array[0] for array in _compare(y, predicted[:, :, None], labels)))
 
 
@@ -242,9 +240,10 @@ def _logits(weights, x, gate):
 
 
 @jax.jit
-def _quadratic(read, x, offset):
+def _quadratic(weights, calibration, x):
+    read = calibrated(weights, calibration)
     with jax.default_matmul_precision("highest"):
-        return forms(read, x) + _linear(read, x) + offset[None]
+        return forms(read, x) + _linear(read, x) + calibration.offset[None]
 
 
 @jax.jit
@@ -283,10 +282,16 @@ def _cut_off(weights, pairs, x, ks, basis) -> np.ndarray:
     """Linear part and forms of the first k pairs, for each k: (n, outputs, ks)."""
     pairs = Eigenpairs(*(array[:, : max(ks)] for array in pairs))
     parts = []
+    wide = at_least_float32(weights)
     for batch in _small_batches(weights, pairs, x):
-        sums = jnp.cumsum(_responses(weights, pairs, batch, basis), axis=2)[:, :, np.array(ks) - 1]
-        parts.append(np.asarray(sums + _linear(at_least_float32(weights), batch)[:, :, None]))
+        parts.append(np.asarray(_sums(wide, pairs, batch, ks, basis)))
     return np.concatenate(parts)
+
+
+@jax.jit(static_argnames=("ks", "basis"))
+def _sums(weights, pairs, x, ks, basis):
+    sums = jnp.cumsum(_responses(weights, pairs, x, basis), axis=2)[:, :, np.array(ks) - 1]
+    return sums + _linear(weights, x)[:, :, None]
 
 
 def _compare(y, predicted, labels) -> Fidelity:

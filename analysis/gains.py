@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -143,7 +143,7 @@ def gaussian_gains(
         raise ValueError("`u_variance` has entries that are not positive: variances > 0 are needed")
     s, alpha, rho = np.sqrt(variance), np.asarray(a_mean, np.float64), np.asarray(covariance, np.float64) / variance
     t, density = _nodes(-m / s)
-    sigma = np.asarray(get_gate(gate)(jnp.asarray(m[:, None] + s[:, None] * t)), np.float64)
+    sigma = np.asarray(jax.jit(get_gate(gate))(m[:, None] + s[:, None] * t), np.float64)
     f = (alpha[:, None] + (rho * s)[:, None] * t) * sigma
 
     def expected(values: np.ndarray) -> np.ndarray:

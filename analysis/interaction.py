@@ -178,11 +178,12 @@ def check_weights(weights: GLUWeights, gain: jax.Array | None = None) -> None:
         if array is not None and array.shape != shape:
             raise ValueError(f"`{name}` has shape {array.shape}: {shape} is needed")
     for name, array in (weights._asdict() | {"gain": gain}).items():
-        if array is not None and not isinstance(array, Tracer) and not _all_finite(array):
+        if array is not None and not isinstance(array, Tracer) and not all_finite(array):
             raise ValueError(f"`{name}` holds numbers that are NaN or infinite: finite ones are needed")
 
 
-def _all_finite(array) -> bool:
+def all_finite(array) -> bool:
+    """Whether no number of an array is NaN or infinite."""
     with jax.ensure_compile_time_eval():  # under jit a constant is no tracer, but what is computed of it would be one
         return bool(_finite(array))
 

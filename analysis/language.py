@@ -15,7 +15,6 @@ from jaxtyping import Float, Int
 
 from sqs_jax.activation import SQS
 from sqs_jax.analysis.calibration import (
-    BATCH,
     METHODS,
     Calibration,
     Method,
@@ -23,6 +22,7 @@ from sqs_jax.analysis.calibration import (
     calibrate,
     calibrate_all,
     calibrated,
+    even_slices,
     forms,
     layer_outputs,
     network_logits,
@@ -232,7 +232,7 @@ def layer_r2(y: np.ndarray, given: np.ndarray) -> float:
 
 def predicted(layer: GLUWeights, x: np.ndarray) -> np.ndarray:
     """What a bilinear layer gives for inputs x̂ (n, d): (n, outputs), float64."""
-    parts = [_predicted(layer, jnp.asarray(x[i : i + BATCH])) for i in range(0, len(x), BATCH)]
+    parts = [_predicted(layer, jnp.asarray(x[rows])) for rows in even_slices(len(x))]
     return np.concatenate([np.asarray(part, np.float64) for part in parts])
 
 
@@ -246,7 +246,7 @@ def direction_r2(weights: GLUWeights, x: np.ndarray, gate: Any, *, calibration: 
     """R² (outputs,) of a GLU along each direction of `weights.out`, over inputs x̂ (n, d)."""
     read = calibrated(weights, calibration)
     sigma = static_gate(gate)
-    parts = [_both(weights, read, jnp.asarray(x[i : i + BATCH]), sigma) for i in range(0, len(x), BATCH)]
+    parts = [_both(weights, read, jnp.asarray(x[rows]), sigma) for rows in even_slices(len(x))]
     y, form = (np.concatenate([np.asarray(part[i], np.float64) for part in parts]) for i in range(2))
     return r_squared(y, (y - form) - (y - form).mean(0), axis=0)
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from sqs_jax.analysis.eigen import Eigenpairs
 
 
+@jax.jit(static_argnames="count")
 def extremes(pairs: Eigenpairs, count: int) -> Eigenpairs:
     """The `count` most positive pairs of each output, then the `count` most negative, the largest in size first.
 
@@ -34,6 +35,7 @@ def extremes(pairs: Eigenpairs, count: int) -> Eigenpairs:
     return Eigenpairs(values.reshape(len(values), -1), vectors.reshape(len(vectors), 2 * count, -1), residuals)
 
 
+@jax.jit(static_argnames="kind")
 def effective_rank(
     values: Float[Array, "*outputs k"], kind: Literal["participation", "entropy"] = "participation"
 ) -> Float[Array, "*outputs"]:
@@ -57,6 +59,7 @@ def effective_rank(
     raise ValueError(f"`kind` is {kind!r}: 'participation' or 'entropy' is needed")
 
 
+@jax.jit
 def eigengaps(values: Float[Array, "*outputs k"]) -> Float[Array, "*outputs k"]:
     """Distance of each eigenvalue (..., k), as sorted by size, to its nearest neighbour, over |λ₁|: (..., k).
 

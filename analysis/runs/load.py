@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
-from sqs_jax.analysis.calibration import BATCH
+from sqs_jax.analysis.calibration import even_slices
 from sqs_jax.analysis.interaction import GLUWeights
 from sqs_jax.start import extra
 
@@ -130,6 +130,8 @@ def untrained(run: Run, layer: int = -1) -> GLUWeights:
 
 
 def _model(folder: "RunFolder", config: Any, epoch: int | None) -> "GLUClassifier":
+    from flax import nnx
+
     from sqs_jax.messages import InputError
     from sqs_jax.train.checkpoint import check_architecture, restore_params
     from sqs_jax.train.config import ImageConfig
@@ -148,7 +150,7 @@ def _model(folder: "RunFolder", config: Any, epoch: int | None) -> "GLUClassifie
         outputs = params["head"].shape[1]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise InputError(f"{folder.checkpoints} is of another architecture: it lacks {error}") from None
-    model = make_model(config, inputs, outputs)
+    model: Any = nnx.eval_shape(lambda: make_model(config, inputs, outputs))
     check_architecture(params, parameters(model), folder.checkpoints)
     return with_parameters(model, params)
 
@@ -197,7 +199,7 @@ def layer_inputs(run: Run, images, layer: int = -1) -> np.ndarray:
 
     layer %= len(run.model.layers)
     parts = []
-    for start in range(0, len(images), BATCH):
-        x = scale_pixels(jnp.asarray(images[start : start + BATCH]))
+    for rows in even_slices(len(images)):
+        x = scale_pixels(np.asarray(images[rows]))
         parts.append(np.asarray(x if layer == 0 else run.model.hidden(x, layer).astype(jnp.float32)))
     return np.concatenate(parts)

@@ -43,6 +43,7 @@ def make_model(config: ImageConfig, inputs: int, outputs: int, *, implementation
     )
 
 
+@jax.jit(inline=True)
 def scale_pixels(images: jax.Array) -> jax.Array:
     """Images uint8 (n, …) as the network reads them: float32 (n, inputs) in [0, 1]."""
     return images.reshape(len(images), -1).astype(jnp.float32) / 255
