@@ -8,9 +8,18 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Here what the compiler makes of the arithmetic is in question. All other tests wait for compilers: what is compiled
-# there runs for seconds, and most of the optimizations are off.
-_COMPILED_IN_FULL = {"activation", "dispatch", "glu", "kernels", "lowering", "modules", "sharding", "transformer"}
+# XLA's older emitters of code for CPUs take half the time. Together with JAX's cache of programs they are not safe: a
+# process that compiles by them has no cache, and its children have the cache, and not them.
+_OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+if _OLDER_EMITTERS in os.environ.get("XLA_FLAGS", "") and "PYTEST_XDIST_WORKER" in os.environ:
+    jax.devices()  # reads the flags
+    os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(_OLDER_EMITTERS, "").strip()
+    os.environ.pop("JAX_ENABLE_COMPILATION_CACHE", None)
+
+# Here what the compiler makes of the arithmetic is in question (not of kernels: no device runs what interpreters make
+# of them). They are marked `arithmetic`. All other tests wait for compilers: what is compiled there runs for seconds,
+# and most of the optimizations are off.
+_COMPILED_IN_FULL = {"activation", "dispatch", "glu", "lowering", "modules", "sharding", "transformer"}
 
 # Of either kind the files that take minutes begin first: one that begins last keeps a single process busy to the end.
 _LONG = (
@@ -25,14 +34,18 @@ def is_compiled_in_full(path: Path) -> bool:
     return path.parent.name == "aot" or path.stem.removeprefix("test_") in _COMPILED_IN_FULL
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
-    """Puts what is compiled in full last: a process changes its compiler once; of each kind long files come first."""
+    """Marks what is compiled in full, and puts it last; of each kind long files come first."""
     places = {name: place for place, name in enumerate(_LONG)}
 
     def place(item):
         return is_compiled_in_full(item.path), places.get(item.path.stem.removeprefix("test_"), len(_LONG))
 
     items.sort(key=place)
+    for item in items:
+        if is_compiled_in_full(item.path):
+            item.add_marker("arithmetic")
 
 
 @pytest.fixture(scope="module", autouse=True)
