@@ -8,14 +8,6 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# XLA's older emitters of code for CPUs take half the time. Together with JAX's cache of programs they are not safe: a
-# process that compiles by them has no cache, and its children have the cache, and not them.
-_OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
-if _OLDER_EMITTERS in os.environ.get("XLA_FLAGS", "") and "PYTEST_XDIST_WORKER" in os.environ:
-    jax.devices()  # reads the flags
-    os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(_OLDER_EMITTERS, "").strip()
-    os.environ.pop("JAX_ENABLE_COMPILATION_CACHE", None)
-
 # Here what the compiler makes of the arithmetic is in question (not of kernels: no device runs what interpreters make
 # of them). They are marked `arithmetic`. All other tests wait for compilers: what is compiled there runs for seconds,
 # and most of the optimizations are off.
@@ -23,9 +15,9 @@ _COMPILED_IN_FULL = {"activation", "dispatch", "glu", "lowering", "modules", "sh
 
 # Of either kind the files that take minutes begin first: one that begins last keeps a single process busy to the end.
 _LONG = (
-    "experiment_tables", "adopt_runs", "benchmarks", "readme", "loop", "image_page", "dataset", "damage", "adoption",
-    "language_model", "sweep", "together", "notebook", "kernels", "krylov", "model_reading", "derivatives",
-    "transformer",
+    "processes", "experiment_tables", "adopt_runs", "mesh", "benchmarks", "readme", "loop", "image_page", "dataset",
+    "damage", "adoption", "language_model", "sweep", "together", "notebook", "kernels", "krylov", "model_reading",
+    "derivatives", "transformer",
 )  # fmt: skip
 
 
@@ -59,9 +51,11 @@ def haste(request):
 
 
 @pytest.fixture(scope="session")
-def stories(original_files):
-    """The folder of the small language model stories260K, and a text of stories."""
-    text = original_files / "tinystories" / "tinystories-train-first5000-lowercase.txt"
+def stories(original_files, tmp_path_factory):
+    """The folder of the small language model stories260K, and a text of stories: a short one, for all is tokenized."""
+    whole = original_files / "tinystories" / "tinystories-train-first5000-lowercase.txt"
+    text = tmp_path_factory.mktemp("text") / "stories.txt"
+    text.write_bytes(whole.read_bytes()[:300_000])
     return original_files / "models" / "stories260K", text
 
 

@@ -12,6 +12,7 @@ import pytest
 from sqs_jax import compile_cache
 
 ROOT = Path(__file__).parent.parent
+_OF_THE_TESTS = ("JAX_COMP", "JAX_ENABLE_COMP", "XLA_FLAGS")  # settings that users do not have
 
 
 class Command:
@@ -25,7 +26,7 @@ class Command:
         """The programs that were found and those that were not, and the run's summary; nothing else is on stderr."""
         self.count += 1
         run = self.folder / f"run{self.count}"
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMP")}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_TESTS)}
         environment |= {"SQS_CACHE_DIR": str(self.folder / "cache"), "JAX_DEBUG_LOG_MODULES": "jax._src.compiler"}
         environment.pop("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", None)
         words = ["train", "--epochs", "1", "--hidden", "8", "--no-report", "--run-dir", str(run), *flags]
@@ -138,7 +139,7 @@ def test_what_was_not_used_for_the_longest_time_is_removed(tmp_path):
 
 def test_other_programs_keep_jax_as_it_is():
     code = "import os, sqs_jax, jax; print(sorted(os.environ), jax.config.jax_compilation_cache_dir)"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMP")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_TESTS)}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.stdout.endswith("None\n")
     assert "JAX_COMP" not in done.stdout

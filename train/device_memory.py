@@ -1,6 +1,8 @@
-"""Whether a run fits into memory, checked before its folder is made."""
+"""What a run needs of its devices, before its folder is made: programs compiled, and that it fits into memory."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -56,6 +58,24 @@ def check_program(step: Any, *arguments: Any) -> None:
         ) from None
     if counted is not None:  # some devices do not tell
         check_fits(counted.temp_size_in_bytes, "a step of training takes, beside weights and data,")
+
+
+@contextlib.contextmanager
+def compiling(calls: Iterable[tuple[Any, ...]]) -> Iterator[None]:
+    """Compiles programs, each with the arguments or shapes of its call, in a thread beside the block.
+
+    The calls then find them compiled. What cannot be compiled fails again in its call. Does nothing where there are
+    several processes, which have to compile in the same order.
+    """
+
+    def compile_all() -> None:
+        for program, *arguments in calls:
+            program.lower(*arguments).compile()
+
+    with ThreadPoolExecutor(1) as thread:
+        if jax.process_count() == 1:
+            thread.submit(compile_all)
+        yield
 
 
 def shapes_of(tree: Any, placed: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from sqs_jax.display import Stage
 from sqs_jax.messages import InputError
 from sqs_jax.train import initial, processes
 from sqs_jax.train.config import ImageConfig
-from sqs_jax.train.device_memory import check_fits, check_model, check_program, shapes_of
+from sqs_jax.train.device_memory import check_fits, check_model, check_program, compiling, shapes_of
 from sqs_jax.train.images.classifier import make_epoch, make_evaluation, make_model
 from sqs_jax.train.images.dataset import Dataset, load, own_facts, split_validation
 from sqs_jax.train.layout import Layout, check_devices, make_mesh, parted, placed, replicated
@@ -78,12 +78,21 @@ class ImageTask:
         self.unit, self.per_step = "images", config.batch_size
         state = jax.eval_shape(lambda: first_state(self._model, self._optimizer))
         self._placed = parted(state, mesh)
-        check_program(self._epoch, shapes_of(state, self._placed), *self._data[:3])
+        shapes = shapes_of(state, self._placed)
+        with compiling(self._later(shapes)):
+            check_program(self._epoch, shapes, *self._data[:3])
         self.about = (
             f"{len(self._data.training):,} images of {' × '.join(map(str, data.shape))} to train on, "
             f"{len(self._data.validation):,} for validation, {len(data.test_labels):,} for the test; "
             f"{len(data.classes)} classes; {size_of(state.params):,} parameters"
         )
+
+    def _later(self, shapes: TrainState) -> Iterator[tuple[Any, ...]]:
+        """What is called after the first epoch: programs and their arguments."""
+        data = self._data
+        if len(data.validation):
+            yield self._evaluation, shapes.params, data.images, data.labels, data.validation
+        yield self._evaluation, shapes.params, *data.test
 
     def begin(self, folder: Path, stopping: Callable[[], Any]) -> TrainState:
         """The state that training begins with."""

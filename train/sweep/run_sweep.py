@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +27,13 @@ from sqs_jax.train.records import SweepRecord, read_record
 from sqs_jax.train.run_folder import RunFolder, SweepFolder
 from sqs_jax.train.sweep.grid import Axes, check_axes, members
 from sqs_jax.train.sweep.table import Row, member_rows, to_csv
-from sqs_jax.train.sweep.together import Member, memory_of, program_of, train_together
+from sqs_jax.train.sweep.together import Member, compile_programs, memory_of, program_of, train_together
 
 # Of the free memory; the compiler does not count everything.
 _USABLE = 0.8
+_AHEAD = 2  # groups whose programs are compiled, in as many threads, while one is trained
+
+_Group = dict[str, ImageConfig]  # by name
 
 Report = Callable[[str, dict[str, Any], int, int, float], None]
 
@@ -211,14 +215,40 @@ def _trained(
 ) -> Iterator[tuple[str, Member, float]]:
     """Trains the networks, group by group: each with its name, and its share of the group's seconds."""
     images, taken = None, None
-    for group in _groups(configs):
-        first = configs[group[0]]
-        if images is None or taken != (first.batch_size, first.validation):
-            images, taken = place_images(first, data, replicated(make_mesh())), (first.batch_size, first.validation)
-        yield from _train_group(group, configs, images, noise_seed, limits)
+    groups = _groups(configs)
+    compiled: dict[Any, Future[None]] = {}
+    with ThreadPoolExecutor(_AHEAD) as threads:
+        for i, group in enumerate(groups):
+            if images is None or taken != _batches(group):
+                images, taken = place_images(_first(group), data, replicated(make_mesh())), _batches(group)
+            for later in groups[i : i + 1 + _AHEAD]:
+                if _batches(later) == taken and _key(later) not in compiled:
+                    compiled[_key(later)] = threads.submit(_compile, list(later.values()), images, noise_seed, limits)
+            wait([compiled[_key(group)]])
+            yield from _train_group(group, images, noise_seed, limits)
 
 
-def _groups(configs: dict[str, ImageConfig]) -> list[list[str]]:
+def _first(group: _Group) -> ImageConfig:
+    return next(iter(group.values()))
+
+
+def _batches(group: _Group) -> tuple[int, int]:
+    """What the split of the images follows from."""
+    return _first(group).batch_size, _first(group).validation
+
+
+def _key(group: _Group) -> tuple[ImageConfig, int]:
+    """Groups with the same key are trained by the same programs."""
+    return program_of(_first(group)), len(group)
+
+
+def _compile(configs: list[ImageConfig], images: Images, noise_seed: int | None, limits: _Limits) -> None:
+    """Compiles what a group is trained by, in a thread. What fails here fails again in its training, which answers."""
+    size = _size(configs, images, noise_seed, limits)
+    compile_programs(configs[:size], images, noise_seed=noise_seed)
+
+
+def _groups(configs: _Group) -> list[_Group]:
     """The networks in groups of one program. Those of one seed, which see the same batches and noise, stay together."""
     programs: dict[ImageConfig, list[str]] = {}
     for name, config in configs.items():
@@ -229,7 +259,12 @@ def _groups(configs: dict[str, ImageConfig]) -> list[list[str]]:
         for name in names:
             seeds.setdefault(configs[name].seed, []).append(name)
         groups += [names] if len(seeds) == len(names) else seeds.values()
-    return groups
+    return [{name: configs[name] for name in names} for names in groups]
+
+
+def _size(configs: list[ImageConfig], images: Images, noise_seed: int | None, limits: _Limits) -> int:
+    """How many networks of a group are trained at once: parts about as large as each other."""
+    return _even(len(configs), _at_once(configs, images, noise_seed, limits.at_once, limits.memory))
 
 
 def _at_once(configs: list[ImageConfig], images: Images, noise_seed: int | None, at_once: int, memory: float) -> int:
@@ -251,18 +286,16 @@ def _at_once(configs: list[ImageConfig], images: Images, noise_seed: int | None,
     return size
 
 
-def _train_group(names: list[str], configs, images: Images, noise_seed, limits: _Limits):
+def _train_group(group: _Group, images: Images, noise_seed, limits: _Limits):
     """Trains networks of one program, in parts. A part that does not fit into memory is halved."""
-    size = _even(
-        len(names), _at_once([configs[name] for name in names], images, noise_seed, limits.at_once, limits.memory)
-    )
+    size, names = _size(list(group.values()), images, noise_seed, limits), list(group)
     while names:
         if stop := limits.stopping():
             raise Stopped(stop)
         part, start = names[:size], time.perf_counter()
         try:
             trained = train_together(
-                [configs[name] for name in part], images, noise_seed=noise_seed, stopping=limits.stopping
+                [group[name] for name in part], images, noise_seed=noise_seed, stopping=limits.stopping
             )
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):

@@ -13,12 +13,13 @@ from jax.sharding import PartitionSpec
 
 from sqs_jax import display
 from sqs_jax.train.config import ImageConfig
+from sqs_jax.train.device_memory import shapes_of
 from sqs_jax.train.images.classifier import Metrics, epoch_function, evaluation_function, make_model
 from sqs_jax.train.images.image_task import Images
 from sqs_jax.train.layout import make_mesh, replicated
 from sqs_jax.train.metrics import divergence, metrics_row
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
-from sqs_jax.train.step import Parameters, TrainState, all_finite, first_state
+from sqs_jax.train.step import TrainState, all_finite, first_state
 
 
 class Member(NamedTuple):
@@ -110,11 +111,28 @@ def memory_of(configs: Sequence[ImageConfig], images: Images, *, noise_seed: int
     `train_together` of the same networks reuses the compiled program.
     """
     values, programs = _prepared(configs, images, noise_seed)
-    state = jax.eval_shape(programs.begin, values["seed"])
+    state = _shapes(values, programs)
     compiled = programs.epoch.lower(values, state, images.images, images.labels, images.training).compile()
     counted: Any = compiled.memory_analysis()
     states = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     return counted.temp_size_in_bytes + states // (jax.device_count() if programs.size > 1 else 1)
+
+
+def compile_programs(configs: Sequence[ImageConfig], images: Images, *, noise_seed: int | None = None) -> None:
+    """Compiles all that `train_together` of the same networks calls."""
+    values, programs = _prepared(configs, images, noise_seed)
+    state = _shapes(values, programs)
+    programs.epoch.lower(values, state, images.images, images.labels, images.training).compile()
+    programs.finite.lower((state.params, state.opt_state)).compile()
+    held_out = [(images.images, images.labels, images.validation)] if len(images.validation) else []
+    for data in (*held_out, images.test):
+        programs.evaluation.lower(values, state.params, *data).compile()
+
+
+def _shapes(values: dict[str, np.ndarray], programs: "_Programs") -> TrainState:
+    """The shapes of a group's state, and how it lies on the devices."""
+    placed: Any = programs.begin.lower(values["seed"]).compile().output_shardings
+    return shapes_of(jax.eval_shape(programs.begin, values["seed"]), placed)
 
 
 def _prepared(configs, images, noise_seed) -> tuple[dict[str, np.ndarray], "_Programs"]:
@@ -165,16 +183,16 @@ class _Programs(NamedTuple):
     """What is compiled for a group; its arrays have an axis of members."""
 
     size: int
-    begin: Callable[..., TrainState]
+    begin: Any
     epoch: Any
-    evaluation: Callable[..., Metrics]
-    finite: Callable[[tuple[Parameters, Any]], jax.Array]
+    evaluation: Any
+    finite: Any
 
 
 _AXES = TrainState(params=0, opt_state=0, step=None)  # pyright: ignore[reportArgumentType] - axes, not arrays
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)  # some are compiled while others train
 def _programs(
     base: ImageConfig, inputs: int, outputs: int, steps: int, size: int, batched: frozenset[str]
 ) -> _Programs:

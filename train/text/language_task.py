@@ -18,7 +18,7 @@ from sqs_jax.display import Stage
 from sqs_jax.generation import Sampling, generate
 from sqs_jax.train import initial, processes
 from sqs_jax.train.config import TextConfig
-from sqs_jax.train.device_memory import check_model, check_program, shapes_of
+from sqs_jax.train.device_memory import check_model, check_program, compiling, shapes_of
 from sqs_jax.train.layout import Layout, along_batch, check_devices, make_mesh, parted
 from sqs_jax.train.optimizer import learning_rate, make_optimizer
 from sqs_jax.train.step import (
@@ -71,7 +71,11 @@ class LanguageTask:
         state = jax.eval_shape(lambda: first_state(self._model, self._optimizer))
         self._placed = parted(state, self._mesh)
         batch = jax.ShapeDtypeStruct((config.batch_size, config.context), jnp.int32, sharding=self._across)
-        check_program(self._step, shapes_of(state, self._placed), batch, batch)
+        rows = config.batch_size // config.accumulate
+        part = jax.ShapeDtypeStruct((rows, config.context), jnp.int32, sharding=self._across)
+        shapes = shapes_of(state, self._placed)
+        with compiling([(self._score, shapes.params, part, part)]):
+            check_program(self._step, shapes, batch, batch)
         train = self._text.train
         self.about = (
             f"{train.stories:,} stories, {len(train.tokens) - 1:,} tokens of a vocabulary of {vocab:,}, to train on; "
