@@ -27,7 +27,7 @@ from sqs_jax.analysis.interaction import (
     input_size,
     linear_part,
 )
-from sqs_jax.analysis.moments import Moments, batch_moments, batch_residuals, merged
+from sqs_jax.analysis.moments import Layer, Moments, batch_layer, batch_moments, batch_residuals, merged
 from sqs_jax.gates import Gate, static_gate
 
 Method = Literal["identity", "bussgang", "gaussian", "output", "output_affine", "joint", "joint_affine"]
@@ -37,6 +37,7 @@ AFFINE: tuple[Method, ...] = ("output_affine", "joint_affine")
 Precision = Literal["float64", "float32"]
 Samples = Any  # Float[ArrayLike, "n inputs"], or an iterable of such arrays
 BATCH = 2048
+_LARGEST_KEPT = 2**29  # bytes
 
 
 @jax.tree_util.register_dataclass
@@ -141,8 +142,9 @@ def calibrate(
 
     Args:
       weights: of the layer.
-      x: its inputs: an array (n, inputs), n ≥ 2, or an iterable of such arrays, read batch by batch, twice, or once
-        without R²; an iterator, which can be read once, is kept in memory.
+      x: its inputs: an array (n, inputs), n ≥ 2, or an iterable of such arrays, read batch by batch: once where `r2` is
+        False, or its hidden units take at most 512 MiB, else twice; an iterator, which can be read once, is kept in
+        memory.
       gate: σ, as in `sqs_jax.gated_linear`.
       method: as above.
       ridge: for "joint" and "joint_affine": ridge·mean(diagonal)·‖γ - γ_output‖² is added to the sum of squares, which
@@ -191,12 +193,14 @@ def calibrate_all(
     sigma = static_gate(gate)
     dtype, calibrations = at_least_float32(weights).w.dtype, {}
     with _float64(), jax.default_matmul_precision("highest"):
-        wide = jax.tree.map(lambda array: jnp.asarray(np.asarray(array), precision), weights)
+        wide = jax.tree.map(lambda array: as_dtype(np.asarray(array), precision), weights)
         batches = as_batches(wide, x)
-        moments = None
+        moments, kept = None, _Kept(r2)
         pairs, linear = bool({"joint", "joint_affine"} & {*methods}), "joint_affine" in methods
         for batch in batches():
-            part = batch_moments(wide, batch, sigma, pairs=pairs, linear=linear)
+            layer = batch_layer(wide, batch)
+            kept.add(layer)
+            part = batch_moments(wide, layer, sigma, pairs=pairs, linear=linear)
             moments = merged(moments, {name: np.asarray(array, np.float64) for name, array in part.items()})
         n = 0 if moments is None else int(moments["n"])
         if moments is None or n < 2:
@@ -208,7 +212,7 @@ def calibrate_all(
         terms = {method: _terms(wide, moments, sigma, method, ridge) for method in methods}
         spread = variation(moments["y,y"], n, moments["y"])
         fits = (
-            _fits(wide, list(terms.values()), batches, sigma, spread)
+            _fits(wide, list(terms.values()), kept.layers or (batch_layer(wide, x) for x in batches()), sigma, spread)
             if r2
             else np.full((len(methods), len(spread)), np.nan)
         )
@@ -218,12 +222,27 @@ def calibrate_all(
     return calibrations
 
 
-def _fits(weights: GLUWeights, terms: list[Terms], batches, gate: Gate, spread: np.ndarray) -> np.ndarray:
+class _Kept:
+    """The hidden units of a first pass over the samples, kept for a second, as long as they are few."""
+
+    def __init__(self, wanted: bool):
+        self.layers: list[Layer] | None = [] if wanted else None
+        self._room = _LARGEST_KEPT
+
+    def add(self, layer: Layer) -> None:
+        self._room -= sum(array.nbytes for array in layer)
+        if self._room < 0:
+            self.layers = None
+        if self.layers is not None:
+            self.layers.append(layer)
+
+
+def _fits(weights: GLUWeights, terms: list[Terms], layers: Iterable[Layer], gate: Gate, spread) -> np.ndarray:
     """R² (methods, outputs)."""
     arrays = jax.tree.map(lambda part: jnp.asarray(part, weights.w.dtype), terms)
     residuals = None
-    for batch in batches():
-        part = batch_residuals(weights, arrays, batch, gate)
+    for layer in layers:
+        part = batch_residuals(weights, arrays, layer, gate)
         residuals = merged(residuals, {name: np.asarray(array, np.float64) for name, array in part.items()})
     assert residuals is not None
     return 1 - residuals["r,r"] / spread
@@ -239,6 +258,8 @@ def _offset(weights: GLUWeights, terms: Terms, moments: Moments) -> np.ndarray:
 
 def as_dtype(part: Any, dtype: Any) -> Any:
     """An array of this dtype; None as it is."""
+    if isinstance(part, np.ndarray):
+        part = part.astype(dtype, copy=False)  # on the host, where nothing is compiled for it
     return None if part is None else jnp.asarray(part, dtype)
 
 
@@ -306,7 +327,7 @@ def as_batches(weights: GLUWeights, x: Samples) -> Callable[[], Iterator[jax.Arr
             if np.ndim(part) != 2 or np.shape(part)[1] != inputs:
                 raise ValueError(f"`x` has shape {np.shape(part)}: (n, {inputs}) is needed")
             for rows in even_slices(len(part)):
-                batch = jnp.asarray(part[rows], weights.w.dtype)
+                batch = as_dtype(part[rows], weights.w.dtype)
                 if not all_finite(batch):
                     raise ValueError("`x` holds numbers that are NaN or infinite: finite ones are needed")
                 yield batch

@@ -160,6 +160,12 @@ def _spectrum(basis: Basis, count: int, memory: int, weights, gain) -> Eigenpair
 def _spectrum_jvp(basis, count, memory, primals, tangents):
     # All pairs that are not of the null space: what the solver does inside, QR among it, is not differentiated.
     every = _spectrum(basis, max(count, rank_bound(primals[0], basis)), memory, *primals)
+    return _with_tangents(basis, count, every, primals, tangents)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _with_tangents(basis, count, every, primals, tangents):
+    """The first pairs of `every`, and their tangents."""
     pairs = Eigenpairs(*(array[:, :count] for array in every))
 
     def images(weights, gain):
@@ -236,6 +242,7 @@ def _completed(pairs: Eigenpairs, left: np.ndarray, weights, gain, k: int, basis
     return Eigenpairs(*(array.at[left].set(part) for array, part in zip(pairs, rest, strict=True)))
 
 
+@jax.jit
 def _relative_residuals(pairs: Eigenpairs) -> Array:
     """The largest residual of each output (outputs,), over its |λ₁|."""
     least = jnp.finfo(pairs.values.dtype).tiny
@@ -301,6 +308,7 @@ def _is_moderate(weights: GLUWeights) -> jax.Array:
     return jnp.all(jnp.abs(sizes) <= _MODERATE)
 
 
+@jax.jit
 def _unscaled(pairs: Eigenpairs, exponents: jax.Array) -> Eigenpairs:
     values, residuals = (jnp.ldexp(array, exponents[:, None]) for array in (pairs.values, pairs.residuals))
     return pairs._replace(values=values, residuals=residuals)
@@ -353,6 +361,7 @@ def _check_memory(memory: int):
         raise ValueError(f"`memory` is {memory}: bytes, 1 or more, are needed")
 
 
+@jax.jit
 def _turned(vectors):
     """Rows with their entry of largest size positive."""
     largest = jnp.take_along_axis(vectors, jnp.argmax(jnp.abs(vectors), axis=2)[:, :, None], axis=2)

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jaxtyping import Float
@@ -184,8 +185,14 @@ def check_weights(weights: GLUWeights, gain: jax.Array | None = None) -> None:
 
 def all_finite(array) -> bool:
     """Whether no number of an array is NaN or infinite."""
+    if isinstance(array, np.ndarray) or (isinstance(array, jax.Array) and _is_on_cpu(array)):
+        return bool(np.all(np.isfinite(array)))  # nothing to compile, nor to copy
     with jax.ensure_compile_time_eval():  # under jit a constant is no tracer, but what is computed of it would be one
         return bool(_finite(array))
+
+
+def _is_on_cpu(array: jax.Array) -> bool:
+    return array.is_fully_addressable and all(device.platform == "cpu" for device in array.devices())
 
 
 @jax.jit

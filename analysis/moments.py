@@ -41,17 +41,26 @@ _PAIRS = _names("au×au au×z z×z z×y")
 _CENTRED = _EACH | _PAIRS
 
 
+Layer = tuple[jax.Array, jax.Array, jax.Array]  # z (n, d), a (n, h), u (n, h)
+
+
+@jax.jit
+def batch_layer(weights: GLUWeights, x: jax.Array) -> Layer:
+    """What a layer makes of a batch x (n, inputs), before its gate."""
+    return hidden_layer(weights, x)
+
+
 @jax.jit(static_argnames=("gate", "pairs", "linear"))
-def batch_moments(weights: GLUWeights, x: jax.Array, gate: Gate, *, pairs: bool, linear: bool) -> dict[str, jax.Array]:
-    """The moments of a batch x (n, inputs); those of pairs of units only where `pairs`, with z only where `linear`."""
-    z, a, u = hidden_layer(weights, x)
+def batch_moments(weights: GLUWeights, layer: Layer, gate: Gate, *, pairs: bool, linear: bool) -> dict[str, jax.Array]:
+    """The moments of a batch; those of pairs of units only where `pairs`, with z only where `linear`."""
+    z, a, u = layer
     s = gate(u)
     form, unit = a * u, a * s
     y = unit @ weights.out
     arrays = {"a": a, "u": u, "au": form, "as": unit, "z": z, "t": y @ weights.out.T, "y": y}
     means = {name: array.mean(0) for name, array in arrays.items()}
     rest = {name: array - means[name][None] for name, array in arrays.items()}
-    moments = {"n": jnp.asarray(len(x))} | means
+    moments = {"n": jnp.asarray(len(a))} | means
     moments |= {"u²": (u**2).sum(0), "us": (u * s).sum(0), "a²u²": (form**2).sum(0), "a²us": (form * unit).sum(0)}
     for name, (left, right, _) in _EACH.items():
         if name != "r,r":
@@ -63,9 +72,9 @@ def batch_moments(weights: GLUWeights, x: jax.Array, gate: Gate, *, pairs: bool,
 
 
 @jax.jit(static_argnames="gate")
-def batch_residuals(weights: GLUWeights, terms, x: jax.Array, gate: Gate) -> dict[str, jax.Array]:
+def batch_residuals(weights: GLUWeights, terms, layer: Layer, gate: Gate) -> dict[str, jax.Array]:
     """What forms with several `gains.Terms` leave: means and centred sums of squares (methods, outputs)."""
-    z, a, u = hidden_layer(weights, x)
+    z, a, u = layer
     unit = a * gate(u)
     means, squares = [], []
     for term in terms:
@@ -74,7 +83,7 @@ def batch_residuals(weights: GLUWeights, terms, x: jax.Array, gate: Gate) -> dic
         rest = rest if term[4] is None else rest - z @ term[4]
         means.append(rest.mean(0))
         squares.append(jnp.sum((rest - means[-1][None]) ** 2, axis=0))
-    return {"n": jnp.asarray(len(x)), "r": jnp.stack(means), "r,r": jnp.stack(squares)}
+    return {"n": jnp.asarray(len(a)), "r": jnp.stack(means), "r,r": jnp.stack(squares)}
 
 
 def merged(a: Moments | None, b: Moments) -> Moments:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sqs_jax import GATES, SQS
-from sqs_jax.analysis import GLUWeights, interaction_matrices, spectrum
+from sqs_jax.analysis import GLUWeights, calibration, interaction_matrices, spectrum
 from sqs_jax.analysis.calibration import METHODS, bilinear_layer, calibrate, calibrated, layer_outputs
 from sqs_jax.analysis.fidelity import fidelity
 from sqs_jax.analysis.gains import gaussian_gains
@@ -125,6 +125,30 @@ def test_batches_give_what_the_whole_gives(method):
         assert result.samples == 3000
         np.testing.assert_allclose(result.gain, whole.gain, rtol=2e-4, atol=2e-4)
         np.testing.assert_allclose(result.r2, whole.r2, atol=1e-4)
+
+
+class Batches:
+    """Batches that count how often they are read."""
+
+    def __init__(self, *parts):
+        self.parts, self.count = parts, 0
+
+    def __iter__(self):
+        self.count += 1
+        return iter(self.parts)
+
+
+@pytest.mark.parametrize(("largest", "r2", "count"), [(2**29, True, 1), (2**29, False, 1), (200_000, True, 2)])
+def test_samples_are_read_again_only_where_their_hidden_units_are_many(largest, r2, count, monkeypatch):
+    weights = network()
+    x = samples(weights)  # of 32 numbers each, in float64
+    whole = calibrate(weights, x, "sqs")
+    monkeypatch.setattr(calibration, "_LARGEST_KEPT", largest)
+    batches = Batches(x[:1500], x[1500:])
+    result = calibrate(weights, batches, "sqs", r2=r2)
+    assert batches.count == count
+    if r2:
+        np.testing.assert_allclose(result.r2, whole.r2, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)

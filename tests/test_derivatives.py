@@ -17,11 +17,11 @@ def float64():
 def layer(d, h, outputs, embed=0, bias=False, seed=0):
     rng = np.random.default_rng(seed)
     draw = rng.normal
-    weights = GLUWeights(*(jnp.asarray(draw(size=shape)) for shape in ((d, h), (d, h), (h, outputs))))
-    weights = weights._replace(embed=jnp.asarray(draw(size=(embed, d))) if embed else None)
+    weights = GLUWeights(*(draw(size=shape) for shape in ((d, h), (d, h), (h, outputs))))
+    weights = weights._replace(embed=draw(size=(embed, d)) if embed else None)
     if bias:
-        weights = weights._replace(w_bias=jnp.asarray(draw(size=h)), v_bias=jnp.asarray(draw(size=h)))
-    return weights
+        weights = weights._replace(w_bias=draw(size=h), v_bias=draw(size=h))
+    return jax.tree.map(jnp.asarray, weights)
 
 
 def test_where_w_and_v_share_a_column(float64):
@@ -48,9 +48,9 @@ def test_where_w_and_v_share_a_column(float64):
 )
 def test_forward_and_reverse_match_finite_differences(shape, options, float64):
     weights = layer(6, shape.get("h", 4), 2, embed=shape["embed"], bias=shape.get("bias", False))
-    rng, gain = np.random.default_rng(1), jnp.asarray(np.random.default_rng(2).random(weights.w.shape[1]) + 0.5)
-    primals = (weights, gain)
-    tangents = jax.tree.map(lambda array: jnp.asarray(rng.normal(size=array.shape)), primals)
+    rng, gain = np.random.default_rng(1), np.random.default_rng(2).random(weights.w.shape[1]) + 0.5
+    primals = jax.tree.map(np.asarray, (weights, gain))
+    tangents = jax.tree.map(lambda array: rng.normal(size=array.shape), primals)
 
     def pairs(weights, gain):
         result = spectrum(weights, gain=gain, **options)
@@ -58,13 +58,13 @@ def test_forward_and_reverse_match_finite_differences(shape, options, float64):
 
     step = 1e-6
     plus, minus = (pairs(*jax.tree.map(lambda a, t, s=s: a + s * t, primals, tangents)) for s in (step, -step))
-    _, result = jax.jvp(pairs, primals, tangents)
+    result = jax.jit(lambda *both: jax.jvp(pairs, *both)[1])(primals, tangents)
     for exact, high, low in zip(result, plus, minus, strict=True):
         np.testing.assert_allclose(exact, (high - low) / (2 * step), rtol=1e-4, atol=1e-6)
-    cotangent = tuple(jnp.asarray(rng.normal(size=array.shape)) for array in result)
-    pulled = jax.vjp(pairs, *primals)[1](cotangent)
-    left = sum(float(jnp.sum(a * b)) for a, b in zip(result, cotangent, strict=True))
-    right = sum(float(jnp.sum(a * b)) for a, b in zip(*map(jax.tree.leaves, (pulled, tangents)), strict=True))
+    cotangent = tuple(rng.normal(size=array.shape) for array in result)
+    pulled = jax.jit(lambda primals, change: jax.vjp(pairs, *primals)[1](change))(primals, cotangent)
+    left = sum(np.sum(np.asarray(a) * b) for a, b in zip(result, cotangent, strict=True))
+    right = sum(np.sum(np.asarray(a) * b) for a, b in zip(*map(jax.tree.leaves, (pulled, tangents)), strict=True))
     np.testing.assert_allclose(left, right, rtol=1e-9)
 
 
@@ -75,15 +75,16 @@ def test_second_derivatives_and_batches(float64):
         return spectrum(weights._replace(w=weights.w * t**2)).values[0, 0]  # t²·λ
 
     first = spectrum(weights).values[0, 0]
-    np.testing.assert_allclose(jax.hessian(value)(1.5), 2 * first, rtol=1e-9)
-    np.testing.assert_allclose(jax.vmap(jax.grad(value))(jnp.array([1.0, 2.0])), [2 * first, 4 * first], rtol=1e-9)
-    np.testing.assert_allclose(jax.jit(jax.grad(value))(2.0), 4 * first, rtol=1e-9)
+    np.testing.assert_allclose(jax.jit(jax.hessian(value))(1.5), 2 * first, rtol=1e-9)
+    batch = jax.jit(jax.vmap(jax.grad(value)))(jnp.array([1.0, 2.0]))
+    np.testing.assert_allclose(batch, [2 * first, 4 * first], rtol=1e-9)
+    np.testing.assert_allclose(jax.grad(value)(2.0), 4 * first, rtol=1e-9)
 
 
 def test_a_dead_hidden_unit_has_finite_derivatives(float64):
     weights = layer(12, 4, 2, embed=30)
     weights = weights._replace(w=weights.w.at[:, 1].set(0), v=weights.v.at[:, 1].set(0))
-    result = jax.grad(lambda weights: spectrum(weights, count=3).values.sum())(weights)
+    result = jax.jit(jax.grad(lambda weights: spectrum(weights, count=3).values.sum()))(weights)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(result))
 
 
@@ -97,7 +98,7 @@ def test_an_eigenvector_has_no_derivative_where_eigenvalues_coincide(float64):
     assert np.isfinite(change[0, [0, 3, 4]]).all()
 
     def gradient(row):
-        return jax.grad(lambda weights: spectrum(weights).vectors[0, row].sum())(weights)
+        return jax.jit(jax.grad(lambda weights: spectrum(weights).vectors[0, row].sum()))(weights)
 
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient(0)))
     assert np.isnan(gradient(1).w).any()

@@ -38,8 +38,8 @@ def greedy(model, prompt, count):
     """The likeliest continuation, the whole text read anew for each token; what stands behind it changes nothing."""
     tokens, read = list(prompt), jax.jit(model)
     for _ in range(count):
-        padded = jnp.zeros((1, 24), jnp.int32).at[0, : len(tokens)].set(jnp.asarray(tokens))
-        tokens.append(int(read(padded)[0, len(tokens) - 1].argmax()))
+        padded = np.pad(np.array(tokens, np.int32), (0, 24 - len(tokens)))
+        tokens.append(int(np.asarray(read(padded[None]))[0, len(tokens) - 1].argmax()))
     return tokens[len(prompt) :]
 
 

@@ -113,10 +113,10 @@ def test_stopping_within_a_round_and_resuming_is_exact(reference, tmp_path, monk
 
 
 def test_the_best_on_validation_outlives_a_stop(reference, tmp_path, monkeypatch):
-    real, calls = language_task.make_step, []
+    real, calls = language_task.programs, []
 
     def interrupting(*args):
-        step = real(*args)
+        step = real(*args).step
 
         def counted(*batch):
             calls.append(0)
@@ -125,9 +125,9 @@ def test_the_best_on_validation_outlives_a_stop(reference, tmp_path, monkeypatch
             return step(*batch)
 
         counted.lower = step.lower
-        return counted
+        return real(*args)._replace(step=counted)
 
-    monkeypatch.setattr(language_task, "make_step", interrupting)
+    monkeypatch.setattr(language_task, "programs", interrupting)
     with pytest.raises(Stopped, match="SIGTERM"):
         train(CONFIG, tmp_path / "run", report=quiet)
     monkeypatch.undo()
@@ -305,10 +305,10 @@ def test_two_processes_prepare_tinystories_at_once(original_files, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_round_within_two_steps(tmp_path, monkeypatch):
-    real, calls = language_task.make_step, []
+    real, calls = language_task.programs, []
 
     def breaking(*args):
-        step = real(*args)
+        step = real(*args).step
 
         def broken(state, *batch):
             calls.append(int(state.step))
@@ -316,9 +316,9 @@ def test_a_loss_that_is_not_finite_ends_the_round_within_two_steps(tmp_path, mon
             return state, loss * np.nan if calls[-1] == 3 else loss
 
         broken.lower = step.lower
-        return broken
+        return real(*args)._replace(step=broken)
 
-    monkeypatch.setattr(language_task, "make_step", breaking)
+    monkeypatch.setattr(language_task, "programs", breaking)
     config = dataclasses.replace(CONFIG, steps=20, evaluate_every=20)
     with pytest.raises(loop.NonFiniteLossError, match="`train_loss` is nan at step 4"):
         train(config, tmp_path / "run", report=quiet)

@@ -209,10 +209,10 @@ def test_a_finished_run_resumes_to_its_summary(reference):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
-    real = image_task.make_epoch
+    real = image_task.programs
 
     def breaking(*args):
-        epoch = real(*args)
+        epoch = real(*args).epoch
 
         def broken(state, *arrays):
             fourth = int(state.step) >= 3 * 9
@@ -220,9 +220,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
             return epoch(state._replace(params=params), *arrays)
 
         broken.lower = epoch.lower
-        return broken
+        return real(*args)._replace(epoch=broken)
 
-    monkeypatch.setattr(image_task, "make_epoch", breaking)
+    monkeypatch.setattr(image_task, "programs", breaking)
     with pytest.raises(loop.NonFiniteLossError, match="`train_loss` is nan at step 28"):
         train(CONFIG, tmp_path / "run", report=quiet)
     assert max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()) == 3

@@ -60,22 +60,24 @@ def first_state(
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
-def born(
-    make_model: Callable[[], nnx.Module],
-    optimizer: optax.GradientTransformation,
-    placed: TrainState,
-    params: Parameters | None = None,
-) -> TrainState:
-    """The state before the first step, made where it belongs: `placed` has the sharding of every array.
+def make_begin(
+    make_model: Callable[[], nnx.Module], optimizer: optax.GradientTransformation, placed: TrainState
+) -> Callable[[Parameters | None], TrainState]:
+    """The function that makes the state before the first step where it belongs, of the model's parameters or of others.
 
-    Of a model's own parameters, or of others; no array of it is whole on one device before.
+    `placed` has the sharding of every array; none is whole on one device before.
     """
-    if params is None:
-        return jax.jit(lambda: first_state(make_model(), optimizer), out_shardings=placed)()
     where: Any = placed
-    placed_params: Any = jax.tree.map(lambda array, own: layout.placed(np.asarray(array), own), params, where.params)
-    opt_state = jax.jit(optimizer.init, out_shardings=where.opt_state)(placed_params)
-    return TrainState(placed_params, opt_state, layout.placed(np.zeros((), np.int32), where.step))
+    own = jax.jit(lambda: first_state(make_model(), optimizer), out_shardings=placed)
+    moments = jax.jit(optimizer.init, out_shardings=where.opt_state)
+
+    def begin(params: Parameters | None) -> TrainState:
+        if params is None:
+            return own()
+        here: Any = jax.tree.map(lambda array, place: layout.placed(np.asarray(array), place), params, where.params)
+        return TrainState(here, moments(here), layout.placed(np.zeros((), np.int32), where.step))
+
+    return begin
 
 
 def with_parameters(model: nnx.Module, params: Parameters) -> Any:

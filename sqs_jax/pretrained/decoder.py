@@ -25,6 +25,7 @@ def rms(x: jax.Array, epsilon: float) -> jax.Array:
     return (wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def embed(arch: Architecture, embedding: jax.Array, tokens: jax.Array) -> jax.Array:
     """The embedded tokens (batch, length, d): the stream as the first block gets it."""
     return embedding[tokens] * arch.embedding_scale

@@ -24,9 +24,8 @@ from sqs_jax.train.optimizer import learning_rate, make_optimizer
 from sqs_jax.train.step import (
     Parameters,
     TrainState,
-    born,
     first_state,
-    parameters,
+    make_begin,
     size_of,
 )
 
@@ -52,6 +51,35 @@ class Images(NamedTuple):
     """Steps an epoch."""
 
 
+class Programs(NamedTuple):
+    """What a run calls. It is compiled once for all runs of one configuration in a process."""
+
+    state: TrainState
+    """The shapes of the state, and how it lies on the devices."""
+    begin: Callable[[Parameters | None], TrainState]
+    epoch: Any
+    evaluation: Any
+
+
+@functools.lru_cache(maxsize=4)
+def programs(config: ImageConfig, inputs: int, outputs: int, steps: int, layout: Layout) -> Programs:
+    """The programs of a run with so many inputs, outputs and steps an epoch."""
+    mesh, optimizer = make_mesh(layout), make_optimizer(config, steps * config.epochs)
+
+    def model():
+        return make_model(config, inputs, outputs)
+
+    shapes: Any = nnx.eval_shape(model)
+    state = jax.eval_shape(lambda: first_state(shapes, optimizer))
+    placed = parted(state, mesh)
+    return Programs(
+        shapes_of(state, placed),
+        make_begin(model, optimizer, placed),
+        make_epoch(config, shapes, optimizer, mesh),
+        make_evaluation(shapes, mesh),
+    )
+
+
 class ImageTask:
     """A run on images, ready to be trained: a `Task`."""
 
@@ -63,46 +91,39 @@ class ImageTask:
             data = load_images(config, data_dir)
             self._data = place_images(config, data, replicated(mesh))
         self._epochs = config.epochs
-        total = self._data.steps * config.epochs
-        self._make_model = lambda: make_model(config, self._data.inputs, self._data.outputs)
-        self._model: Any = nnx.eval_shape(self._make_model)
-        self._optimizer = make_optimizer(config, total)
-        self._rate = learning_rate(config, total)
-        self._epoch = make_epoch(config, self._model, self._optimizer, mesh)
-        self._evaluation = make_evaluation(self._model, mesh)
+        self._programs = programs(config, self._data.inputs, self._data.outputs, self._data.steps, layout)
+        self._rate = learning_rate(config, self._data.steps * config.epochs)
         self.ends = [self._data.steps * epoch for epoch in range(1, config.epochs + 1)]
-        self._initial = initial.initial_params(config.init_from, ImageConfig, parameters(self._model))
+        self._initial = initial.initial_params(config.init_from, ImageConfig, self._programs.state.params)
         self.chosen: dict[str, str] = {}
         self.files = initial.facts(config.init_from, self._initial)
         self.files |= own_facts(config.data, data)
         self.unit, self.per_step = "images", config.batch_size
-        state = jax.eval_shape(lambda: first_state(self._model, self._optimizer))
-        self._placed = parted(state, mesh)
-        shapes = shapes_of(state, self._placed)
-        with compiling(self._later(shapes)):
-            check_program(self._epoch, shapes, *self._data[:3])
+        state = self._programs.state
+        with compiling(self._later()):
+            check_program(self._programs.epoch, state, *self._data[:3])
         self.about = (
             f"{len(self._data.training):,} images of {' × '.join(map(str, data.shape))} to train on, "
             f"{len(self._data.validation):,} for validation, {len(data.test_labels):,} for the test; "
             f"{len(data.classes)} classes; {size_of(state.params):,} parameters"
         )
 
-    def _later(self, shapes: TrainState) -> Iterator[tuple[Any, ...]]:
+    def _later(self) -> Iterator[tuple[Any, ...]]:
         """What is called after the first epoch: programs and their arguments."""
-        data = self._data
+        data, evaluation, params = self._data, self._programs.evaluation, self._programs.state.params
         if len(data.validation):
-            yield self._evaluation, shapes.params, data.images, data.labels, data.validation
-        yield self._evaluation, shapes.params, *data.test
+            yield evaluation, params, data.images, data.labels, data.validation
+        yield evaluation, params, *data.test
 
     def begin(self, folder: Path, stopping: Callable[[], Any]) -> TrainState:
         """The state that training begins with."""
-        return born(self._make_model, self._optimizer, self._placed, self._initial)
+        return self._programs.begin(self._initial)
 
     def train(
         self, state: TrainState, end: int, stopping: Callable[[], Any], shown: Stage
     ) -> tuple[TrainState, np.ndarray]:
         """Trains one epoch, which is not interrupted."""
-        state, losses = self._epoch(state, self._data.images, self._data.labels, self._data.training)
+        state, losses = self._programs.epoch(state, self._data.images, self._data.labels, self._data.training)
         return state, np.asarray(losses)
 
     def evaluate(self, params: Parameters) -> dict[str, Any]:
@@ -110,12 +131,12 @@ class ImageTask:
         data = self._data
         if not len(data.validation):
             return {}
-        metrics = self._evaluation(params, data.images, data.labels, data.validation)
+        metrics = self._programs.evaluation(params, data.images, data.labels, data.validation)
         return {"validation_loss": float(metrics.loss), "validation_accuracy": float(metrics.accuracy)}
 
     def test(self, params: Parameters) -> dict[str, float]:
         """Loss and accuracy on the test set."""
-        metrics = self._evaluation(params, *self._data.test)
+        metrics = self._programs.evaluation(params, *self._data.test)
         return {"loss": float(metrics.loss), "accuracy": float(metrics.accuracy)}
 
     def learning_rate(self, step: int) -> Any:

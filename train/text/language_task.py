@@ -1,10 +1,11 @@
 """Training a language model: a compiled step, called for each batch of windows; a round ends with an evaluation."""
 
+import functools
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +25,8 @@ from sqs_jax.train.optimizer import learning_rate, make_optimizer
 from sqs_jax.train.step import (
     Parameters,
     TrainState,
-    born,
     first_state,
-    parameters,
+    make_begin,
     run_steps,
     size_of,
     with_parameters,
@@ -41,6 +41,38 @@ from sqs_jax.transformer import Transformer
 SAMPLING = Sampling(temperature=0.8, top_p=0.95)
 
 
+class Programs(NamedTuple):
+    """What a run calls. It is compiled once for all runs of one configuration in a process."""
+
+    model: Any
+    """The Transformer, shapes alone."""
+    state: TrainState
+    """The shapes of the state, and how it lies on the devices."""
+    begin: Callable[[Parameters | None], TrainState]
+    step: Any
+    score: Any
+
+
+@functools.lru_cache(maxsize=4)
+def programs(config: TextConfig, vocab: int, steps: int, layout: Layout) -> Programs:
+    """The programs of a run of so many steps."""
+    mesh, optimizer = make_mesh(layout), make_optimizer(config, steps)
+
+    def model():
+        return make_model(config, vocab)
+
+    shapes: Any = nnx.eval_shape(model)
+    state = jax.eval_shape(lambda: first_state(shapes, optimizer))
+    placed = parted(state, mesh)
+    return Programs(
+        shapes,
+        shapes_of(state, placed),
+        make_begin(model, optimizer, placed),
+        make_step(config, shapes, optimizer, mesh),
+        make_score(shapes, mesh),
+    )
+
+
 class LanguageTask:
     """A run on text, ready to be trained: a `Task`."""
 
@@ -53,29 +85,23 @@ class LanguageTask:
         self._windows = count_windows(self._text.train, config.context)
         steps = config.steps or -(-config.epochs * self._windows // config.batch_size)
         vocab = self._text.tokenizer.get_vocab_size()
-        self._rate, self._optimizer = learning_rate(config, steps), make_optimizer(config, steps)
-        self._across = along_batch(self._mesh)
-        self._make_model = lambda: make_model(config, vocab)
-        check_model(self._make_model, layout.fsdp * layout.model)
-        self._model: Any = nnx.eval_shape(self._make_model)
-        self._step = make_step(config, self._model, self._optimizer, self._mesh)
-        self._score = make_score(self._model, self._mesh)
+        self._rate, self._across = learning_rate(config, steps), along_batch(self._mesh)
+        check_model(lambda: make_model(config, vocab), layout.fsdp * layout.model)
+        self._programs = programs(config, vocab, steps, layout)
+        state = self._programs.state
         self.unit, self.per_step = "tokens", config.batch_size * config.context
         self.ends = [*range(config.evaluate_every, steps, config.evaluate_every), steps]
         head_width = config.width // config.heads
         attention = attention_on(self._mesh.devices.flat[0], jnp.dtype(config.dtype), config.context, head_width)
         self.chosen = {"attention": attention}
         self.files = {"tokenizer.json": self._text.tokenizer.to_str(), "text.json": self._facts()}
-        self._initial = initial.initial_params(config.init_from, TextConfig, parameters(self._model))
+        self._initial = initial.initial_params(config.init_from, TextConfig, state.params)
         self.files |= initial.facts(config.init_from, self._initial)
-        state = jax.eval_shape(lambda: first_state(self._model, self._optimizer))
-        self._placed = parted(state, self._mesh)
         batch = jax.ShapeDtypeStruct((config.batch_size, config.context), jnp.int32, sharding=self._across)
         rows = config.batch_size // config.accumulate
         part = jax.ShapeDtypeStruct((rows, config.context), jnp.int32, sharding=self._across)
-        shapes = shapes_of(state, self._placed)
-        with compiling([(self._score, shapes.params, part, part)]):
-            check_program(self._step, shapes, batch, batch)
+        with compiling([(self._programs.score, state.params, part, part)]):
+            check_program(self._programs.step, state, batch, batch)
         train = self._text.train
         self.about = (
             f"{train.stories:,} stories, {len(train.tokens) - 1:,} tokens of a vocabulary of {vocab:,}, to train on; "
@@ -94,7 +120,7 @@ class LanguageTask:
 
     def begin(self, folder: Path, stopping: Callable[[], Any]) -> TrainState:
         """The state that training begins with."""
-        return born(self._make_model, self._optimizer, self._placed, self._initial)
+        return self._programs.begin(self._initial)
 
     def train(
         self, state: TrainState, end: int, stopping: Callable[[], Any], shown: Stage
@@ -103,7 +129,9 @@ class LanguageTask:
 
         def advance(state: TrainState, step: int) -> tuple[TrainState, Any]:
             numbers = batch_numbers(step, self._config.batch_size, self._windows, self._config.seed)
-            return self._step(state, *placed_windows(self._text.train, self._config.context, numbers, self._across))
+            return self._programs.step(
+                state, *placed_windows(self._text.train, self._config.context, numbers, self._across)
+            )
 
         return run_steps(state, end, stopping, shown, advance)
 
@@ -141,11 +169,11 @@ class LanguageTask:
         return f"{line}  {row['tokens_per_second']:,.0f} tokens/s"
 
     def _measured(self, params: Parameters, stream: Stream) -> dict[str, float]:
-        nats = stream_nats(lambda *batch: self._score(params, *batch), stream, self._config, self._mesh)
+        nats = stream_nats(lambda *batch: self._programs.score(params, *batch), stream, self._config, self._mesh)
         return {"loss": nats / (len(stream.tokens) - 1), "bits_per_byte": nats / math.log(2) / stream.bytes}
 
     def _stories(self, params: Parameters) -> list[str]:
-        model: Transformer = with_parameters(self._model, params)
+        model: Transformer = with_parameters(self._programs.model, params)
         end = end_of(self._text.tokenizer)
         prompts = [[end]] * self._config.samples
         rows = generate(model, prompts, seed=self._config.seed, stop=end, sampling=SAMPLING)
