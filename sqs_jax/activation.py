@@ -62,9 +62,9 @@ def sqs(
     gate: Any = SQS(numbers[0], numbers[1], p)
     plan = kernels.plan("sqs", implementation, x, kernels.rows(x), gate, gate.no_kernel)
     if not plan and not _are_numbers(*numbers):
-        return _sqs(p, x, c, lam)
+        return _sqs_program(p, x, c, lam)
     fixed = SQS(float(gate.c), float(gate.lam), p)
-    return rules.activation(x, fixed, plan) if plan else _fixed(fixed, x)
+    return rules.activation(x, fixed, plan) if plan else _fixed_program(fixed, x)
 
 
 def sqs_slope(x: ArrayLike, *, c: ArrayLike = 0.01, lam: ArrayLike = 0.5, p: float = 1) -> jax.Array:
@@ -81,7 +81,7 @@ def sqs_slope(x: ArrayLike, *, c: ArrayLike = 0.01, lam: ArrayLike = 0.5, p: flo
     Array([0.25125, 1.005  , 0.25125], dtype=float32)
     """
     x, c, lam, p = _check(x, c, lam, p)
-    return _slope(*_widen(x, c, lam), p).astype(x.dtype)
+    return _slope_program(p, x, c, lam)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +161,16 @@ def _sqs_jvp(p, primals, tangents):
 
     moving = [t for t, w in zip(tangents, needed, strict=True) if w]
     return _sqs(p, *primals), tangent(primals, moving)
+
+
+# Outside of a program each is one of its own, not one for each operation; within one it is a part like any other.
+_program = functools.partial(jax.jit, static_argnums=0, inline=True)
+_fixed_program, _sqs_program = _program(_fixed), _program(_sqs)
+
+
+@_program
+def _slope_program(p, x, c, lam):
+    return _slope(*_widen(x, c, lam), p).astype(x.dtype)
 
 
 def _partials(x, c, lam, p, needed):

@@ -1,6 +1,5 @@
 """The gated linear unit as a function of arrays."""
 
-import functools
 from typing import Literal
 
 import jax
@@ -66,8 +65,8 @@ def gated_linear(
     if plan := _plan(x, w, sigma, implementation, residuals, exact):
         known = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
         return rules.gated_linear(x, w, v, biases, sigma, plan, residuals, known)
-    layer = functools.partial(_by_xla, sigma=sigma, precision=precision)
-    return (layer if residuals == "save" else jax.checkpoint(layer))(x, w, v, biases)
+    layer = _by_xla if _no_kernel(sigma) else _by_xla_program
+    return layer(x, w, v, biases, sigma=sigma, precision=precision, residuals=residuals)
 
 
 def _plan(x, w, sigma, implementation, residuals, exact: bool | None) -> kernels.Plan | None:
@@ -80,9 +79,17 @@ def _plan(x, w, sigma, implementation, residuals, exact: bool | None) -> kernels
     return kernels.plan("gated_linear", implementation, x, shape, sigma, reason, **settings)
 
 
-def _by_xla(x, w, v, biases, *, sigma, precision):
-    a, u = map(checkpoint_name, xla.products(x, w, v, biases, precision), rules.BRANCH_NAMES)
-    return gated(a, u, gate=sigma, implementation="xla")
+def _by_xla(x, w, v, biases, *, sigma, precision, residuals):
+    def layer(x, w, v, biases):
+        a, u = map(checkpoint_name, xla.products(x, w, v, biases, precision), rules.BRANCH_NAMES)
+        return gated(a, u, gate=sigma, implementation="xla")
+
+    return (layer if residuals == "save" else jax.checkpoint(layer))(x, w, v, biases)
+
+
+# Outside of a program a layer is one of its own, not one for each operation; within one it is a part like any other.
+# For gates whose parameters are numbers: others may be no keys.
+_by_xla_program = jax.jit(_by_xla, static_argnames=("sigma", "precision", "residuals"), inline=True)
 
 
 def gated(
@@ -115,6 +122,10 @@ def gated(
     if plan:
         return rules.gated(a, u, sigma, plan)
 
+    return (_product if _no_kernel(sigma) else _product_program)(sigma, a, u)
+
+
+def _product(sigma, a, u):
     # What is kept of a checkpoint is what goes in: a and u in their own dtype, not what the gate made of them.
     @jax.checkpoint
     def product(a, u):
@@ -122,6 +133,9 @@ def gated(
         return (a.astype(wide) * sigma(u.astype(wide))).astype(a.dtype)
 
     return product(a, u)
+
+
+_product_program = jax.jit(_product, static_argnums=0, inline=True)
 
 
 def _no_kernel(gate: Gate) -> str | None:

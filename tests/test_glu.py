@@ -1,10 +1,12 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
 
-from sqs_jax import GATES, SQS, gated_linear, get_gate
+from sqs_jax import GATES, SQS, gated, gated_linear, get_gate, sqs, sqs_slope
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -132,3 +134,22 @@ def test_bad_parameters_of_sqs():
     with pytest.raises(ValueError, match="`lam` is -1"):
         SQS(lam=-1)
     assert get_gate(jnp.tanh) is jnp.tanh
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        sqs,
+        sqs_slope,
+        lambda x: sqs(x, c=x),
+        lambda x: gated(x, x),
+        lambda x: gated_linear(x, x, x),
+        lambda x: gated_linear(x, x, x, gate="gelu", residuals="recompute", precision="highest"),
+    ],
+)
+def test_outside_of_a_program_each_is_one(call, caplog):
+    jax.clear_caches()
+    with jax.log_compiles():
+        call(jnp.asarray(np.ones((3, 3), np.float32)))
+    found = re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
+    assert len([name for name in found if name not in ("stage", "convert_element_type")]) == 1  # and what makes arrays

@@ -21,6 +21,8 @@ from sqs_jax.train.cli.train import main
 from sqs_jax.train.config_file import from_json
 from sqs_jax.train.images import dataset, image_task
 from sqs_jax.train.interrupt import Stopped
+from sqs_jax.train.layout import REPLICATED
+from sqs_jax.train.task import make_task
 from tests.helpers import on_devices, quiet, trained
 
 FLAGS = ["--no-report", "--epochs", "40", "--save-every", "1", "--width", "16", "--hidden", "16"]
@@ -206,6 +208,19 @@ def test_a_finished_run_resumes_to_its_summary(reference):
     summary = train(CONFIG, reference, resume=True, report=quiet)
     assert summary == json.loads((reference / "summary.json").read_text())
     assert before == {path: path.stat().st_mtime_ns for path in reference.iterdir()}
+
+
+def test_a_second_run_of_one_configuration_compiles_no_program_again(tmp_path, caplog):
+    config = dataclasses.replace(CONFIG, epochs=2, hidden=12)
+    with jax.log_compiles():
+        task = make_task(config, None, REPLICATED)
+        assert "Finished XLA compilation of jit(epoch)" in caplog.text
+        caplog.clear()
+        task.test(task.begin(tmp_path, lambda: None).params)
+        assert "of jit(evaluation)" not in caplog.text  # compiled beside the epoch, in another thread
+        train(config, tmp_path / "run", report=quiet)
+    assert "Finished XLA compilation of jit(epoch)" not in caplog.text
+    assert "Finished XLA compilation of jit(evaluation)" not in caplog.text
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):

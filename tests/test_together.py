@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from sqs_jax.train.checkpoint import restore_params
 from sqs_jax.train.images.image_task import load_images, place_images
 from sqs_jax.train.layout import make_mesh, replicated
 from sqs_jax.train.sweep import together
-from sqs_jax.train.sweep.together import epoch_seconds, memory_of, program_of, train_together
+from sqs_jax.train.sweep.together import compile_programs, epoch_seconds, memory_of, program_of, train_together
 from tests.helpers import on_devices
 from tests.test_sweep import BASE, quiet
 
@@ -118,6 +119,18 @@ def test_memory_grows_with_the_networks_and_costs_no_program(images, caplog):
         caplog.clear()
         next(epoch_seconds(pair, images))
     assert "Finished XLA compilation of jit(epoch)" not in caplog.text
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_is_compiled_ahead_is_not_compiled_again(images, caplog, count):
+    configs = [dataclasses.replace(BASE, seed=seed, hidden=28) for seed in range(count)]
+    with jax.log_compiles():
+        compile_programs(configs, images)
+        assert "Finished XLA compilation" in caplog.text
+        caplog.clear()
+        train_together(configs, images)
+    left = set(re.findall(r"Finished XLA compilation of jit\(([\w<>]+)\)", caplog.text))
+    assert left.isdisjoint({"<lambda>", "call", "epoch", "evaluation", "all_finite"})
 
 
 _ON_DEVICES = """
