@@ -11,7 +11,9 @@ demo: $(VENV)/.train ## train the default network, and say where its pictures ar
 	@if [ -f runs/demo/config.json ]; then $(RUN) -m train --run-dir runs/demo --resume; \
 	else $(RUN) -m train --run-dir runs/demo; fi
 
-PYTEST = $(RUN) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+# One more than there are cores: some wait for a browser, or for what they have killed.
+PYTEST = $(RUN) -m pytest --numprocesses $$($(RUN) -c "import os; print(1 + (os.cpu_count() or 1))") \
+	--dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Where the compiler is not in question, its older emitters of code for CPUs take half the time. They go without JAX's
 # cache of programs: what they had made, and the cache gave back, hung. Both parts run; 5 says that a part has no test
