@@ -143,8 +143,8 @@ def calibrate(
     Args:
       weights: of the layer.
       x: its inputs: an array (n, inputs), n ≥ 2, or an iterable of such arrays, read batch by batch: once where `r2` is
-        False, or its hidden units take at most 512 MiB, else twice; an iterator, which can be read once, is kept in
-        memory.
+        False, or its hidden units take at most 512 MiB of the device's memory, else twice; an iterator, which can be
+        read once, is kept in memory.
       gate: σ, as in `sqs_jax.gated_linear`.
       method: as above.
       ridge: for "joint" and "joint_affine": ridge·mean(diagonal)·‖γ - γ_output‖² is added to the sum of squares, which
@@ -306,13 +306,13 @@ def _float64() -> Iterator[None]:
 
 
 def even_slices(count: int, largest: int = BATCH) -> Iterator[slice]:
-    """`count` rows in as few parts of at most `largest` as there can be, as even as can be: few sizes to compile."""
+    """`count` rows in as few parts of at most `largest` as can be, all but the last of one size: little to compile."""
     rows = -(-count // max(1, -(-count // largest)))
     return (slice(start, start + rows) for start in range(0, count, max(1, rows)))
 
 
 def as_batches(weights: GLUWeights, x: Samples) -> Callable[[], Iterator[jax.Array]]:
-    """A function that iterates over x anew, in even batches (n, inputs) of at most 2048 rows.
+    """A function that iterates over x anew, in batches (n, inputs) as `even_slices` has them.
 
     Raises ValueError where x does not fit the weights.
     """

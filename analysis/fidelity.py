@@ -36,8 +36,7 @@ _RESPONSES = 2**24
 
 
 Labels = Int[ArrayLike, " n"]
-GatesInput = Callable[[np.ndarray], np.ndarray]
-Classes = Callable[[np.ndarray], np.ndarray]
+_Map = Callable[[np.ndarray], np.ndarray]
 
 
 class Fidelity(NamedTuple):
@@ -81,12 +80,13 @@ def fidelity_all(
     weights: GLUWeights, x: Samples, gate: str | Gate, *, calibrations: Mapping[Any, Calibration], labels: Labels | None
 ) -> dict[Any, Fidelity]:
     """`fidelity` of several calibrations by name; the network itself is computed once. Raises as `fidelity`."""
-    x = _kept(x)
+    x = _readable_twice(x)
     y, labels = _network(weights, x, labels, gate)
+    reads = {name: _read(weights, calibration) for name, calibration in calibrations.items()}
     parts = {name: [] for name in calibrations}
     for batch in _batches(weights, x):
-        for name, calibration in calibrations.items():
-            parts[name].append(_quadratic(weights, calibration, batch))
+        for name, read in reads.items():
+            parts[name].append(_quadratic(read, batch, calibrations[name].offset))
     compared = {name: _compare(y, np.concatenate(part)[:, :, None], labels) for name, part in parts.items()}
     return {name: Fidelity(*(array[0] for array in arrays)) for name, arrays in compared.items()}
 
@@ -119,9 +119,10 @@ def deep_fidelity(
     quadratic = list(inner)
     for weights, calibration, gate in zip(layers[:-1], calibrations[:-1], gates[:-1], strict=True):
         inner = [_logits(at_least_float32(weights), batch, static_gate(gate)) for batch in inner]
-        quadratic = [_quadratic(weights, calibration, batch) for batch in quadratic]
+        quadratic = [_quadratic(_read(weights, calibration), batch, calibration.offset) for batch in quadratic]
     y, labels = _network(layers[-1], inner, labels, gates[-1])
-    predicted = np.concatenate([np.asarray(_quadratic(layers[-1], calibrations[-1], batch)) for batch in quadratic])
+    read, offset = _read(layers[-1], calibrations[-1]), calibrations[-1].offset
+    predicted = np.concatenate([np.asarray(_quadratic(read, batch, offset)) for batch in quadratic])
     return Fidelity(*(array[0] for array in _compare(y, predicted[:, :, None], labels)))
 
 
@@ -147,7 +148,7 @@ def truncation(
     """
     if not ks or min(ks) < 1 or max(ks) > pairs.values.shape[1]:
         raise ValueError(f"`ks` is {ks}: numbers from 1 to {pairs.values.shape[1]} are needed")
-    x, calibration_x = _kept(x), _kept(calibration_x)
+    x, calibration_x = _readable_twice(x), _readable_twice(calibration_x)
     y, labels = _network(weights, x, labels, gate)
     reference, _ = _network(weights, calibration_x, None, gate)
     offset = np.mean(reference[:, :, None] - _cut_off(weights, pairs, calibration_x, ks, basis), axis=0)
@@ -168,7 +169,7 @@ def ablation(
     From the network's own logit o, λ_i (x·v_i)² is subtracted and its mean over x put back. Arguments as in
     `truncation`; the loss needs the labels.
     """
-    x = _kept(x)
+    x = _readable_twice(x)
     y, labels = _network(weights, x, labels, gate)
     if labels is None:
         raise ValueError("`labels` is None: the loss needs the classes (n,)")
@@ -185,7 +186,7 @@ def ablation(
 
 def linear_share(weights: GLUWeights, x: Samples, gate: str | Gate) -> float:
     """R² of the logits by the linear part alone, up to a constant: what the residual stream past the layer explains."""
-    x = _kept(x)
+    x = _readable_twice(x)
     y, _ = _network(weights, x, None, gate)
     linear = np.concatenate([np.asarray(_linear(at_least_float32(weights), batch)) for batch in _batches(weights, x)])
     left = y - linear
@@ -205,7 +206,7 @@ def r_squared(y: np.ndarray, residual: np.ndarray, axis: Any = None) -> np.ndarr
     return 1 - np.sum(residual**2, axis=(0, 1) if axis is None else axis) / np.where(spread > 0, spread, np.nan)
 
 
-def _kept(x: Samples) -> Samples:
+def _readable_twice(x: Samples) -> Samples:
     """Samples that can be read twice."""
     return list(x) if isinstance(x, Iterator) else x
 
@@ -233,6 +234,9 @@ def _network(weights, x, labels, gate) -> tuple[np.ndarray, np.ndarray | None]:
     return y, labels
 
 
+_read = jax.jit(calibrated)
+
+
 @jax.jit(static_argnames="gate")
 def _logits(weights, x, gate):
     with jax.default_matmul_precision("highest"):
@@ -240,10 +244,9 @@ def _logits(weights, x, gate):
 
 
 @jax.jit
-def _quadratic(weights, calibration, x):
-    read = calibrated(weights, calibration)
+def _quadratic(read, x, offset):
     with jax.default_matmul_precision("highest"):
-        return forms(read, x) + _linear(read, x) + calibration.offset[None]
+        return forms(read, x) + _linear(read, x) + offset[None]
 
 
 @jax.jit
@@ -284,7 +287,7 @@ def _cut_off(weights, pairs, x, ks, basis) -> np.ndarray:
     parts = []
     wide = at_least_float32(weights)
     for batch in _small_batches(weights, pairs, x):
-        parts.append(np.asarray(_sums(wide, pairs, batch, ks, basis)))
+        parts.append(np.asarray(_sums(wide, pairs, batch, tuple(ks), basis)))
     return np.concatenate(parts)
 
 
@@ -308,7 +311,7 @@ def _compare(y, predicted, labels) -> Fidelity:
     return Fidelity(r2, kl, agreement, np.mean(guess == labels[:, None], axis=0), network)
 
 
-def network_parts(weights: GLUWeights, gate: str | Gate) -> tuple[GatesInput, Classes, GatesInput]:
+def network_parts(weights: GLUWeights, gate: str | Gate) -> tuple[_Map, _Map, _Map]:
     """The network through this layer as three functions of arrays:
 
     1. from inputs (n, inputs) to all that is linear in them: a, u and the linear part, (n, 2 h + outputs),
@@ -319,7 +322,7 @@ def network_parts(weights: GLUWeights, gate: str | Gate) -> tuple[GatesInput, Cl
     sigma, wide = static_gate(gate), at_least_float32(weights)
     slopes = wide._replace(w_bias=None, v_bias=None, out_bias=None)
 
-    def linear(weights: GLUWeights) -> GatesInput:
+    def linear(weights: GLUWeights) -> _Map:
         return lambda x: np.concatenate([np.asarray(_before(weights, part)) for part in _batches(weights, x)])
 
     return linear(wide), lambda before: np.asarray(_classes(wide, before, sigma)), linear(slopes)

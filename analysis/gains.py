@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from sqs_jax.analysis.interaction import GLUWeights
 from sqs_jax.analysis.moments import Moments
-from sqs_jax.gates import Gate, get_gate
+from sqs_jax.gates import Gate, static_gate
 
 _ALIKE = 1e-12  # share of a variance that is no more than rounding
 _FLAT = 1e-10  # over the largest variance of z, one of a direction that is constant
@@ -143,7 +143,7 @@ def gaussian_gains(
         raise ValueError("`u_variance` has entries that are not positive: variances > 0 are needed")
     s, alpha, rho = np.sqrt(variance), np.asarray(a_mean, np.float64), np.asarray(covariance, np.float64) / variance
     t, density = _nodes(-m / s)
-    sigma = np.asarray(jax.jit(get_gate(gate))(m[:, None] + s[:, None] * t), np.float64)
+    sigma = np.asarray(jax.jit(static_gate(gate))(m[:, None] + s[:, None] * t), np.float64)
     f = (alpha[:, None] + (rho * s)[:, None] * t) * sigma
 
     def expected(values: np.ndarray) -> np.ndarray:

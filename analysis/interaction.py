@@ -186,7 +186,7 @@ def check_weights(weights: GLUWeights, gain: jax.Array | None = None) -> None:
 def all_finite(array) -> bool:
     """Whether no number of an array is NaN or infinite."""
     if isinstance(array, np.ndarray) or (isinstance(array, jax.Array) and _is_on_cpu(array)):
-        return bool(np.all(np.isfinite(array)))  # nothing to compile, nor to copy
+        return bool(np.all(np.isfinite(array)))  # nothing to compile
     with jax.ensure_compile_time_eval():  # under jit a constant is no tracer, but what is computed of it would be one
         return bool(_finite(array))
 

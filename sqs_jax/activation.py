@@ -114,7 +114,7 @@ class SQS:
     @property
     def no_kernel(self) -> str | None:
         """Why no kernel computes it, or None: a power that is no product of factors spills registers."""
-        if any(isinstance(number, jax.Array) or np.ndim(number) for number in (self.c, self.lam)):
+        if any(isinstance(number, jax.Array | np.ndarray) for number in (self.c, self.lam)):
             return "`c` and `lam` are arrays: a kernel is built for numbers"
         return None if float(self.p).is_integer() else f"the kernels know a whole `p`, not {self.p}"
 

@@ -111,6 +111,8 @@ def test_the_gain_of_sqs_near_0_counts_the_jump():
     zero = np.array([0.0])
     result = gaussian_gains(gate, zero, np.array([s**2]), zero, zero).gain
     np.testing.assert_allclose(result, expected, rtol=1e-5)
+    learnt = gaussian_gains(SQS(c=jnp.array(gate.c)), zero, np.array([s**2]), zero, zero).gain
+    np.testing.assert_allclose(learnt, result, rtol=1e-4)
     slope = 2 * quad(lambda u: density(u) * 1.005 / (1 + 0.5 * u) ** 2, 0, 2)[0]
     assert abs(result[0] - slope) > 0.05
 

@@ -93,7 +93,7 @@ def test_batches_that_can_be_read_once_are_as_good_as_an_array():
     def measured(given):
         return (
             *fidelity(weights, given(), "sqs", calibration=result, labels=labels),
-            *truncation(weights, given(), "sqs", pairs=pairs, calibration_x=given(), ks=(1, 3))[:3],
+            *truncation(weights, given(), "sqs", pairs=pairs, calibration_x=given(), ks=[1, 3])[:3],  # pyright: ignore
             ablation(weights, given(), "sqs", pairs=pairs, labels=labels),
             linear_share(weights, given(), "sqs"),
         )

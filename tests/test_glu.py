@@ -153,3 +153,11 @@ def test_outside_of_a_program_each_is_one(call, caplog):
         call(jnp.asarray(np.ones((3, 3), np.float32)))
     found = re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
     assert len([name for name in found if name not in ("stage", "convert_element_type")]) == 1  # and what makes arrays
+
+
+@pytest.mark.parametrize("number", [np.array(0.1), np.float32(0.1), jnp.array(0.1)])
+def test_numbers_of_any_kind_are_parameters_of_a_gate(number):
+    x, w, v = arrays()
+    for given, own in ((gated_linear(x, w, v, gate=SQS(c=number)), gated_linear(x, w, v, gate=SQS(c=0.1))),
+                       (gated(x, x, gate=SQS(c=number)), gated(x, x, gate=SQS(c=0.1)))):  # fmt: skip
+        np.testing.assert_allclose(given, own, atol=1e-6)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,15 @@ def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweeps") / "done"
     sweep(Grid(BASE, AXES), folder, report=quiet)
     return folder
+
+
+def test_programs_are_compiled_beside_training_and_not_again(tmp_path, caplog):
+    """What other threads compile is not in the log of this one."""
+    grid = Grid(dataclasses.replace(BASE, epochs=1, hidden=18), {"gate": ("sqs", "relu", "silu"), "seed": (0, 1)})
+    with jax.log_compiles():
+        sweep(grid, tmp_path / "sweep", report=quiet)
+    assert "Finished XLA compilation of" in caplog.text
+    assert not re.search(r"Finished XLA compilation of jit\((call|epoch|evaluation|<lambda>)\)", caplog.text)
 
 
 def test_each_network_has_the_folder_of_a_run(done, tmp_path):

@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,7 +85,7 @@ def sweep(
         batches or noise.
       memory: GiB that they may take on a device; 0 for most of what it has free.
       report: called after each network with its name, its summary or where it diverged, how many are done, of how many,
-        and the seconds it took: its share of its group's.
+        and the seconds it took: its share of its group's, without what was compiled beside another group's.
 
     Returns the rows of `results.csv`.
 
@@ -216,16 +216,21 @@ def _trained(
     """Trains the networks, group by group: each with its name, and its share of the group's seconds."""
     images, taken = None, None
     groups = _groups(configs)
-    compiled: dict[Any, Future[None]] = {}
-    with ThreadPoolExecutor(_AHEAD) as threads:
+    compiled: dict[Any, Future[int]] = {}
+    threads = ThreadPoolExecutor(_AHEAD)
+    try:
         for i, group in enumerate(groups):
             if images is None or taken != _batches(group):
                 images, taken = place_images(_first(group), data, replicated(make_mesh())), _batches(group)
             for later in groups[i : i + 1 + _AHEAD]:
                 if _batches(later) == taken and _key(later) not in compiled:
                     compiled[_key(later)] = threads.submit(_compile, list(later.values()), images, noise_seed, limits)
-            wait([compiled[_key(group)]])
-            yield from _train_group(group, images, noise_seed, limits)
+            ahead = compiled[_key(group)]
+            failed = ahead.exception()  # fails again here, which answers
+            size = _size(list(group.values()), images, noise_seed, limits) if failed else ahead.result()
+            yield from _train_group(group, size, images, noise_seed, limits)
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def _first(group: _Group) -> ImageConfig:
@@ -238,14 +243,15 @@ def _batches(group: _Group) -> tuple[int, int]:
 
 
 def _key(group: _Group) -> tuple[ImageConfig, int]:
-    """Groups with the same key are trained by the same programs."""
+    """Of groups with the same key one alone is compiled ahead."""
     return program_of(_first(group)), len(group)
 
 
-def _compile(configs: list[ImageConfig], images: Images, noise_seed: int | None, limits: _Limits) -> None:
-    """Compiles what a group is trained by, in a thread. What fails here fails again in its training, which answers."""
+def _compile(configs: list[ImageConfig], images: Images, noise_seed: int | None, limits: _Limits) -> int:
+    """Compiles what a group is trained by, in a thread, and returns how many of it are trained at once."""
     size = _size(configs, images, noise_seed, limits)
     compile_programs(configs[:size], images, noise_seed=noise_seed)
+    return size
 
 
 def _groups(configs: _Group) -> list[_Group]:
@@ -286,9 +292,9 @@ def _at_once(configs: list[ImageConfig], images: Images, noise_seed: int | None,
     return size
 
 
-def _train_group(group: _Group, images: Images, noise_seed, limits: _Limits):
-    """Trains networks of one program, in parts. A part that does not fit into memory is halved."""
-    size, names = _size(list(group.values()), images, noise_seed, limits), list(group)
+def _train_group(group: _Group, size: int, images: Images, noise_seed, limits: _Limits):
+    """Trains networks of one program, `size` at a time. A part that does not fit into memory is halved."""
+    names = list(group)
     while names:
         if stop := limits.stopping():
             raise Stopped(stop)

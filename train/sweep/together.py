@@ -192,7 +192,7 @@ class _Programs(NamedTuple):
 _AXES = TrainState(params=0, opt_state=0, step=None)  # pyright: ignore[reportArgumentType] - axes, not arrays
 
 
-@functools.lru_cache(maxsize=4)  # some are compiled while others train
+@functools.lru_cache(maxsize=9)  # a group needs up to three, and two groups are compiled while one is trained
 def _programs(
     base: ImageConfig, inputs: int, outputs: int, steps: int, size: int, batched: frozenset[str]
 ) -> _Programs:
@@ -228,7 +228,7 @@ def _start_of(config: ImageConfig) -> ImageConfig:
     return ImageConfig(**{name: getattr(config, name) for name in names})
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=9)
 def _beginning(base: ImageConfig, inputs: int, outputs: int, size: int) -> Callable[..., TrainState]:
     """The program that makes `size` initial states from their seeds. Every gate shares it."""
 
