@@ -101,6 +101,9 @@ class SQS:
 
     def __post_init__(self):
         check_parameters(c=self.c, lam=self.lam, p=self.p)
+        for name, number in vars(self).items():
+            if isinstance(number, np.ndarray) and number.ndim == 0:  # a number, as a file of arrays gives it: no key
+                object.__setattr__(self, name, number.item())
 
     def __call__(self, u):
         # By XLA always: inside a layer that was asked to run by XLA, too.
@@ -114,7 +117,7 @@ class SQS:
     @property
     def no_kernel(self) -> str | None:
         """Why no kernel computes it, or None: a power that is no product of factors spills registers."""
-        if any(isinstance(number, jax.Array | np.ndarray) for number in (self.c, self.lam)):
+        if any(isinstance(number, jax.Array) or np.ndim(number) for number in (self.c, self.lam)):
             return "`c` and `lam` are arrays: a kernel is built for numbers"
         return None if float(self.p).is_integer() else f"the kernels know a whole `p`, not {self.p}"
 
