@@ -311,16 +311,20 @@ def even_slices(count: int, largest: int = BATCH) -> Iterator[slice]:
     return (slice(start, start + rows) for start in range(0, count, max(1, rows)))
 
 
+def readable_twice(x: Samples) -> Samples:
+    """The same samples; those of an iterator, which can be read once, in a list."""
+    return list(x) if isinstance(x, Iterator) else x
+
+
 def as_batches(weights: GLUWeights, x: Samples) -> Callable[[], Iterator[jax.Array]]:
     """A function that iterates over x anew, in batches (n, inputs) as `even_slices` has them.
 
     Raises ValueError where x does not fit the weights.
     """
     inputs = input_size(weights)
-    parts = [x] if hasattr(x, "shape") else x
+    parts = [x] if hasattr(x, "shape") else readable_twice(x)
     if not isinstance(parts, Iterable):
         raise ValueError(f"`x` is {type(x).__name__}: an array (n, {inputs}) or an iterable of such is needed")
-    parts = list(parts) if isinstance(parts, Iterator) else parts
 
     def read():
         for part in parts:

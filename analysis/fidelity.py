@@ -18,6 +18,7 @@ from sqs_jax.analysis.calibration import (
     check_concrete,
     forms,
     network_logits,
+    readable_twice,
     variation,
 )
 from sqs_jax.analysis.eigen import Eigenpairs
@@ -80,7 +81,7 @@ def fidelity_all(
     weights: GLUWeights, x: Samples, gate: str | Gate, *, calibrations: Mapping[Any, Calibration], labels: Labels | None
 ) -> dict[Any, Fidelity]:
     """`fidelity` of several calibrations by name; the network itself is computed once. Raises as `fidelity`."""
-    x = _readable_twice(x)
+    x = readable_twice(x)
     y, labels = _network(weights, x, labels, gate)
     reads = {name: _read(weights, calibration) for name, calibration in calibrations.items()}
     parts = {name: [] for name in calibrations}
@@ -148,7 +149,7 @@ def truncation(
     """
     if not ks or min(ks) < 1 or max(ks) > pairs.values.shape[1]:
         raise ValueError(f"`ks` is {ks}: numbers from 1 to {pairs.values.shape[1]} are needed")
-    x, calibration_x = _readable_twice(x), _readable_twice(calibration_x)
+    x, calibration_x = readable_twice(x), readable_twice(calibration_x)
     y, labels = _network(weights, x, labels, gate)
     reference, _ = _network(weights, calibration_x, None, gate)
     offset = np.mean(reference[:, :, None] - _cut_off(weights, pairs, calibration_x, ks, basis), axis=0)
@@ -169,7 +170,7 @@ def ablation(
     From the network's own logit o, λ_i (x·v_i)² is subtracted and its mean over x put back. Arguments as in
     `truncation`; the loss needs the labels.
     """
-    x = _readable_twice(x)
+    x = readable_twice(x)
     y, labels = _network(weights, x, labels, gate)
     if labels is None:
         raise ValueError("`labels` is None: the loss needs the classes (n,)")
@@ -186,7 +187,7 @@ def ablation(
 
 def linear_share(weights: GLUWeights, x: Samples, gate: str | Gate) -> float:
     """R² of the logits by the linear part alone, up to a constant: what the residual stream past the layer explains."""
-    x = _readable_twice(x)
+    x = readable_twice(x)
     y, _ = _network(weights, x, None, gate)
     linear = np.concatenate([np.asarray(_linear(at_least_float32(weights), batch)) for batch in _batches(weights, x)])
     left = y - linear
@@ -204,11 +205,6 @@ def r_squared(y: np.ndarray, residual: np.ndarray, axis: Any = None) -> np.ndarr
     spread = np.where(constant, 0, squares)
     spread = spread if axis == 0 else spread.sum()
     return 1 - np.sum(residual**2, axis=(0, 1) if axis is None else axis) / np.where(spread > 0, spread, np.nan)
-
-
-def _readable_twice(x: Samples) -> Samples:
-    """Samples that can be read twice."""
-    return list(x) if isinstance(x, Iterator) else x
 
 
 def _batches(weights: GLUWeights, x: Samples) -> Iterator[jax.Array]:
